@@ -1,0 +1,180 @@
+"""Where tokens sit, and which of them are kept.
+
+Shape legend: B batch, N tokens of a grid (rows x columns), K kept tokens, P prefix tokens
+(time, class ...), S = P + K tokens of a stream. `...` are any further dimensions.
+
+A *stream* is a tensor x_BS... that holds P prefix tokens followed by image tokens in raster
+order (row by row). It never leaves that order: blocks that scan along another order ask
+`Layout.visit` for a permutation and hand it to their kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenSubset:
+    """The K of N tokens that stay in a stream; the others are dropped from it.
+
+    index:  (B, K) int64, ascending raster positions in [0, N).
+    length: N.
+    grid:   (h, w) with h * w == K, only where the kept tokens form a rectangle that blocks
+            with 2-D neighbourhoods may rely on; otherwise None.
+
+    `TokenSubset.of` sorts and checks ids from outside; the bare constructor trusts its caller.
+    """
+
+    index: Tensor
+    length: int
+    grid: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, index: Tensor, length: int, grid: tuple[int, int] | None = None) -> TokenSubset:
+        """A subset from ids_BK in any order. Raises ValueError on wrong, doubled or no ids."""
+        if index.dim() != 2 or index.shape[1] == 0 or index.is_floating_point():
+            raise ValueError(
+                f"TokenSubset.of: index must be an integer tensor (batch, kept >= 1), got "
+                f"{index.dtype} of shape {tuple(index.shape)}; pass one row of ids per sample."
+            )
+        index = index.to(torch.int64).sort(dim=1).values
+        low, high = int(index.min()), int(index.max())
+        if low < 0 or high >= length:
+            raise ValueError(
+                f"TokenSubset.of: ids run from {low} to {high}, but there are {length} tokens; "
+                f"ids must lie in 0..{length - 1}."
+            )
+        if bool((index[:, 1:] == index[:, :-1]).any()):
+            raise ValueError("TokenSubset.of: an id stands twice in a row; ids must be distinct.")
+        if grid is not None and grid[0] * grid[1] != index.shape[1]:
+            raise ValueError(
+                f"TokenSubset.of: grid {grid} has {grid[0] * grid[1]} places, but "
+                f"{index.shape[1]} tokens are kept."
+            )
+        return cls(index, length, grid)
+
+    @property
+    def n_kept(self) -> int:
+        """K."""
+        return self.index.shape[1]
+
+    @property
+    def is_all(self) -> bool:
+        """Whether nothing is dropped."""
+        return self.n_kept == self.length
+
+    def take(self, x: Tensor) -> Tensor:
+        """x_BN... -> the kept tokens x_BK..., in raster order. Raises ValueError on a mismatch."""
+        self._check(x, self.length, "take")
+        return x.flatten(0, 1).index_select(0, self._rows()).unflatten(0, self.index.shape)
+
+    def put(self, x: Tensor, into: Tensor) -> Tensor:
+        """The kept tokens x_BK... written over their places in into_BN...; out of place.
+
+        The result has the dtype of `into`; gradients reach x at the kept places and `into` at
+        the dropped ones.
+        """
+        self._check(x, self.n_kept, "put")
+        self._check(into, self.length, "put (into)")
+        rows = into.flatten(0, 1).index_copy(0, self._rows(), x.flatten(0, 1).to(into.dtype))
+        return rows.unflatten(0, into.shape[:2])
+
+    def mask(self) -> Tensor:
+        """(B, N) bool, True where a token is kept."""
+        shape = (self.index.shape[0], self.length)
+        kept = torch.zeros(shape, dtype=torch.bool, device=self.index.device)
+        return kept.scatter(1, self.index, True)
+
+    def with_prefix(self, n: int) -> TokenSubset:
+        """The same subset of a stream that has n more tokens in front, all kept."""
+        if n == 0:
+            return self
+        prefix = torch.arange(n, device=self.index.device).expand(self.index.shape[0], n)
+        return TokenSubset(torch.cat([prefix, self.index + n], dim=1), self.length + n)
+
+    def embed(self, positions: Tensor, length: int, also: Tensor) -> TokenSubset:
+        """The subset carried over to a larger grid, with further tokens kept beside it.
+
+        positions: (N,) int64, where token i sits among `length` tokens, ascending.
+        also:      (E,) int64, tokens of the larger grid that are kept in every sample.
+        """
+        extra = also.expand(self.index.shape[0], -1)
+        index = torch.cat([positions[self.index], extra], dim=1).sort(dim=1).values
+        return TokenSubset(index, length)
+
+    def to(self, device: torch.device | str) -> TokenSubset:
+        """The subset with its index on `device`."""
+        return TokenSubset(self.index.to(device, non_blocking=True), self.length, self.grid)
+
+    def _rows(self) -> Tensor:
+        # Ids into the (B * N) rows: whole rows move at once, where a gather along dim 1 would
+        # read an int64 for every element of x.
+        batch = torch.arange(self.index.shape[0], device=self.index.device)
+        return (self.index + batch[:, None] * self.length).flatten()
+
+    def _check(self, x: Tensor, expected: int, what: str) -> None:
+        if x.dim() < 2 or x.shape[0] != self.index.shape[0] or x.shape[1] != expected:
+            raise ValueError(
+                f"TokenSubset.{what}: expected a tensor ({self.index.shape[0]}, {expected}, ...), "
+                f"got {tuple(x.shape)}; the subset keeps {self.n_kept} of {self.length} tokens "
+                f"for a batch of {self.index.shape[0]}."
+            )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the tokens of a stream x_BS... sit.
+
+    grid:     (rows, columns) of the full image grid, N = rows * columns.
+    index:    (B, K) int64 ascending raster positions that are present; None: all N.
+    n_prefix: P, tokens in front that have no place in the grid; always present, visited first.
+    """
+
+    grid: tuple[int, int]
+    index: Tensor | None = None
+    n_prefix: int = 0
+
+    @property
+    def n_tokens(self) -> int:
+        """S, the length of the stream."""
+        rows, columns = self.grid
+        return self.n_prefix + (rows * columns if self.index is None else self.index.shape[1])
+
+    def take(self, subset: TokenSubset) -> Layout:
+        """The layout of the stream that is left when `subset` of the image tokens is kept."""
+        index = subset.index if self.index is None else self.index.gather(1, subset.index)
+        return Layout(self.grid, index, self.n_prefix)
+
+    def visit(self, rank: Tensor) -> Tensor:
+        """The stream's positions in the order in which a scan visits them.
+
+        rank: (N,) int64, the time at which each raster position of the full grid is visited.
+        Returns (S,) where all tokens are present, otherwise (B, S); int64. `argsort(rank[index])`
+        behind the prefix: one rule for dense and routed streams, every order and grid.
+        """
+        if self.index is None:
+            return self._behind_prefix(rank.argsort())
+        return self._behind_prefix(rank[self.index].argsort(dim=1))
+
+    def gap(self, rank: Tensor) -> Tensor:
+        """How many missing tokens lie between each visited token and the one visited before it.
+
+        Same shape, dtype and order of entries as `visit(rank)`. The first image token counts the
+        missing ones since the prefix.
+        """
+        if self.index is None:
+            return torch.zeros_like(self.visit(rank))
+        ranks = rank[self.index].sort(dim=1).values
+        before = torch.cat([torch.full_like(ranks[:, :1], -1), ranks[:, :-1]], dim=1)
+        prefix = ranks.new_zeros(ranks.shape[0], self.n_prefix)
+        return torch.cat([prefix, ranks - before - 1], dim=1)
+
+    def _behind_prefix(self, order: Tensor) -> Tensor:
+        if self.n_prefix == 0:
+            return order
+        prefix = torch.arange(self.n_prefix, device=order.device)
+        prefix = prefix.expand(*order.shape[:-1], self.n_prefix)
+        return torch.cat([prefix, order + self.n_prefix], dim=-1)
