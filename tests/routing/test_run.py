@@ -1,0 +1,255 @@
+"""run_blocks against loops written out by hand."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tread_ssm import Layout, Route, RoutePlan, TokenSubset, run_blocks
+from tread_ssm.routing import Draw
+
+GRID = (3, 4)
+N = 12
+DEPTH = 8
+SKIPS = ((0, 7), (1, 6), (2, 5), (3, 4))
+
+
+class Block(nn.Module):
+    """Mixes tokens along the layout's order, so that a wrong layout or a wrong token shows."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.inner, self.skip = nn.Linear(dim, dim), nn.Linear(2 * dim, dim)
+
+    def forward(
+        self, x: Tensor, cond: Tensor, layout: Layout, skip: Tensor | None = None
+    ) -> Tensor:
+        assert x.shape[1] == layout.n_tokens
+        if skip is not None:
+            x = self.skip(torch.cat([x, skip], dim=-1))
+        place = torch.arange(N) if layout.index is None else layout.index
+        weight = 1.0 / (1.0 + place.double())
+        mixed = (x[:, layout.n_prefix :] * weight[..., None]).cumsum(dim=1)
+        mixed = torch.cat([x[:, : layout.n_prefix], mixed], dim=1)
+        return x + torch.tanh(self.inner(mixed) + cond[:, None])
+
+
+@dataclass
+class Case:
+    blocks: nn.ModuleList
+    x: Tensor
+    cond: Tensor
+    layout: Layout
+
+
+def case(n_prefix: int = 2, batch: int = 3) -> Case:
+    torch.manual_seed(0)
+    blocks = nn.ModuleList(Block(4) for _ in range(DEPTH)).double()
+    x = torch.randn(batch, n_prefix + N, 4, dtype=torch.float64, requires_grad=True)
+    cond = torch.randn(batch, 4, dtype=torch.float64)
+    return Case(blocks, x, cond, Layout(GRID, n_prefix=n_prefix))
+
+
+def draw(*routes: Route, batch: int = 3) -> Draw:
+    return RoutePlan(routes, DEPTH).draw(batch, GRID, torch.Generator().manual_seed(1))
+
+
+def by_hand(c: Case, routing: Draw, skips: tuple[tuple[int, int], ...] = ()) -> Tensor:
+    """Sample by sample, token by token; skips are always kept as whole streams."""
+    results = []
+    for b in range(c.x.shape[0]):
+        whole = list(c.x[b].unbind(0))
+        first = list(whole)
+        places = list(range(len(whole)))
+        saved: dict[int, list[Tensor]] = {}
+        start: list[Tensor] = []
+        for i, block in enumerate(c.blocks):
+            for route, subset in routing:
+                if route.start == i:
+                    p = c.layout.n_prefix
+                    places = [*range(p), *(p + int(j) for j in subset.index[b])]
+                    start = list(whole)
+            stream = torch.stack([whole[j] for j in places])[None]
+            index = torch.tensor([[j - c.layout.n_prefix for j in places[c.layout.n_prefix :]]])
+            arguments = [stream, c.cond[b : b + 1], Layout(GRID, index, c.layout.n_prefix)]
+            if i in saved:
+                arguments.append(torch.stack([saved[i][j] for j in places])[None])
+            out = block(*arguments)[0]
+            for k, j in enumerate(places):
+                whole[j] = out[k]
+            for source, target in skips:
+                if source == i:
+                    saved[target] = list(whole)  # dropped places still hold the route's start
+            for route, _ in routing:
+                if route.stop == i + 1:
+                    for j in range(len(whole)):
+                        if j not in places:
+                            whole[j] = {
+                                "start": start[j],
+                                "input": first[j],
+                                "sum": start[j] + first[j],
+                            }[route.rejoin]
+                    places = list(range(len(whole)))
+        results.append(torch.stack(whole))
+    return torch.stack(results)
+
+
+PLANS = {
+    "none": (),
+    "one": (Route(2, 6),),
+    "everything": (Route(0, 8),),
+    "two": (Route(1, 3), Route(5, 7, drop=0.75)),
+    "adjacent": (Route(1, 4), Route(4, 7)),
+    "input": (Route(2, 6, rejoin="input"),),
+    "sum": (Route(1, 3, rejoin="sum"), Route(4, 6, rejoin="sum")),
+    "odd": (Route(2, 6, drop=0.3),),
+    "single token": (Route(2, 6, drop=0.95),),
+    "skips leave": (Route(0, 3),),
+    "skips enter": (Route(5, 8),),
+    "skips cross": (Route(1, 3), Route(4, 8)),
+}
+
+
+@pytest.mark.parametrize("skips", [(), SKIPS], ids=["plain", "skips"])
+@pytest.mark.parametrize("n_prefix", [0, 2])
+@pytest.mark.parametrize("name", PLANS)
+def test_equals_the_loop_by_hand(
+    name: str, n_prefix: int, skips: tuple[tuple[int, int], ...]
+) -> None:
+    c, routing = case(n_prefix), draw(*PLANS[name])
+    out = run_blocks(c.blocks, c.x, c.cond, c.layout, routing, skips=skips)
+    expected = by_hand(c, routing, skips)
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    weight = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    parameters = [c.x, *c.blocks.parameters()]
+    ours = torch.autograd.grad((out * weight).sum(), parameters, allow_unused=True)
+    theirs = torch.autograd.grad((expected * weight).sum(), parameters, allow_unused=True)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None and b is not None:
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_a_subset_of_all_tokens_is_bit_identical_to_dense() -> None:
+    c = case()
+    everything = TokenSubset(torch.arange(N).expand(3, N), N)
+    routed = run_blocks(c.blocks, c.x, c.cond, c.layout, ((Route(1, 6), everything),), skips=SKIPS)
+    assert torch.equal(routed, run_blocks(c.blocks, c.x, c.cond, c.layout, skips=SKIPS))
+
+
+def test_dropped_tokens_stand_unchanged_at_stop_and_get_gradients() -> None:
+    c, routing = case(), draw(Route(2, 8))
+    at_start = run_blocks(c.blocks[:2], c.x, c.cond, c.layout)
+    out = run_blocks(c.blocks, c.x, c.cond, c.layout, routing)
+    dropped = ~routing[0][1].mask()
+    assert torch.equal(out[:, 2:][dropped], at_start[:, 2:][dropped])
+    (grad,) = torch.autograd.grad(out[:, 2:][dropped].sum(), c.x)
+    assert bool((grad[:, 2:][dropped].abs().sum(dim=-1) > 0).all())
+
+
+def test_blocks_in_a_route_see_only_the_kept_tokens() -> None:
+    c, routing = case(), draw(Route(2, 6, drop=0.5))
+    seen: list[int] = []
+
+    def spy(block: nn.Module):  # noqa: ANN202
+        def run(x: Tensor, cond: Tensor, layout: Layout) -> Tensor:
+            seen.append(x.shape[1])
+            return block(x, cond, layout)
+
+        return run
+
+    run_blocks([spy(b) for b in c.blocks], c.x, c.cond, c.layout, routing)
+    assert seen == [14, 14, 8, 8, 8, 8, 14, 14]
+
+
+def test_order_of_ids_from_outside_does_not_matter() -> None:
+    c, (drawn,) = case(), draw(Route(2, 6))
+    route, subset = drawn
+    shuffled = TokenSubset.of(subset.index[:, torch.randperm(subset.n_kept)], N)
+    out = [
+        run_blocks(c.blocks, c.x, c.cond, c.layout, ((route, s),), skips=SKIPS)
+        for s in (subset, shuffled)
+    ]
+    assert torch.equal(out[0], out[1])
+
+
+def test_two_streams_are_taken_and_put_alike() -> None:
+    c, routing = case(), draw(Route(2, 6))
+
+    def paired(block: nn.Module):  # noqa: ANN202
+        def run(streams: tuple[Tensor, Tensor], cond: Tensor, layout: Layout):  # noqa: ANN202
+            hidden, residual = streams
+            new = block(hidden + residual, cond, layout) - residual
+            return new, residual * 0.5 + hidden * 0.5
+
+        return run
+
+    blocks = [paired(b) for b in c.blocks]
+    x = (c.x, c.x * 0.5)
+    hidden, residual = run_blocks(blocks, x, c.cond, c.layout, routing)
+    start = run_blocks(blocks[:2], x, c.cond, c.layout)
+    subset = routing[0][1].with_prefix(2)
+    layout = c.layout.take(routing[0][1])
+    inner = tuple(subset.take(s) for s in start)
+    for block in blocks[2:6]:
+        inner = block(inner, c.cond, layout)
+    outer = tuple(subset.put(i, s) for i, s in zip(inner, start, strict=True))
+    for block in blocks[6:]:
+        outer = block(outer, c.cond, c.layout)
+    assert torch.equal(hidden, outer[0]) and torch.equal(residual, outer[1])
+
+
+@pytest.mark.parametrize("name", ["one", "two", "skips cross"])
+def test_checkpointing_gives_the_same_gradients(name: str) -> None:
+    c, routing = case(), draw(*PLANS[name])
+    parameters = [c.x, *(p for b in c.blocks for p in b.inner.parameters())]
+    grads = []
+    for checkpoint in (False, True):
+        out = run_blocks(
+            c.blocks, c.x, c.cond, c.layout, routing, skips=SKIPS, checkpoint=checkpoint
+        )
+        grads.append(torch.autograd.grad(out.square().sum(), parameters))
+    for a, b in zip(*grads, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_one_graph_serves_all_draws_of_equal_size() -> None:
+    c = case()
+    compiled = torch.compile(
+        lambda x, routing: run_blocks(c.blocks, x, c.cond, c.layout, routing, skips=SKIPS),
+        backend="aot_eager",
+        fullgraph=True,
+    )
+    plan = RoutePlan((Route(2, 6),), DEPTH)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for seed in range(3):
+            routing = plan.draw(3, GRID, torch.Generator().manual_seed(seed))
+            expected = run_blocks(c.blocks, c.x, c.cond, c.layout, routing, skips=SKIPS)
+            torch.testing.assert_close(compiled(c.x, routing), expected)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("grid", "routing", "skips", "message"),
+    [
+        ((3, 5), (), (), "the stream has 14 tokens, its layout 17"),
+        (GRID, draw(Route(2, 6), batch=2), (), "was drawn for 2 samples of 12 tokens"),
+        (
+            GRID,
+            RoutePlan((Route(2, 10),), 10).draw(3, GRID),
+            (),
+            "does not fit: routes must follow one another inside 8 blocks",
+        ),
+        (GRID, (), ((3, 3),), r"skip \(3, 3\) does not fit 8 blocks"),
+        (GRID, (), ((1, 5), (1, 6)), "source of one skip"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(
+    grid: tuple[int, int], routing: Draw, skips: tuple[tuple[int, int], ...], message: str
+) -> None:
+    c = case()
+    with pytest.raises(ValueError, match=message):
+        run_blocks(c.blocks, c.x, c.cond, Layout(grid, n_prefix=2), routing, skips=skips)

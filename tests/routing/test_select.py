@@ -1,0 +1,102 @@
+import pytest
+import torch
+
+from tread_ssm import Cells, RandomTokens, Rows, Segments
+from tread_ssm.routing import Selection
+
+SELECTIONS: list[Selection] = [
+    RandomTokens(),
+    Rows(),
+    Cells(2),
+    Cells(2, choose="whole"),
+    Cells(1),
+    Segments(5),
+    Segments(7, along="columns"),
+]
+GRIDS = [(4, 6), (6, 4), (2, 2), (8, 8)]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.25, 0.5, 0.62])
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("select", SELECTIONS, ids=str)
+def test_keeps_the_promised_number_in_ascending_order(
+    select: Selection, grid: tuple[int, int], drop: float
+) -> None:
+    subset = select.draw(3, grid, drop, None, generator())
+    assert subset.length == grid[0] * grid[1]
+    assert subset.index.shape == (3, select.n_kept(grid, drop))
+    assert subset.n_kept >= subset.length * (1 - drop) - 1e-6
+    assert bool((subset.index[:, 1:] > subset.index[:, :-1]).all())
+    assert int(subset.index.min()) >= 0 and int(subset.index.max()) < subset.length
+
+
+@pytest.mark.parametrize("select", SELECTIONS, ids=str)
+def test_the_generator_decides(select: Selection) -> None:
+    draws = [select.draw(4, (8, 8), 0.5, None, generator(s)).index for s in (1, 1, 2)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+@pytest.mark.parametrize("select", SELECTIONS, ids=str)
+def test_every_token_is_kept_as_often_as_any_other(select: Selection) -> None:
+    draws = 4000
+    share = select.draw(draws, (4, 6), 0.5, None, generator()).mask().float().mean(dim=0)
+    expected = select.n_kept((4, 6), 0.5) / 24
+    assert float((share - expected).abs().max()) < 5 * (0.25 / draws) ** 0.5
+
+
+@pytest.mark.parametrize("select", SELECTIONS, ids=str)
+def test_forced_tokens_stay_in_every_sample(select: Selection) -> None:
+    keep = torch.zeros(50, 64, dtype=torch.bool)
+    keep[torch.arange(50), torch.arange(50)] = True
+    subset = select.draw(50, (8, 8), 0.5, keep, generator())
+    assert subset.n_kept == select.n_kept((8, 8), 0.5)
+    assert bool(subset.mask()[keep].all())
+
+
+def test_too_many_forced_tokens_are_refused() -> None:
+    keep = torch.ones(1, 16, dtype=torch.bool)
+    with pytest.raises(ValueError, match="16 tokens must stay, but only 8 of 16 are kept"):
+        RandomTokens().draw(1, (4, 4), 0.5, keep, None)
+
+
+def test_rows_are_whole_and_form_a_rectangle() -> None:
+    subset = Rows().draw(6, (5, 3), 0.5, None, generator())
+    rows = subset.mask().reshape(6, 5, 3)
+    assert bool((rows.all(dim=2) == rows.any(dim=2)).all())
+    assert subset.grid == (3, 3)
+
+
+def test_cells_within_keep_the_same_number_everywhere() -> None:
+    mask = Cells(2).draw(6, (4, 6), 0.75, None, generator()).mask().reshape(6, 2, 2, 3, 2)
+    assert bool((mask.sum(dim=(2, 4)) == 1).all())
+
+
+def test_whole_cells_are_whole() -> None:
+    mask = Cells(2, choose="whole").draw(6, (4, 6), 0.5, None, generator()).mask()
+    counts = mask.reshape(6, 2, 2, 3, 2).sum(dim=(2, 4))
+    assert set(counts.unique().tolist()) == {0, 4}
+
+
+@pytest.mark.parametrize("along", ["rows", "columns"])
+def test_segments_are_runs_along_the_scan(along: str) -> None:
+    subset = Segments(6, along=along).draw(20, (6, 6), 0.5, None, generator())  # type: ignore[arg-type]
+    mask = subset.mask().reshape(20, 6, 6)
+    line = (mask if along == "rows" else mask.mT).flatten(1)
+    for sample in line:
+        borders = int((sample != sample.roll(1)).sum())
+        assert borders <= 2 * 3  # at most three dropped runs on the circle
+
+
+def test_cells_that_do_not_fit_name_the_sizes() -> None:
+    with pytest.raises(ValueError, match="5 x 6 tokens cannot be cut into cells of 2 x 2"):
+        Cells(2).n_kept((5, 6), 0.5)
+
+
+def test_shares_that_are_no_binary_fractions_do_not_lose_a_token() -> None:
+    assert RandomTokens().n_kept((10, 10), 0.29) == 71
+    assert RandomTokens().n_kept((10, 10), 0.7) == 30

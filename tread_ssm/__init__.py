@@ -1,0 +1,65 @@
+"""tread_ssm: state-space (Mamba) diffusion models with token routing.
+
+Tokens and routing are there at once; scans and models are imported when they are first named,
+so that people who want the routing alone pay for nothing else.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from tread_ssm.routing import (
+    Cells,
+    Draw,
+    Layout,
+    RandomTokens,
+    Route,
+    RoutePlan,
+    RouteSchedule,
+    Rows,
+    Segments,
+    TokenSubset,
+    run_blocks,
+)
+
+if TYPE_CHECKING:
+    from tread_ssm.models import DiM, DiMConfig, DiT, DiTConfig, ZigMamba, ZigMambaConfig
+    from tread_ssm.scan import causal_conv, selective_scan
+
+_WHERE = {
+    "DiM": "tread_ssm.models",
+    "DiMConfig": "tread_ssm.models",
+    "DiT": "tread_ssm.models",
+    "DiTConfig": "tread_ssm.models",
+    "ZigMamba": "tread_ssm.models",
+    "ZigMambaConfig": "tread_ssm.models",
+    "causal_conv": "tread_ssm.scan",
+    "selective_scan": "tread_ssm.scan",
+}
+
+__all__ = [
+    "Cells",
+    "DiM",
+    "DiMConfig",
+    "DiT",
+    "DiTConfig",
+    "Draw",
+    "Layout",
+    "RandomTokens",
+    "Route",
+    "RoutePlan",
+    "RouteSchedule",
+    "Rows",
+    "Segments",
+    "TokenSubset",
+    "ZigMamba",
+    "ZigMambaConfig",
+    "causal_conv",
+    "run_blocks",
+    "selective_scan",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'tread_ssm' has no attribute {name!r}")

@@ -1,0 +1,21 @@
+"""Token routing for any stack of sequence blocks. Needs nothing but torch."""
+
+from tread_ssm.routing.plan import Draw, Route, RoutePlan, RouteSchedule
+from tread_ssm.routing.run import run_blocks
+from tread_ssm.routing.select import Cells, RandomTokens, Rows, Segments, Selection
+from tread_ssm.tokens import Layout, TokenSubset
+
+__all__ = [
+    "Cells",
+    "Draw",
+    "Layout",
+    "RandomTokens",
+    "Route",
+    "RoutePlan",
+    "RouteSchedule",
+    "Rows",
+    "Segments",
+    "Selection",
+    "TokenSubset",
+    "run_blocks",
+]

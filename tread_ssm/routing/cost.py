@@ -1,0 +1,112 @@
+"""Tokens and FLOPs of a network, dense against routed, known before any training.
+
+The network is run once dense and once with a draw under torch's FlopCounterMode, which counts
+matrix products, convolutions, attention and the scan operators of this package (a multiplication
+and an addition are two FLOPs; element-wise work is not counted). On the meta device this costs
+no memory and no time, whatever the size of the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from tread_ssm.routing.plan import Draw, RoutePlan
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one forward (and backward) pass takes for one batch.
+
+    tokens:      per block, the length of the stream that it sees, prefix and padding included.
+    block_flops: per block, FLOPs of its forward pass.
+    forward:     FLOPs of the whole network's forward pass.
+    training:    FLOPs of forward and backward pass; equals 3 x forward only roughly.
+    """
+
+    tokens: tuple[int, ...]
+    block_flops: tuple[int, ...]
+    forward: int
+    training: int
+
+
+@dataclass(frozen=True)
+class PlanCost:
+    """The dense network beside the routed one."""
+
+    dense: Cost
+    routed: Cost
+
+    @property
+    def step_share(self) -> float:
+        """Training FLOPs of the routed network over those of the dense one."""
+        return self.routed.training / self.dense.training
+
+    @property
+    def token_share(self) -> float:
+        """Tokens seen by all blocks, routed over dense."""
+        return sum(self.routed.tokens) / sum(self.dense.tokens)
+
+
+class Routed(Protocol):
+    """What plan_cost asks of a network: the stack that run_blocks gets, and the token grid."""
+
+    blocks: nn.ModuleList
+    grid: tuple[int, int]
+
+    def __call__(self, *inputs: Tensor, routing: Draw) -> Tensor: ...
+
+    def zero_grad(self, set_to_none: bool = True) -> None: ...
+
+
+def plan_cost(network: Routed, plan: RoutePlan, inputs: Sequence[Tensor]) -> PlanCost:
+    """Count a network with and without the routes of `plan`.
+
+    network: called as network(*inputs, routing=draw); its gradients are cleared afterwards.
+    inputs:  one batch, on the network's device; only shapes matter.
+    """
+    batch, device = inputs[0].shape[0], inputs[0].device
+    draw = plan.draw(batch, network.grid, torch.Generator().manual_seed(0), device=device)
+    return PlanCost(dense=_count(network, inputs, ()), routed=_count(network, inputs, draw))
+
+
+def _count(network: Routed, inputs: Sequence[Tensor], draw: Draw) -> Cost:
+    counter = FlopCounterMode(display=False)
+    with counter, _watch(network.blocks, counter) as (tokens, flops):
+        out = network(*inputs, routing=draw)
+        only_forward = counter.get_total_flops()
+        out.sum().backward()
+    network.zero_grad(set_to_none=True)
+    return Cost(tuple(tokens), tuple(flops), only_forward, counter.get_total_flops())
+
+
+@contextmanager
+def _watch(
+    blocks: nn.ModuleList, counter: FlopCounterMode
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Record, block by block, the stream's length and the FLOPs of the forward pass."""
+    tokens: list[int] = []
+    flops: list[int] = []
+    before: list[int] = []
+
+    def enter(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        stream = arguments[0]
+        tokens.append((stream[0] if isinstance(stream, tuple) else stream).shape[1])
+        before.append(counter.get_total_flops())
+
+    def leave(module: nn.Module, arguments: tuple[Any, ...], result: Any) -> None:
+        flops.append(counter.get_total_flops() - before.pop())
+
+    handles = [b.register_forward_pre_hook(enter) for b in blocks]
+    handles += [b.register_forward_hook(leave) for b in blocks]
+    try:
+        yield tokens, flops
+    finally:
+        for handle in handles:
+            handle.remove()

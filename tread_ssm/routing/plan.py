@@ -1,0 +1,224 @@
+"""Routes, checked plans of routes, draws, and how much is dropped as training goes on.
+
+A draw is made outside the model and passed in: it says which tokens each route keeps, and it is
+all that losses and logs need to know. Shape legend: B batch, N tokens, K kept tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from tread_ssm.routing.select import RandomTokens, Selection
+from tread_ssm.tokens import TokenSubset
+
+Rejoin = Literal["start", "input", "sum"]
+
+
+@dataclass(frozen=True)
+class Route:
+    """Carries a share of the tokens past the blocks [start, stop), as `range` counts.
+
+    start, stop: block numbers; negative ones count from the end, so stop=-3 leaves three blocks
+                 behind the route.
+    drop:        share of tokens that skip the blocks, 0 <= drop < 1.
+    select:      which tokens stay.
+    rejoin:      what stands at a dropped token's place at `stop`: the token as it was at the
+                 route's start ("start", TREAD v2), the network's input token ("input"), or the
+                 sum of both ("sum"); TREAD, arXiv 2501.04765.
+    keep:        raster positions that are never dropped; negative ones count from the end.
+    """
+
+    start: int
+    stop: int
+    drop: float = 0.5
+    select: Selection = field(default_factory=RandomTokens)
+    rejoin: Rejoin = "start"
+    keep: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop < 1:
+            raise ValueError(
+                f"{self._name()}: drop is {self.drop}; it is the share of tokens that skip the "
+                f"blocks and must satisfy 0 <= drop < 1."
+            )
+        if self.rejoin not in get_args(Rejoin):
+            raise ValueError(
+                f"{self._name()}: rejoin is {self.rejoin!r}; use one of "
+                f"{', '.join(get_args(Rejoin))}."
+            )
+
+    def resolve(self, depth: int) -> Route:
+        """The route with non-negative numbers for a stack of `depth` blocks. Raises ValueError."""
+        start = self.start + depth if self.start < 0 else self.start
+        stop = self.stop + depth if self.stop < 0 else self.stop
+        if not 0 <= start < depth:
+            raise ValueError(
+                f"{self._name()}: depth is {depth}; start must lie in 0..{depth - 1} "
+                f"(or -{depth}..-1, counted from the end)."
+            )
+        if stop > depth or stop < 0:
+            raise ValueError(
+                f"{self._name()}: depth is {depth}; stop is exclusive and may be at most {depth}."
+            )
+        if start >= stop:
+            raise ValueError(
+                f"{self._name()}: with depth {depth} the route runs from block {start} to {stop} "
+                f"and holds no block; stop must be greater than start."
+            )
+        return replace(self, start=start, stop=stop)
+
+    def _name(self) -> str:
+        return f"Route(start={self.start}, stop={self.stop})"
+
+
+Draw: TypeAlias = tuple[tuple[Route, TokenSubset], ...]
+"""For each route, in the order of the blocks: the route (numbers resolved) and what it keeps."""
+
+
+@dataclass(frozen=True)
+class RoutePlan:
+    """Routes for a stack of `depth` blocks, resolved, sorted and checked when it is made.
+
+    Raises ValueError where a route leaves the stack, holds no block, or overlaps another.
+    """
+
+    routes: Sequence[Route]
+    depth: int
+
+    def __post_init__(self) -> None:
+        resolved = sorted((r.resolve(self.depth) for r in self.routes), key=lambda r: r.start)
+        for first, second in pairwise(resolved):
+            if second.start < first.stop:
+                raise ValueError(
+                    f"Route(start={second.start}, stop={second.stop}) begins inside "
+                    f"Route(start={first.start}, stop={first.stop}); routes follow one another, "
+                    f"so start must be at least {first.stop}."
+                )
+        object.__setattr__(self, "routes", tuple(resolved))
+
+    def scaled(self, scale: float) -> RoutePlan:
+        """The plan with every drop multiplied by `scale`; 0 gives a plan without routes."""
+        if scale == 0:
+            return RoutePlan((), self.depth)
+        scaled = tuple(replace(r, drop=r.drop * scale) for r in self.routes)
+        return RoutePlan(scaled, self.depth)
+
+    def with_drop(self, drop: float) -> RoutePlan:
+        """The plan with the same drop for every route; 0 gives a plan without routes."""
+        if drop == 0:
+            return RoutePlan((), self.depth)
+        return RoutePlan(tuple(replace(r, drop=drop) for r in self.routes), self.depth)
+
+    def n_kept(self, grid: tuple[int, int]) -> tuple[int, ...]:
+        """K of every route on a grid of (rows, columns). Raises ValueError where nothing stays."""
+        kept = tuple(r.select.n_kept(grid, r.drop) for r in self.routes)
+        for route, k in zip(self.routes, kept, strict=True):
+            if k < 1:
+                raise ValueError(
+                    f"Route(start={route.start}, stop={route.stop}): drop {route.drop} keeps no "
+                    f"token of {grid[0]} x {grid[1]}; use a smaller drop."
+                )
+            wrong = [p for p in route.keep if not -grid[0] * grid[1] <= p < grid[0] * grid[1]]
+            if wrong:
+                raise ValueError(
+                    f"Route(start={route.start}, stop={route.stop}): keep names position "
+                    f"{wrong[0]}, but there are {grid[0] * grid[1]} tokens."
+                )
+        return kept
+
+    def draw(
+        self,
+        batch: int,
+        grid: tuple[int, int],
+        generator: torch.Generator | None = None,
+        *,
+        keep: Tensor | None = None,
+        device: torch.device | str | None = None,
+    ) -> Draw:
+        """Which tokens each route keeps for a batch.
+
+        batch:     B, samples; each has a draw of its own.
+        grid:      (rows, columns) of the image tokens, N = rows * columns.
+        generator: CPU generator; None uses torch's default one.
+        keep:      bool (N,) or (B, N), tokens that are never dropped (besides each route's own).
+        device:    where the result's index goes.
+
+        A route that drops nothing on this grid is left out: it is the dense network. Raises
+        ValueError where a route keeps no token or more tokens must stay than are kept.
+        """
+        n = grid[0] * grid[1]
+        if keep is not None and tuple(keep.shape) not in ((n,), (batch, n)):
+            raise ValueError(
+                f"RoutePlan.draw: keep has shape {tuple(keep.shape)}; expected ({n},) or "
+                f"({batch}, {n}) for a grid of {grid[0]} x {grid[1]}."
+            )
+        drawn = []
+        for route, k in zip(self.routes, self.n_kept(grid), strict=True):
+            if k == n:
+                continue
+            forced = _forced(route.keep, keep, batch, n)
+            subset = route.select.draw(batch, grid, route.drop, forced, generator)
+            drawn.append((route, subset if device is None else subset.to(device)))
+        return tuple(drawn)
+
+
+def _forced(positions: tuple[int, ...], keep: Tensor | None, batch: int, n: int) -> Tensor | None:
+    """(B, N) bool of the tokens that must stay, None where there are none."""
+    if keep is None and not positions:
+        return None
+    forced = torch.zeros(batch, n, dtype=torch.bool)
+    forced[:, list(positions)] = True
+    return forced if keep is None else forced | keep.to("cpu", torch.bool)
+
+
+@dataclass(frozen=True)
+class RouteSchedule:
+    """How much the routes drop as training goes on.
+
+    from_share: the first steps drop this share of each route's drop (1: all of it from the start).
+    ramp:       part of training, 0..1, over which that share grows evenly to 1.
+    levels:     distinct shares on the way; each is a sequence length, so a compiled graph.
+    dense_tail: last part of training, 0..1, without routes.
+    off_after:  no routes from this step on; None: never.
+    """
+
+    from_share: float = 1.0
+    ramp: float = 0.0
+    levels: int = 4
+    dense_tail: float = 0.0
+    off_after: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("from_share", "ramp", "dense_tail"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"RouteSchedule: {name} is {getattr(self, name)}; it is a part and must lie "
+                    f"in 0..1."
+                )
+        if self.levels < 1:
+            raise ValueError(f"RouteSchedule: levels is {self.levels}; use at least 1.")
+        if self.off_after is not None and self.off_after < 0:
+            raise ValueError(f"RouteSchedule: off_after is {self.off_after}; use a step >= 0.")
+
+    def share(self, step: int, total_steps: int) -> float:
+        """The factor on every route's drop at `step` of 0..total_steps - 1."""
+        if self.off_after is not None and step >= self.off_after:
+            return 0.0
+        if self.dense_tail > 0 and step >= total_steps * (1 - self.dense_tail):
+            return 0.0
+        ramp_steps = total_steps * self.ramp
+        if step >= ramp_steps:
+            return 1.0
+        level = math.floor(step / ramp_steps * self.levels) / self.levels
+        return self.from_share + (1 - self.from_share) * level
+
+    def at(self, plan: RoutePlan, step: int, total_steps: int) -> RoutePlan:
+        """The plan in force at `step`."""
+        return plan.scaled(self.share(step, total_steps))

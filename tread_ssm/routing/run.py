@@ -1,0 +1,141 @@
+"""The one loop that runs a stack of blocks with routes.
+
+Shape legend: B batch, S tokens of a stream (prefix and image tokens), D channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recompute
+
+from tread_ssm.routing.plan import Draw, Route
+from tread_ssm.tokens import Layout, TokenSubset
+
+Stream: TypeAlias = Any
+"""A tensor x_BSD, or a tuple of such tensors (hidden, residual) that are taken and put alike."""
+
+
+@dataclass(frozen=True)
+class _Open:
+    """The route that the loop is inside of."""
+
+    route: Route
+    subset: TokenSubset  # of the stream, prefix included
+    start: Stream
+    layout: Layout  # outside the route
+
+
+def run_blocks(
+    blocks: Sequence[Callable[..., Stream]],
+    x: Stream,
+    cond: Any,
+    layout: Layout,
+    routing: Draw = (),
+    *,
+    skips: Sequence[tuple[int, int]] = (),
+    checkpoint: bool = False,
+) -> Stream:
+    """Run `blocks` over a stream; inside a route they see only the tokens that it keeps.
+
+    blocks:     called as block(x, cond, layout), or block(x, cond, layout, skip) where a long
+                skip ends; each returns the new stream.
+    x:          x_BSD in raster order behind the prefix, or a tuple of such tensors.
+    cond:       conditioning, handed to every block untouched.
+    layout:     where the tokens of x sit; blocks in a route get the layout of what is left.
+    routing:    a draw over the image tokens of `layout`; () runs the dense network.
+    skips:      (source, target) pairs: the stream behind block `source` is handed to block
+                `target`. Where it crosses a route's end, the kept part is put back onto the
+                stream as it was at the route's start; where it enters a route, it is taken.
+    checkpoint: recompute each block in the backward pass instead of keeping its activations.
+
+    Returns the stream with every token at its place. Raises ValueError where draw, blocks and
+    stream do not belong together.
+    """
+    _check(len(blocks), x, layout, routing, skips)
+    targets = dict(skips)
+    routes = {route.start: (route, subset) for route, subset in routing}
+    saved: dict[int, tuple[Stream, bool]] = {}  # by target: stream, whether it is a route's part
+    network_input = x
+    inside: _Open | None = None
+    for i, block in enumerate(blocks):
+        if i in routes:
+            inside = _enter(*routes[i], x, layout)
+            x, layout = _each(inside.subset.take, x), layout.take(routes[i][1])
+        arguments = [x, cond, layout]
+        if i in saved:
+            skip, partial = saved.pop(i)
+            if inside is not None and not partial:
+                skip = _each(inside.subset.take, skip)
+            arguments.append(skip)
+        x = recompute(block, *arguments, use_reentrant=False) if checkpoint else block(*arguments)
+        if i in targets:
+            saved[targets[i]] = (x, inside is not None)
+        if inside is not None and i + 1 == inside.route.stop:
+            x, layout = _rejoin(inside, x, network_input), inside.layout
+            saved = {t: (_whole(inside, s) if part else s, False) for t, (s, part) in saved.items()}
+            inside = None
+    return x
+
+
+def _enter(route: Route, subset: TokenSubset, x: Stream, layout: Layout) -> _Open:
+    return _Open(route, subset.with_prefix(layout.n_prefix), x, layout)
+
+
+def _rejoin(inside: _Open, x: Stream, network_input: Stream) -> Stream:
+    """The whole stream at a route's end: what the blocks made of the kept tokens, the rest as
+    the route says."""
+    if inside.route.rejoin == "start":
+        return _whole(inside, x)
+    if inside.route.rejoin == "input":
+        return _each(inside.subset.put, x, network_input)
+    both = _each(lambda a, b: a + b, inside.start, network_input)
+    return _each(inside.subset.put, x, both)
+
+
+def _whole(inside: _Open, part: Stream) -> Stream:
+    return _each(inside.subset.put, part, inside.start)
+
+
+def _each(f: Callable[..., Tensor], *streams: Stream) -> Stream:
+    """f over a stream's tensor, or over each tensor of a stream that is a tuple."""
+    if isinstance(streams[0], tuple):
+        return tuple(f(*tensors) for tensors in zip(*streams, strict=True))
+    return f(*streams)
+
+
+def _check(
+    depth: int, x: Stream, layout: Layout, routing: Draw, skips: Sequence[tuple[int, int]]
+) -> None:
+    tensor = x[0] if isinstance(x, tuple) else x
+    if tensor.shape[1] != layout.n_tokens:
+        raise ValueError(
+            f"run_blocks: the stream has {tensor.shape[1]} tokens, its layout {layout.n_tokens} "
+            f"({layout.n_prefix} prefix, grid {layout.grid[0]} x {layout.grid[1]})."
+        )
+    free_from = 0
+    for route, subset in routing:
+        place = f"run_blocks: Route(start={route.start}, stop={route.stop})"
+        if not free_from <= route.start < route.stop <= depth:
+            raise ValueError(
+                f"{place} does not fit: routes must follow one another inside {depth} blocks; "
+                f"draw from a RoutePlan(routes, depth={depth})."
+            )
+        free_from = route.stop
+        n = layout.n_tokens - layout.n_prefix
+        if subset.length != n or subset.index.shape[0] != tensor.shape[0]:
+            raise ValueError(
+                f"{place} was drawn for {subset.index.shape[0]} samples of {subset.length} tokens, "
+                f"the stream has {tensor.shape[0]} of {n}; draw with plan.draw(batch, grid)."
+            )
+    for source, target in skips:
+        if not 0 <= source < target < depth:
+            raise ValueError(
+                f"run_blocks: skip ({source}, {target}) does not fit {depth} blocks; it must run "
+                f"from one block to a later one."
+            )
+    if len({s for s, _ in skips}) < len(skips) or len({t for _, t in skips}) < len(skips):
+        raise ValueError("run_blocks: a block may be the source of one skip and the target of one.")
