@@ -152,7 +152,7 @@ def test_blocks_in_a_route_see_only_the_kept_tokens() -> None:
     c, routing = case(), draw(Route(2, 6, drop=0.5))
     seen: list[int] = []
 
-    def spy(block: nn.Module):  # noqa: ANN202
+    def spy(block: nn.Module):
         def run(x: Tensor, cond: Tensor, layout: Layout) -> Tensor:
             seen.append(x.shape[1])
             return block(x, cond, layout)
@@ -177,8 +177,8 @@ def test_order_of_ids_from_outside_does_not_matter() -> None:
 def test_two_streams_are_taken_and_put_alike() -> None:
     c, routing = case(), draw(Route(2, 6))
 
-    def paired(block: nn.Module):  # noqa: ANN202
-        def run(streams: tuple[Tensor, Tensor], cond: Tensor, layout: Layout):  # noqa: ANN202
+    def paired(block: nn.Module):
+        def run(streams: tuple[Tensor, Tensor], cond: Tensor, layout: Layout):
             hidden, residual = streams
             new = block(hidden + residual, cond, layout) - residual
             return new, residual * 0.5 + hidden * 0.5

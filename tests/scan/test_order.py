@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -21,14 +23,14 @@ def test_every_order_visits_every_token_once(name: str, grid: tuple[int, int]) -
 @pytest.mark.parametrize("name", ["snake", *ZIGZAGS])
 def test_serpentines_never_jump(name: str, grid: tuple[int, int]) -> None:
     steps = path(name, grid)
-    for (r0, c0), (r1, c1) in zip(steps, steps[1:], strict=False):
+    for (r0, c0), (r1, c1) in itertools.pairwise(steps):
         assert abs(r0 - r1) + abs(c0 - c1) == 1
 
 
 @pytest.mark.parametrize("side", [1, 2, 4, 16])
 def test_hilbert_never_jumps_on_its_own_squares(side: int) -> None:
     steps = path("hilbert", (side, side))
-    for (r0, c0), (r1, c1) in zip(steps, steps[1:], strict=False):
+    for (r0, c0), (r1, c1) in itertools.pairwise(steps):
         assert abs(r0 - r1) + abs(c0 - c1) == 1
 
 

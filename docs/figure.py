@@ -1,0 +1,119 @@
+"""Draw docs/routing.png, the picture in the README: `python docs/figure.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.patches import FancyArrowPatch, Rectangle
+
+from tread_ssm import Layout, Route, RoutePlan
+from tread_ssm.scan.order import OrderName, rank_table
+
+GRID = (8, 8)
+DEPTH = 12
+ROUTE = Route(2, -3)
+INK, KEPT, CARRIED, PALE = "#22303c", "#2a78c2", "#e08a2e", "#d9dfe5"
+
+
+def emoji(name: str) -> np.ndarray:
+    """A (32, 32, 3) uint8 image of the embedded data."""
+    path = Path(__file__).parents[1] / "tread_ssm/data/noto_emoji_32.npz"
+    with np.load(path) as data:
+        return data["images"][[str(n) for n in data["names"]].index(name)]
+
+
+def draw_tokens(ax: Axes, image: np.ndarray, kept: np.ndarray, title: str) -> None:
+    """The image cut into tokens, the dropped ones faded."""
+    shown = image.astype(float) / 255
+    for p in np.flatnonzero(~kept):
+        r, c = divmod(int(p), GRID[1])
+        area = (slice(4 * r, 4 * r + 4), slice(4 * c, 4 * c + 4))
+        shown[area] = 0.86 + 0.1 * shown[area]
+    ax.imshow(shown, extent=(0, GRID[1], GRID[0], 0), interpolation="nearest")
+    for i in range(GRID[0] + 1):
+        ax.axhline(i, color="white", lw=1.2)
+        ax.axvline(i, color="white", lw=1.2)
+    ax.set_title(title, fontsize=10, color=INK)
+    ax.axis("off")
+
+
+def draw_scan(ax: Axes, kept: torch.Tensor, order: OrderName, title: str) -> None:
+    """The path of a scan among the kept tokens."""
+    layout = Layout(GRID, kept[None])
+    path = kept[layout.visit(rank_table(order, GRID))[0]]
+    y, x = (path // GRID[1] + 0.5).numpy(), (path % GRID[1] + 0.5).numpy()
+    for p in range(GRID[0] * GRID[1]):
+        r, c = divmod(p, GRID[1])
+        colour = KEPT if bool((kept == p).any()) else PALE
+        ax.add_patch(Rectangle((c + 0.12, r + 0.12), 0.76, 0.76, color=colour, alpha=0.35, lw=0))
+    ax.plot(x, y, color=INK, lw=1.1)
+    ax.plot(x[0], y[0], "o", color=INK, ms=5)
+    ax.set(xlim=(0, GRID[1]), ylim=(GRID[0], 0), aspect="equal")
+    ax.set_title(title, fontsize=10, color=INK)
+    ax.axis("off")
+
+
+def draw_stack(ax: Axes) -> None:
+    """The blocks, the kept stream through them and the route past them."""
+    route = ROUTE.resolve(DEPTH)
+    for i in range(DEPTH):
+        inside = route.start <= i < route.stop
+        height = 1.0 if inside else 2.0
+        colour = KEPT if inside else INK
+        ax.add_patch(Rectangle((i + 0.14, -height / 2), 0.72, height, color=colour, alpha=0.85))
+        ax.text(i + 0.5, 0, str(i), color="white", ha="center", va="center", fontsize=8)
+    arrow = FancyArrowPatch(
+        (route.start, 1.0),
+        (route.stop, 1.0),
+        connectionstyle="arc3,rad=-0.22",
+        arrowstyle="-|>",
+        mutation_scale=16,
+        color=CARRIED,
+        lw=3,
+    )
+    ax.add_patch(arrow)
+    middle = (route.start + route.stop) / 2
+    ax.text(
+        middle,
+        2.25,
+        "route: half of the tokens, unchanged",
+        color=CARRIED,
+        ha="center",
+        fontsize=11,
+        weight="bold",
+    )
+    ax.text(middle, -0.95, "these blocks see the kept half", color=KEPT, ha="center", fontsize=10)
+    ax.text(0.14, -1.45, "all tokens", color=INK, fontsize=10)
+    ax.text(
+        DEPTH - 0.14, -1.45, "all tokens, each at its place", color=INK, ha="right", fontsize=10
+    )
+    ax.set(xlim=(-0.1, DEPTH + 0.1), ylim=(-1.7, 2.8))
+    ax.axis("off")
+
+
+def main() -> None:
+    """Write the picture beside this file."""
+    draw = RoutePlan((ROUTE,), DEPTH).draw(1, GRID, torch.Generator().manual_seed(4))
+    kept = draw[0][1].index[0]
+    image = emoji("parrot")
+    figure = plt.figure(figsize=(11, 5.4), dpi=130)
+    rows = figure.add_gridspec(2, 4, height_ratios=(1.25, 1), hspace=0.18, wspace=0.08)
+    draw_stack(figure.add_subplot(rows[0, :]))
+    everything = np.ones(GRID[0] * GRID[1], dtype=bool)
+    draw_tokens(figure.add_subplot(rows[1, 0]), image, everything, "an image as 8 x 8 tokens")
+    mask = draw[0][1].mask()[0].numpy()
+    draw_tokens(figure.add_subplot(rows[1, 1]), image, mask, "the half that is kept")
+    draw_scan(figure.add_subplot(rows[1, 2]), kept, "raster", "scanned along rows ...")
+    draw_scan(figure.add_subplot(rows[1, 3]), kept, "column", "... and along columns")
+    figure.savefig(Path(__file__).with_name("routing.png"), bbox_inches="tight", facecolor="white")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+import torch
+from torch import Tensor, nn
+
+from tread_ssm import Layout, Route, RoutePlan, run_blocks
+from tread_ssm.routing import Draw
+from tread_ssm.routing.cost import plan_cost
+
+DIM, DEPTH, GRID = 8, 6, (4, 4)
+
+
+class Mlp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(DIM, DIM, bias=False)
+
+    def forward(self, x: Tensor, cond: None, layout: Layout) -> Tensor:
+        return x + self.linear(x)
+
+
+class Network(nn.Module):
+    grid = GRID
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(3, DIM, bias=False)
+        self.blocks = nn.ModuleList(Mlp() for _ in range(DEPTH))
+
+    def forward(self, x: Tensor, *, routing: Draw = ()) -> Tensor:
+        return run_blocks(self.blocks, self.embed(x), None, Layout(GRID), routing)
+
+
+def test_tokens_and_flops_of_linear_blocks_are_exact() -> None:
+    with torch.device("meta"):
+        network, x = Network(), torch.empty(2, 16, 3)
+    cost = plan_cost(network, RoutePlan((Route(1, 5),), DEPTH), [x])
+    assert cost.dense.tokens == (16,) * 6
+    assert cost.routed.tokens == (16, 8, 8, 8, 8, 16)
+    one_token = 2 * 2 * DIM * DIM  # batch 2, multiply and add
+    assert cost.dense.block_flops == (16 * one_token,) * 6
+    assert cost.routed.block_flops == tuple(t * one_token for t in cost.routed.tokens)
+    embed = 2 * 16 * 2 * 3 * DIM
+    assert cost.routed.forward == embed + 64 * one_token
+    # Backward: two products a layer, one for the embedding, whose input needs no gradient.
+    assert cost.routed.training == 2 * embed + 3 * 64 * one_token
+    assert cost.token_share == 64 / 96
+    assert cost.step_share == cost.routed.training / cost.dense.training
+
+
+def test_counting_leaves_no_gradients_and_no_hooks() -> None:
+    network = Network()
+    plan_cost(network, RoutePlan((Route(1, 5),), DEPTH), [torch.randn(2, 16, 3)])
+    assert all(p.grad is None for p in network.parameters())
+    assert all(not b._forward_hooks and not b._forward_pre_hooks for b in network.blocks)

@@ -1,0 +1,37 @@
+"""Timing that can be trusted on a shared machine: the sides take turns, medians are compared."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+
+def take_turns(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each call, `repeats` per side, one after the other: a b a b ...
+
+    Each side runs once beforehand, uncounted. On a GPU each call is waited for.
+    """
+    for run in sides.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, run in sides.items():
+            _wait()
+            start = time.perf_counter()
+            run()
+            _wait()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def median_of_pairs(a: list[float], b: list[float]) -> float:
+    """The median of a / b, turn by turn: drift of the machine falls out of it."""
+    return statistics.median(x / y for x, y in zip(a, b, strict=True))
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
