@@ -1,0 +1,86 @@
+"""Embeddings, attention over a subset, and what importing the models loads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tread_ssm.models.attention import DiTBlock
+from tread_ssm.models.dit import sincos_2d
+from tread_ssm.models.embed import PatchEmbedding, sinusoid, unpatchify
+from tread_ssm.routing import Layout, TokenSubset
+
+
+def test_unpatchify_undoes_cutting_into_patches() -> None:
+    image = torch.randn(2, 3, 8, 12)
+    patches = torch.stack(
+        [
+            image[:, :, r : r + 4, c : c + 4].permute(0, 2, 3, 1).flatten(1)
+            for r in (0, 4)
+            for c in (0, 4, 8)
+        ],
+        dim=1,
+    )
+    assert torch.equal(unpatchify(patches, (2, 3), 4), image)
+
+
+def test_patches_stand_in_raster_order() -> None:
+    embed = PatchEmbedding(1, 2, 4)
+    image = torch.zeros(1, 1, 6, 6)
+    image[:, :, 2:4, 4:6] = 1.0  # second row, third column
+    moved = (embed(image) - embed(torch.zeros_like(image))).abs().sum(-1)[0]
+    assert moved.nonzero().flatten().tolist() == [5]
+
+
+def test_sinusoid() -> None:
+    level = torch.tensor([0.0, 1.0, 999.0], dtype=torch.float64)
+    out = sinusoid(level, 8)
+    frequency = 10000.0 ** (-torch.arange(4, dtype=torch.float64) / 4)
+    angle = level[:, None] * frequency
+    torch.testing.assert_close(out, torch.cat([angle.cos(), angle.sin()], dim=1))
+    assert sinusoid(torch.tensor([999.0], dtype=torch.bfloat16), 8).dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(sinusoid(level, 8), out, rtol=0, atol=0)
+
+
+def test_position_embedding_tells_rows_from_columns() -> None:
+    table = sincos_2d((2, 3), 16)
+    assert table.shape == (6, 16)
+    columns, rows = table[:, :8].view(2, 3, 8), table[:, 8:].view(2, 3, 8)
+    assert torch.equal(columns[0], columns[1]) and torch.equal(rows[:, 0], rows[:, 2])
+    assert len(table.unique(dim=0)) == 6
+    torch.testing.assert_close(table[4, :4], torch.sin(10000.0 ** (-torch.arange(4) / 4)))
+
+
+def test_attention_over_a_subset_is_dense_attention_with_dropped_keys_masked() -> None:
+    torch.manual_seed(0)
+    block = DiTBlock(16, 2, 2.0).double()
+    x = torch.randn(3, 12, 16, dtype=torch.float64)
+    cond = torch.randn(3, 16, dtype=torch.float64)
+    subset = TokenSubset.of(torch.stack([torch.randperm(12)[:5] for _ in range(3)]), 12)
+    routed = block(subset.take(x), cond, Layout((3, 4)).take(subset))
+
+    real, mask = F.scaled_dot_product_attention, subset.mask()[:, None, None]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            F, "scaled_dot_product_attention", lambda q, k, v: real(q, k, v, attn_mask=mask)
+        )
+        masked = block(x, cond, Layout((3, 4)))
+    torch.testing.assert_close(routed, subset.take(masked), rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(routed, subset.take(block(x, cond, Layout((3, 4)))))
+
+
+def test_state_space_models_load_no_timm() -> None:
+    code = (
+        "import sys; from tread_ssm.models import DiM, DiMConfig, DiTConfig, DiT; "
+        "DiM(DiMConfig(image_size=8, channels=3, n_classes=0, dim=8, depth=3)); "
+        "a = 'timm' in sys.modules; "
+        "DiT(DiTConfig(image_size=8, channels=3, n_classes=0, dim=8, depth=1, heads=1)); "
+        "print(a, 'timm' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["False", "True"]
