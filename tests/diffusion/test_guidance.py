@@ -1,0 +1,131 @@
+"""Guidance: which passes run, with what labels and draws, and what comes of them."""
+
+import pytest
+import torch
+
+from tests.diffusion.oracle import Tiny
+from tread_ssm.diffusion import Flow, classifier_free, heun, route_guidance
+from tread_ssm.routing import Draw, Route, RoutePlan
+
+FLOW, NULL, GRID = Flow(), 4, (4, 4)
+PLAN = RoutePlan((Route(1, 3), Route(4, 6)), depth=8)
+X = torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 2, 3])
+
+
+def network() -> Tiny:
+    torch.manual_seed(0)
+    return Tiny()
+
+
+def kept(draw: Draw) -> list[list[list[int]]]:
+    return [subset.index.tolist() for _, subset in draw]
+
+
+def test_scale_1_is_bit_identical_to_no_guidance() -> None:
+    plain = FLOW.denoiser(network())
+    guided = classifier_free(plain, 1.0, NULL)
+    assert torch.equal(guided(X, 0.5, LABELS), plain(X, 0.5, LABELS))
+    times = FLOW.times(4)
+    assert torch.equal(heun(guided, FLOW, X, times, LABELS), heun(plain, FLOW, X, times, LABELS))
+
+
+@pytest.mark.parametrize("scale", [0.0, 2.0, 4.5])
+def test_guidance_leads_away_from_the_null_label(scale: float) -> None:
+    model = network()
+    plain = FLOW.denoiser(model)
+    with_label, without = plain(X, 0.5, LABELS), plain(X, 0.5, torch.full_like(LABELS, NULL))
+    model.seen.clear()
+    found = classifier_free(plain, scale, NULL)(X, 0.5, LABELS)
+    torch.testing.assert_close(found, without + scale * (with_label - without))
+    assert len(model.seen) == 1, "both passes belong into one call"
+    assert model.seen[0][0].tolist() == [0, 2, 3, 4, 4, 4]
+
+
+def test_outside_the_interval_the_second_pass_is_skipped() -> None:
+    model = network()
+    guided = classifier_free(FLOW.denoiser(model), 3.0, NULL, interval=(0.2, 0.6))
+    for level in (1.0, 0.61, 0.6, 0.4, 0.2, 0.1):
+        guided(X, level, LABELS)
+    assert [len(labels) for labels, _ in model.seen] == [3, 3, 6, 6, 3, 3]
+    plain = FLOW.denoiser(model)
+    assert torch.equal(guided(X, 0.1, LABELS), plain(X, 0.1, LABELS))
+    assert not torch.equal(guided(X, 0.4, LABELS), plain(X, 0.4, LABELS))
+
+
+def test_a_draw_goes_with_both_halves() -> None:
+    model = network()
+    draw = PLAN.draw(3, GRID, torch.Generator().manual_seed(0))
+    classifier_free(FLOW.denoiser(model), 2.0, NULL)(X, 0.5, LABELS, draw)
+    assert kept(model.seen[0][1]) == [ids + ids for ids in kept(draw)]
+
+
+def test_route_guidance_extrapolates_from_weak_to_strong_with_the_label() -> None:
+    model = network()
+    plain = FLOW.denoiser(model)
+    guided = route_guidance(plain, PLAN, 1.8, 0.75, 0.25, GRID, seed=7)
+    found = guided(X, 0.5, LABELS)
+    (strong_labels, strong), (weak_labels, weak) = model.seen
+    assert torch.equal(strong_labels, LABELS) and torch.equal(weak_labels, LABELS)
+    assert [s.n_kept for _, s in strong] == [12, 12] and [s.n_kept for _, s in weak] == [4, 4]
+    low, high = plain(X, 0.5, LABELS, weak), plain(X, 0.5, LABELS, strong)
+    assert not torch.equal(low, high)
+    torch.testing.assert_close(found, low + 1.8 * (high - low))
+
+
+def test_a_drop_of_zero_is_no_routing() -> None:
+    model = network()
+    route_guidance(FLOW.denoiser(model), PLAN, 1.5, 0.5, 0.0, GRID, seed=0)(X, 0.5, LABELS)
+    assert model.seen[0][1] == () and len(model.seen[1][1]) == 2
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.5])
+def test_scale_1_runs_the_strong_pass_alone(drop: float) -> None:
+    model = network()
+    plain = FLOW.denoiser(model)
+    found = route_guidance(plain, PLAN, 1.0, 0.75, drop, GRID, seed=0)(X, 0.5, LABELS)
+    assert len(model.seen) == 1
+    assert torch.equal(found, plain(X, 0.5, LABELS, model.seen[0][1]))
+
+
+def test_draws_follow_from_seed_and_level() -> None:
+    def draws(seed: int, level: float) -> list[object]:
+        model = network()
+        route_guidance(FLOW.denoiser(model), PLAN, 2.0, 0.5, 0.25, GRID, seed)(X, level, LABELS)
+        return [kept(draw) for _, draw in model.seen]
+
+    torch.manual_seed(1)
+    first = draws(0, 0.5)
+    torch.manual_seed(2)
+    assert first == draws(0, 0.5)
+    assert first != draws(1, 0.5) and first != draws(0, 0.4)
+
+
+def test_equal_drops_guide_nowhere() -> None:
+    model = network()
+    plain = FLOW.denoiser(model)
+    found = route_guidance(plain, PLAN, 3.0, 0.5, 0.5, GRID, seed=0)(X, 0.5, LABELS)
+    assert torch.equal(found, plain(X, 0.5, LABELS, model.seen[0][1]))
+
+
+def test_both_kinds_of_guidance_work_together() -> None:
+    model = network()
+    routed = route_guidance(FLOW.denoiser(model), PLAN, 1.5, 0.5, 0.0, GRID, seed=0)
+    found = classifier_free(routed, 2.0, NULL)(X, 0.5, LABELS)
+    assert found.shape == X.shape and len(model.seen) == 2
+    assert all(labels.tolist() == [0, 2, 3, 4, 4, 4] for labels, _ in model.seen)
+
+
+def test_impossible_guidance_is_refused() -> None:
+    plain = FLOW.denoiser(network())
+    with pytest.raises(ValueError, match="interval is"):
+        classifier_free(plain, 2.0, NULL, interval=(0.6, 0.2))
+    with pytest.raises(ValueError, match="scale is nan"):
+        classifier_free(plain, float("nan"), NULL)
+    with pytest.raises(ValueError, match=r"weak_drop is 0\.2 and strong_drop 0\.5"):
+        route_guidance(plain, PLAN, 2.0, 0.2, 0.5, GRID, seed=0)
+    with pytest.raises(ValueError, match="position 99"):
+        route_guidance(plain, RoutePlan((Route(1, 3, keep=(99,)),), 8), 2.0, 0.5, 0.0, GRID, seed=0)
+    guided = route_guidance(plain, PLAN, 2.0, 0.5, 0.0, GRID, seed=0)
+    with pytest.raises(ValueError, match="draws the routing itself"):
+        guided(X, 0.5, LABELS, PLAN.draw(3, GRID))

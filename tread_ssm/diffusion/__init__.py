@@ -1,0 +1,35 @@
+"""Diffusion: objectives, the loss of a routed step, samplers and guidance."""
+
+from typing import TypeAlias
+
+from tread_ssm.diffusion.edm import EDM
+from tread_ssm.diffusion.flow import Flow
+from tread_ssm.diffusion.guidance import classifier_free, route_guidance
+from tread_ssm.diffusion.noise_prediction import NoisePrediction
+from tread_ssm.diffusion.objective import Denoiser, LossTerms, Network, Path
+from tread_ssm.diffusion.route_loss import AllTokens, PerRoute, RouteLosses, patchify, route_loss
+from tread_ssm.diffusion.sampler import dpm_solver_pp, euler, heun, sample
+
+Objective: TypeAlias = EDM | Flow | NoisePrediction
+
+__all__ = [
+    "EDM",
+    "AllTokens",
+    "Denoiser",
+    "Flow",
+    "LossTerms",
+    "Network",
+    "NoisePrediction",
+    "Objective",
+    "Path",
+    "PerRoute",
+    "RouteLosses",
+    "classifier_free",
+    "dpm_solver_pp",
+    "euler",
+    "heun",
+    "patchify",
+    "route_guidance",
+    "route_loss",
+    "sample",
+]

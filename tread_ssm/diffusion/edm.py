@@ -1,0 +1,120 @@
+"""EDM: preconditioned denoising at log-normal noise (Karras et al., arXiv 2206.00364).
+
+Shape legend: B batch, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from tread_ssm.diffusion.objective import (
+    Denoiser,
+    LossTerms,
+    Network,
+    check_batch,
+    check_positive,
+    check_steps,
+    full_level,
+    per_sample,
+    predict,
+    wide,
+)
+from tread_ssm.routing.plan import Draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class EDM:
+    """x = x0 + level * noise; the level is the noise's standard deviation sigma.
+
+    p_mean, p_std: of ln(sigma) in training.
+    sigma_data:    standard deviation of the data.
+    sigma_min, sigma_max, rho: the schedule of sampling, equation 5.
+
+    The network gets c_in * x and ln(sigma) / 4, and its output is scaled and added to c_skip * x
+    (table 1, column "ours").
+    """
+
+    kind: Literal["edm"] = "edm"
+    p_mean: float = -1.2
+    p_std: float = 1.2
+    sigma_data: float = 0.5
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    straight: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name in ("p_std", "sigma_data", "sigma_min", "sigma_max", "rho"):
+            check_positive(f"EDM: {name}", getattr(self, name))
+        if not math.isfinite(self.p_mean):
+            raise ValueError(f"EDM: p_mean is {self.p_mean}; it must be finite.")
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(
+                f"EDM: sigma_min is {self.sigma_min} and sigma_max {self.sigma_max}; sigma_min "
+                f"must be the smaller one."
+            )
+
+    def alpha(self, level: Tensor) -> Tensor:
+        """Weight of the data at a level: 1."""
+        return torch.ones_like(wide(level))
+
+    def sigma(self, level: Tensor) -> Tensor:
+        """Weight of the noise at a level: the level."""
+        return wide(level)
+
+    def times(self, steps: int) -> Tensor:
+        """(steps + 1,) float64, levels from sigma_max to sigma_min (equation 5), then 0."""
+        check_steps(steps)
+        high, low = (s ** (1 / self.rho) for s in (self.sigma_max, self.sigma_min))
+        ramp = torch.linspace(high, low, steps, dtype=torch.float64) ** self.rho
+        return torch.cat([ramp, ramp.new_zeros(1)])
+
+    def draw_level(self, batch: int, generator: torch.Generator) -> Tensor:
+        """(batch,) float32, sigmas to train at."""
+        return (self.p_mean + self.p_std * torch.randn(batch, generator=generator)).exp()
+
+    def loss_terms(
+        self,
+        model: Network,
+        x: Tensor,
+        labels: Tensor,
+        level: Tensor,
+        noise: Tensor,
+        routing: Draw = (),
+    ) -> LossTerms:
+        """Of x_BCHW with noise_BCHW at level_B; the reconstruction is the denoised image."""
+        check_batch(x, level, noise)
+        sigma = per_sample(level)
+        noisy = x + sigma * noise
+        denoised = self._denoise(model, noisy, level, labels, routing)
+        weight = 1 / sigma**2 + 1 / self.sigma_data**2  # = 1 / c_out^2
+        return LossTerms(weight * (denoised - x) ** 2, denoised, noisy)
+
+    def denoiser(self, model: Network) -> Denoiser:
+        """The preconditioned network D(x; sigma), equation 7."""
+
+        def denoise(x: Tensor, level: float, labels: Tensor, routing: Draw = ()) -> Tensor:
+            return self._denoise(model, x, full_level(level, x), labels, routing)
+
+        return denoise
+
+    def _denoise(
+        self, model: Network, x: Tensor, level: Tensor, labels: Tensor, routing: Draw
+    ) -> Tensor:
+        c_skip, c_out, c_in, c_noise = self.coefficients(level)
+        output = predict(model, per_sample(c_in) * x, c_noise, labels, routing)
+        return per_sample(c_skip) * x + per_sample(c_out) * output
+
+    def coefficients(self, level: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """c_skip, c_out, c_in and c_noise of table 1; each the shape of `level`."""
+        sigma = wide(level)
+        variance = sigma**2 + self.sigma_data**2
+        c_skip = self.sigma_data**2 / variance
+        c_out = sigma * self.sigma_data / variance.sqrt()
+        return c_skip, c_out, variance.rsqrt(), sigma.log() / 4

@@ -1,0 +1,113 @@
+"""Flow matching along straight lines from data to noise (Lipman et al., arXiv 2210.02747; Liu et
+al., arXiv 2209.03003).
+
+Shape legend: B batch, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from tread_ssm.diffusion.objective import (
+    Denoiser,
+    LossTerms,
+    Network,
+    check_batch,
+    check_positive,
+    check_steps,
+    full_level,
+    per_sample,
+    predict,
+    wide,
+)
+from tread_ssm.routing.plan import Draw
+
+Time = Literal["uniform", "logit_normal"]
+Prediction = Literal["velocity", "data"]
+
+# The smallest t by which a prediction of the data is divided (Li & He, arXiv 2511.13720).
+T_MIN = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flow:
+    """x = (1 - t) * x0 + t * noise; the level is t, 0 data, 1 noise. The network gets 1000 * t.
+
+    time:      distribution of t in training: "uniform", or "logit_normal", the sigmoid of a
+               normal number (Esser et al., arXiv 2403.03206, equation 19).
+    mean, std: of that normal number; a positive mean trains more on noisy images.
+    predict:   what the network's output is: the velocity noise - x0, or the clean data.
+
+    The loss is the squared error of the velocity in both cases. A prediction of the data stands
+    for the velocity (x - x0_hat) / max(t, 0.05); the true one is divided likewise, so its loss is
+    (x0_hat - x0)^2 / max(t, 0.05)^2 (Li & He, arXiv 2511.13720).
+    """
+
+    kind: Literal["flow"] = "flow"
+    time: Time = "uniform"
+    mean: float = 0.0
+    std: float = 1.0
+    predict: Prediction = "velocity"
+
+    straight: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name, known in (("time", get_args(Time)), ("predict", get_args(Prediction))):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"Flow: {name} is {getattr(self, name)!r}; use one of {', '.join(known)}."
+                )
+        check_positive("Flow: std", self.std)
+        if not math.isfinite(self.mean):
+            raise ValueError(f"Flow: mean is {self.mean}; it must be finite.")
+
+    def alpha(self, level: Tensor) -> Tensor:
+        """Weight of the data at a level: 1 - t."""
+        return 1 - wide(level)
+
+    def sigma(self, level: Tensor) -> Tensor:
+        """Weight of the noise at a level: t."""
+        return wide(level)
+
+    def times(self, steps: int) -> Tensor:
+        """(steps + 1,) float64, levels evenly spaced from 1 to 0."""
+        check_steps(steps)
+        return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+
+    def draw_level(self, batch: int, generator: torch.Generator) -> Tensor:
+        """(batch,) float32, times to train at, in [0, 1]."""
+        if self.time == "uniform":
+            return torch.rand(batch, generator=generator)
+        return (self.mean + self.std * torch.randn(batch, generator=generator)).sigmoid()
+
+    def loss_terms(
+        self,
+        model: Network,
+        x: Tensor,
+        labels: Tensor,
+        level: Tensor,
+        noise: Tensor,
+        routing: Draw = (),
+    ) -> LossTerms:
+        """Of x_BCHW with noise_BCHW at level_B; the reconstruction is the estimate of x0."""
+        check_batch(x, level, noise)
+        t = per_sample(level)
+        noisy = (1 - t) * x + t * noise
+        output = predict(model, noisy, 1000 * wide(level), labels, routing)
+        if self.predict == "velocity":
+            return LossTerms((output - (noise - x)) ** 2, noisy - t * output, noisy)
+        return LossTerms(((output - x) / t.clamp_min(T_MIN)) ** 2, output, noisy)
+
+    def denoiser(self, model: Network) -> Denoiser:
+        """The estimate of x0: the network's output, or x - t * velocity."""
+
+        def denoise(x: Tensor, level: float, labels: Tensor, routing: Draw = ()) -> Tensor:
+            output = predict(model, x, 1000 * full_level(level, x), labels, routing)
+            return output if self.predict == "data" else x - level * output
+
+        return denoise

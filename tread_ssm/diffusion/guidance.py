@@ -1,0 +1,122 @@
+"""Guidance: functions that wrap a denoiser and return a denoiser.
+
+Shape legend: B batch, C channels, H rows, W columns, K kept tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tread_ssm.diffusion.objective import Denoiser
+from tread_ssm.routing.plan import Draw, RoutePlan
+
+
+def classifier_free(
+    denoiser: Denoiser,
+    scale: float,
+    null_label: int,
+    interval: tuple[float, float] | None = None,
+) -> Denoiser:
+    """x0 = x0_null + scale * (x0_label - x0_null) (Ho & Salimans, arXiv 2207.12598).
+
+    scale:      1 is no guidance, and then costs nothing.
+    null_label: the label of the dropped class.
+    interval:   (low, high), guidance only at low < level <= high (Kynkäänniemi et al., arXiv
+                2404.07724), in the objective's own levels: sigma for EDM; t for flow, where
+                t = sigma / (1 + sigma); steps of the chain for noise prediction. None: everywhere.
+
+    Both passes run as one batch of 2 B. Raises ValueError.
+    """
+    _check_scale("classifier_free", scale)
+    if interval is not None and not 0 <= interval[0] < interval[1]:
+        raise ValueError(
+            f"classifier_free: interval is {interval}; it must be (low, high) in levels with "
+            f"0 <= low < high."
+        )
+    if scale == 1:
+        return denoiser
+    low, high = (-math.inf, math.inf) if interval is None else interval
+
+    def guided(x: Tensor, level: float, labels: Tensor, routing: Draw = ()) -> Tensor:
+        if not low < level <= high:
+            return denoiser(x, level, labels, routing)
+        null = torch.full_like(labels, null_label)
+        both = denoiser(torch.cat([x, x]), level, torch.cat([labels, null]), _twice(routing))
+        with_label, without = both.chunk(2)
+        return without + scale * (with_label - without)
+
+    return guided
+
+
+def route_guidance(
+    denoiser: Denoiser,
+    plan: RoutePlan,
+    scale: float,
+    weak_drop: float,
+    strong_drop: float,
+    grid: tuple[int, int],
+    seed: int,
+) -> Denoiser:
+    """x0 = weak + scale * (strong - weak): two passes of one network that differ in what its routes
+    drop, both with the label (Sparse Guidance, arXiv 2601.01608).
+
+    plan:        the routes; each drops `weak_drop` or `strong_drop` of the tokens.
+    scale:       1 is the strong pass alone, and then costs one call.
+    weak_drop, strong_drop: 0 <= strong_drop <= weak_drop < 1; 0 is no routing at all.
+    grid:        (rows, columns) of the image tokens.
+    seed:        the draws are a function of it, the level and the batch size. Both passes start
+                 from the same random numbers, so that equal drops keep equal tokens.
+
+    Raises ValueError; also where the result is called with a routing of its own.
+    """
+    _check_scale("route_guidance", scale)
+    if not 0 <= strong_drop <= weak_drop < 1:
+        raise ValueError(
+            f"route_guidance: weak_drop is {weak_drop} and strong_drop {strong_drop}; they must "
+            f"satisfy 0 <= strong_drop <= weak_drop < 1."
+        )
+    weak_plan, strong_plan = plan.with_drop(weak_drop), plan.with_drop(strong_drop)
+    for p in (weak_plan, strong_plan):
+        p.n_kept(grid)  # an impossible drop shows here, not in the middle of sampling
+
+    def guided(x: Tensor, level: float, labels: Tensor, routing: Draw = ()) -> Tensor:
+        if routing:
+            raise ValueError(
+                "route_guidance: it draws the routing itself; call the denoiser without one."
+            )
+
+        def run(p: RoutePlan) -> Tensor:
+            draw = p.draw(x.shape[0], grid, _generator(seed, level), device=x.device)
+            return denoiser(x, level, labels, draw)
+
+        strong = run(strong_plan)
+        if scale == 1:
+            return strong
+        weak = run(weak_plan)
+        return weak + scale * (strong - weak)
+
+    return guided
+
+
+def _twice(draw: Draw) -> Draw:
+    """The draw for the batch that stands twice, one copy behind the other."""
+    return tuple(
+        (route, replace(subset, index=torch.cat([subset.index, subset.index])))
+        for route, subset in draw
+    )
+
+
+def _generator(seed: int, level: float) -> torch.Generator:
+    digest = hashlib.blake2b(f"{seed}".encode() + struct.pack("<d", level), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def _check_scale(where: str, scale: float) -> None:
+    if not math.isfinite(scale):
+        raise ValueError(f"{where}: scale is {scale}; it must be finite (1 is no guidance).")

@@ -1,0 +1,114 @@
+"""Noise prediction over discrete steps (Ho et al., arXiv 2006.11239), as DiM trains.
+
+Shape legend: B batch, C channels, H rows, W columns, T steps of the noising chain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from tread_ssm.diffusion.objective import (
+    Denoiser,
+    LossTerms,
+    Network,
+    check_batch,
+    check_steps,
+    full_level,
+    per_sample,
+    predict,
+    wide,
+)
+from tread_ssm.routing.plan import Draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisePrediction:
+    """x = alpha * x0 + sqrt(1 - alpha^2) * noise; the level is the number of noising steps.
+
+    n_steps:              T, the length of the noising chain.
+    beta_start, beta_end: variance added by the first and the last step; the square roots in
+                          between are evenly spaced ("scaled linear").
+
+    Levels 1..T are trained, 0 is clean data, and the network gets level - 1, the 0..T-1 by which
+    models of this kind count their steps. Between whole levels ln(alpha) is interpolated linearly
+    (Lu et al., arXiv 2206.00927, appendix D.3), so that samplers may use any level.
+    """
+
+    kind: Literal["noise"] = "noise"
+    n_steps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+
+    straight: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.n_steps < 1:
+            raise ValueError(f"NoisePrediction: n_steps is {self.n_steps}; use at least 1.")
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(
+                f"NoisePrediction: beta_start is {self.beta_start} and beta_end {self.beta_end}; "
+                f"they must satisfy 0 < beta_start <= beta_end < 1."
+            )
+
+    def alpha(self, level: Tensor) -> Tensor:
+        """Weight of the data at levels in [0, T]; the shape of `level`."""
+        return self._log_alpha(level).exp().to(wide(level).dtype)
+
+    def sigma(self, level: Tensor) -> Tensor:
+        """Weight of the noise at levels in [0, T]; the shape of `level`."""
+        # expm1: near level 0 the difference 1 - alpha^2 would lose its digits.
+        return torch.expm1(2 * self._log_alpha(level)).neg().sqrt().to(wide(level).dtype)
+
+    def times(self, steps: int) -> Tensor:
+        """(steps + 1,) float64, levels evenly spaced from T to 0."""
+        check_steps(steps)
+        return torch.linspace(self.n_steps, 0, steps + 1, dtype=torch.float64)
+
+    def draw_level(self, batch: int, generator: torch.Generator) -> Tensor:
+        """(batch,) float32, whole levels to train at, in 1..T."""
+        return torch.randint(1, self.n_steps + 1, (batch,), generator=generator).float()
+
+    def loss_terms(
+        self,
+        model: Network,
+        x: Tensor,
+        labels: Tensor,
+        level: Tensor,
+        noise: Tensor,
+        routing: Draw = (),
+    ) -> LossTerms:
+        """Of x_BCHW with noise_BCHW at level_B; the reconstruction is the predicted noise.
+
+        The clean estimate would grow with 1 / alpha, by 15 at the noisiest level, and swamp the
+        reconstruction loss; the noise keeps its unit scale at every level.
+        """
+        check_batch(x, level, noise)
+        noisy = per_sample(self.alpha(level)) * x + per_sample(self.sigma(level)) * noise
+        output = predict(model, noisy, wide(level) - 1, labels, routing)
+        return LossTerms((output - noise) ** 2, output, noisy)
+
+    def denoiser(self, model: Network) -> Denoiser:
+        """The estimate of x0: (x - sigma * predicted noise) / alpha."""
+
+        def denoise(x: Tensor, level: float, labels: Tensor, routing: Draw = ()) -> Tensor:
+            levels = full_level(level, x)
+            output = predict(model, x, levels - 1, labels, routing)
+            alpha, sigma = per_sample(self.alpha(levels)), per_sample(self.sigma(levels))
+            return (x - sigma * output) / alpha
+
+        return denoise
+
+    def _log_alpha(self, level: Tensor) -> Tensor:
+        """ln(alpha) in float64. The table is made anew: it is small, and caching would tie it to a
+        device and to the grad mode of its first use."""
+        ends = self.beta_start**0.5, self.beta_end**0.5
+        roots = torch.linspace(*ends, self.n_steps, dtype=torch.float64, device=level.device)
+        table = torch.log1p(-(roots**2)).cumsum(0) / 2
+        table = torch.cat([table.new_zeros(1), table])
+        level = level.to(torch.float64)
+        below = level.floor().clamp(0, self.n_steps - 1).to(torch.int64)
+        return torch.lerp(table[below], table[below + 1], level - below)

@@ -1,0 +1,113 @@
+"""What every objective shares: how a network is called, and what training and sampling get.
+
+An objective is a path x_level = alpha(level) * x0 + sigma(level) * noise from data to noise, a
+distribution of levels to train at, and what the network predicts. There are three: `EDM`, `Flow`
+and `NoisePrediction`. Level 0 is clean data in all of them.
+
+Shape legend: B batch, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from tread_ssm.routing.plan import Draw
+
+
+class Network(Protocol):
+    """A backbone: x_BCHW, noise_level_B, labels_B -> (B, C, H, W)."""
+
+    def __call__(
+        self, x: Tensor, noise_level: Tensor, labels: Tensor, *, routing: Draw = ()
+    ) -> Tensor: ...
+
+
+class Denoiser(Protocol):
+    """Estimates clean data from x_BCHW at one level, at least float32; guidance wraps it."""
+
+    def __call__(self, x: Tensor, level: float, labels: Tensor, routing: Draw = ()) -> Tensor: ...
+
+
+class Path(Protocol):
+    """The part of an objective that a sampler needs.
+
+    straight: whether dx/dlevel = (x - x0) / level along the path, as `heun` needs it.
+    """
+
+    straight: ClassVar[bool]
+
+    def alpha(self, level: Tensor) -> Tensor:
+        """Weight of the data; the shape of `level`, at least float32."""
+
+    def sigma(self, level: Tensor) -> Tensor:
+        """Weight of the unit Gaussian noise; the shape of `level`, at least float32."""
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """What an objective hands to `route_loss`; all (B, C, H, W), at least float32.
+
+    loss_map:       weighted squared error of each element.
+    reconstruction: the network's account of the image, for TREAD v1's term on routed patches.
+    noisy:          x at its level, before any preconditioning.
+    """
+
+    loss_map: Tensor
+    reconstruction: Tensor
+    noisy: Tensor
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in at least float32: losses and coefficients are never computed in half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def per_sample(value: Tensor) -> Tensor:
+    """value_B -> (B, 1, 1, 1), at least float32."""
+    return wide(value)[:, None, None, None]
+
+
+def predict(
+    model: Network, x: Tensor, noise_level: Tensor, labels: Tensor, routing: Draw
+) -> Tensor:
+    """The network's output for x_BCHW in at least float32. Raises ValueError on its shape."""
+    output = model(x, noise_level, labels, routing=routing)
+    if output.shape != x.shape:
+        raise ValueError(
+            f"The network returned {tuple(output.shape)} for an input {tuple(x.shape)}; an "
+            f"objective needs one number per input element, so build it with {x.shape[1]} output "
+            f"channels."
+        )
+    return wide(output)
+
+
+def full_level(level: float, x: Tensor) -> Tensor:
+    """(B,) of one level for the samples of x, on its device, at least float32."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return torch.full((x.shape[0],), level, dtype=dtype, device=x.device)
+
+
+def check_batch(x: Tensor, level: Tensor, noise: Tensor) -> None:
+    """Raises ValueError where x_BCHW, level_B and noise_BCHW do not fit together."""
+    if x.dim() != 4 or noise.shape != x.shape or level.shape != x.shape[:1]:
+        raise ValueError(
+            f"loss_terms: x is {tuple(x.shape)}, noise {tuple(noise.shape)}, level "
+            f"{tuple(level.shape)}; expected (B, C, H, W), the same again, and (B,)."
+        )
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raises ValueError unless value is a finite number greater than 0."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value}; it must be finite and greater than 0.")
+
+
+def check_steps(steps: int) -> None:
+    """Raises ValueError unless there is at least one sampling step."""
+    if steps < 1:
+        raise ValueError(f"times: steps is {steps}; sampling takes at least 1.")

@@ -1,0 +1,197 @@
+"""Samplers: from noise to data along a path, as functions over a denoiser.
+
+    levels = objective.times(40)
+    x = heun(objective.denoiser(model), objective, noise, levels, labels)
+
+All of them take
+    denoiser: x, level, labels -> estimate of the clean data; guidance included.
+    path:     the objective that the denoiser was made by.
+    noise:    (B, C, H, W) standard normal numbers, float32 or float64, which the result's dtype
+              follows. The start is x = sqrt(alpha^2 + sigma^2) * noise at the first level.
+    levels:   (n + 1,) descending; a last level of 0 means clean data.
+    labels:   (B,) int64.
+    on_step:  called as on_step(i, n) when i of n steps are done.
+and return x at the last level. They raise ValueError where the levels cannot be walked.
+
+Shape legend: B batch, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from tread_ssm.diffusion.objective import Denoiser, Path
+
+OnStep: TypeAlias = Callable[[int, int], None]
+Sampler = Literal["euler", "heun", "dpm_solver_pp"]
+
+
+@torch.no_grad()
+def euler(
+    denoiser: Denoiser,
+    path: Path,
+    noise: Tensor,
+    levels: Tensor,
+    labels: Tensor,
+    *,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """First order, one call a step: x_next = alpha_next * x0 + sigma_next * (the noise in x).
+
+    Euler's method for straight paths, DDIM (Song et al., arXiv 2010.02502) for noise prediction.
+    """
+    steps, alpha, sigma, x = _start(path, noise, levels)
+    n = len(steps) - 1
+    for i in range(n):
+        x0 = denoiser(x, steps[i], labels)
+        shrink = sigma[i + 1] / sigma[i]
+        x = shrink * x + (alpha[i + 1] - shrink * alpha[i]) * x0
+        if on_step is not None:
+            on_step(i + 1, n)
+    return x
+
+
+@torch.no_grad()
+def heun(
+    denoiser: Denoiser,
+    path: Path,
+    noise: Tensor,
+    levels: Tensor,
+    labels: Tensor,
+    *,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Second order, two calls a step but the last one to level 0 (arXiv 2206.00364, algorithm 1).
+
+    For EDM and flow, on whose paths dx/dlevel = (x - x0) / level. Raises ValueError on others.
+    """
+    if not path.straight:
+        raise ValueError(
+            f"heun: the path of {type(path).__name__} is not straight in its level; use "
+            f"dpm_solver_pp or euler."
+        )
+    steps, _, _, x = _start(path, noise, levels)
+    n = len(steps) - 1
+    for i in range(n):
+        here, there = steps[i], steps[i + 1]
+        slope = (x - denoiser(x, here, labels)) / here
+        reached = x + (there - here) * slope
+        if there > 0:
+            slope = (slope + (reached - denoiser(reached, there, labels)) / there) / 2
+            reached = x + (there - here) * slope
+        x = reached
+        if on_step is not None:
+            on_step(i + 1, n)
+    return x
+
+
+@torch.no_grad()
+def dpm_solver_pp(
+    denoiser: Denoiser,
+    path: Path,
+    noise: Tensor,
+    levels: Tensor,
+    labels: Tensor,
+    *,
+    order: Literal[1, 2, 3] = 3,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Multistep DPM-Solver++ with data prediction (Lu et al., arXiv 2211.01095), one call a step.
+
+    order: of the method once enough steps are behind it. The last steps to level 0 are of order 2
+           and 1. Order 3 for DiM's 50 steps; 2 is steadier with strong guidance and few steps.
+
+    A start without any data (flow at t = 1) is left by a step of order 1 and not looked back at.
+    """
+    if order not in (1, 2, 3):
+        raise ValueError(f"dpm_solver_pp: order is {order}; use 1, 2 or 3.")
+    steps, alpha, sigma, x = _start(path, noise, levels)
+    half_log_snr = [_log_ratio(a, s) for a, s in zip(alpha, sigma, strict=True)]
+    n = len(steps) - 1
+    known: list[tuple[float, Tensor]] = []  # (half log-SNR, estimate of x0), the latest one last
+    for i in range(n):
+        x0 = denoiser(x, steps[i], labels)
+        known = [*(k for k in known[-2:] if math.isfinite(k[0])), (half_log_snr[i], x0)]
+        most = min(order, n - i) if sigma[-1] == 0 else order
+        estimate = _integrated(known[-most:], half_log_snr[i + 1])
+        x = sigma[i + 1] / sigma[i] * x + alpha[i + 1] * estimate
+        if on_step is not None:
+            on_step(i + 1, n)
+    return x
+
+
+def sample(
+    denoiser: Denoiser,
+    path: Path,
+    noise: Tensor,
+    levels: Tensor,
+    labels: Tensor,
+    *,
+    sampler: Sampler | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Sample by the sampler's name; None: heun for straight paths, dpm_solver_pp for others."""
+    if sampler is None:
+        sampler = "heun" if path.straight else "dpm_solver_pp"
+    chosen = {"euler": euler, "heun": heun, "dpm_solver_pp": dpm_solver_pp}.get(sampler)
+    if chosen is None:
+        raise ValueError(f"sample: sampler is {sampler!r}; use euler, heun or dpm_solver_pp.")
+    return chosen(denoiser, path, noise, levels, labels, on_step=on_step)
+
+
+def _start(
+    path: Path, noise: Tensor, levels: Tensor
+) -> tuple[list[float], list[float], list[float], Tensor]:
+    """The levels, alpha and sigma at each, and x at the first. Raises ValueError."""
+    if levels.dim() != 1 or len(levels) < 2 or not bool((levels[1:] < levels[:-1]).all()):
+        raise ValueError(
+            f"A sampler's levels must be one row of at least two descending numbers, got shape "
+            f"{tuple(levels.shape)}; objective.times(steps) makes them."
+        )
+    if levels[-1] < 0:
+        raise ValueError(f"A sampler's last level is {float(levels[-1])}; 0 is clean data.")
+    if noise.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"A sampler's noise is {noise.dtype}; pass float32 and run the model under autocast."
+        )
+    exact = levels.to("cpu", torch.float64)
+    alpha: list[float] = path.alpha(exact).tolist()
+    sigma: list[float] = path.sigma(exact).tolist()
+    return exact.tolist(), alpha, sigma, math.hypot(alpha[0], sigma[0]) * noise
+
+
+def _log_ratio(alpha: float, sigma: float) -> float:
+    if sigma == 0:
+        return math.inf
+    return math.log(alpha / sigma) if alpha > 0 else -math.inf
+
+
+def _integrated(known: list[tuple[float, Tensor]], to: float) -> Tensor:
+    """The estimates of x0, extrapolated over half log-SNRs up to `to`, weighted and integrated.
+
+    One, two or three estimates give order 1, 2 or 3: arXiv 2211.01095, proposition 4.1 with the
+    derivatives of the estimate taken from divided differences; order 2 is the paper's algorithm 2.
+    """
+    at, latest = known[-1]
+    h = to - at
+    phi_1 = -math.expm1(-h)
+    if len(known) == 1:
+        return phi_1 * latest
+    before_at, before = known[-2]
+    r_0 = (at - before_at) / h
+    d_1 = (latest - before) / r_0  # h times the first derivative
+    if len(known) == 2:
+        return phi_1 * (latest + d_1 / 2)
+    r_1 = (before_at - known[-3][0]) / h
+    # Half of h^2 times the second derivative, so it counts twice below. Code for this method that
+    # counts it once is of order 2.
+    d_2 = (d_1 - (before - known[-3][1]) / r_1) / (r_0 + r_1)
+    d_1 = d_1 + r_0 * d_2
+    phi_2 = 1 - phi_1 / h
+    phi_3 = 0.5 - phi_2 / h
+    return phi_1 * latest + phi_2 * d_1 + phi_3 * 2 * d_2
