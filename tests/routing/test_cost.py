@@ -51,3 +51,22 @@ def test_counting_leaves_no_gradients_and_no_hooks() -> None:
     plan_cost(network, RoutePlan((Route(1, 5),), DEPTH), [torch.randn(2, 16, 3)])
     assert all(p.grad is None for p in network.parameters())
     assert all(not b._forward_hooks and not b._forward_pre_hooks for b in network.blocks)
+
+
+def test_backward_of_a_depthwise_convolution_costs_two_forwards() -> None:
+    class Convolution(nn.Module):
+        grid = GRID
+
+        def __init__(self, groups: int) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList()
+            self.conv = nn.Conv2d(8, 8, 3, padding=1, groups=groups)
+
+        def forward(self, x: Tensor, *, routing: Draw = ()) -> Tensor:
+            return self.conv(x)
+
+    for groups in (1, 8):
+        x = torch.randn(2, 8, 4, 4, requires_grad=True)
+        cost = plan_cost(Convolution(groups), RoutePlan((), 1), [x]).dense
+        assert cost.forward == 2 * 2 * 16 * 8 * (8 // groups) * 9
+        assert cost.training == 3 * cost.forward

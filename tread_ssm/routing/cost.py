@@ -8,6 +8,7 @@ no memory and no time, whatever the size of the network.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,13 +78,38 @@ def plan_cost(network: Routed, plan: RoutePlan, inputs: Sequence[Tensor]) -> Pla
 
 
 def _count(network: Routed, inputs: Sequence[Tensor], draw: Draw) -> Cost:
-    counter = FlopCounterMode(display=False)
+    corrected = {torch.ops.aten.convolution_backward: _convolution_backward}
+    counter = FlopCounterMode(display=False, custom_mapping=corrected)
     with counter, _watch(network.blocks, counter) as (tokens, flops):
         out = network(*inputs, routing=draw)
         only_forward = counter.get_total_flops()
         out.sum().backward()
     network.zero_grad(set_to_none=True)
     return Cost(tuple(tokens), tuple(flops), only_forward, counter.get_total_flops())
+
+
+def _convolution_backward(
+    grad_shape: Sequence[int],
+    x_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+    wanted: Sequence[bool],
+    out_shape: Any = None,
+) -> int:
+    """As many FLOPs for the input's gradient as forward, and as many for the weight's.
+
+    torch's own formula counts the weight's gradient once for each group, which is far too much
+    for depthwise convolutions.
+    """
+    places = math.prod(x_shape[2:] if transposed else grad_shape[2:])
+    forward = 2 * grad_shape[0] * places * math.prod(weight_shape)
+    return forward * (bool(wanted[0]) + bool(wanted[1]))
 
 
 @contextmanager
