@@ -17,13 +17,11 @@ from pathlib import Path
 
 import torch
 
-from tread_ssm import DiMConfig, DiTConfig, Route, RoutePlan
+from tread_ssm import Route, RoutePlan
 from tread_ssm.models import ModelConfig, build_model
 from tread_ssm.models.cost import backbone_cost
-from tread_ssm.models.sizes import DIM_SIZES, DIT_SIZES
+from tread_ssm.models.sizes import sized
 from tread_ssm.training.timing import median_of_pairs, take_turns
-
-LATENT = {"image_size": 32, "channels": 4, "n_classes": 1000}
 
 
 @dataclass(frozen=True)
@@ -105,19 +103,20 @@ def table(rows: list[Row]) -> str:
 
 def main() -> None:
     """Parse arguments, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["routing"])
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, help="also write the rows as JSON")
     options = parser.parse_args()
-    dim = DiMConfig(**LATENT, **DIM_SIZES["S"])
-    dit = DiTConfig(**LATENT, **DIT_SIZES["S"])
+    dim, dit = (
+        sized(name, image_size=32, channels=4, n_classes=1000) for name in ("dim_s", "dit_s")
+    )
     rows = [
         compare("DiM-S/2", dim, Route(4, -3), options.batch, options.repeats),
         compare("DiT-S/2", dit, Route(2, -3), 4 * options.batch, options.repeats),
     ]
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, ")
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads")
     print(f"torch {torch.__version__}, medians of {options.repeats} interleaved training steps\n")
     print(table(rows))
     if options.out:

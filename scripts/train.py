@@ -1,0 +1,102 @@
+"""Train a model: accelerate launch scripts/train.py --config configs/quickstart.yaml
+
+Any key can be overridden: train.batch_size=512 routing.routes.0.drop=0.4. The same command again
+goes on from the newest checkpoint. Exit codes: 0 done (or saved after SIGTERM), 1 training
+failed, 2 the configuration cannot be used, 130 saved after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import TextIO
+
+from tread_ssm.training.config import RunConfig, check, load_config
+from tread_ssm.training.data import Data, MissingDataError
+from tread_ssm.training.describe import describe
+from tread_ssm.training.folder import check_folder, write_config
+from tread_ssm.training.strict import ConfigError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="a YAML file, see configs/")
+    parser.add_argument("--dry-run", action="store_true", help="describe the run and stop")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    args = parser.parse_intermixed_args(argv)
+    try:
+        config = load_config(args.config, args.overrides)
+        if args.dry_run:
+            return _describe(config)
+        data = check(config)
+        check_folder(config)
+    except ConfigError as error:
+        return _fail(f"{error}", 2)
+    return _train(config, data)
+
+
+def _describe(config: RunConfig) -> int:
+    try:
+        check(config)
+    except MissingDataError as error:
+        _say(f"note: training cannot start yet: {error}", sys.stderr)
+    _say(describe(config))
+    return 0
+
+
+def _train(config: RunConfig, data: Data) -> int:
+    # Only now what takes seconds to import.
+    from tread_ssm.training.log import TrainingError
+    from tread_ssm.training.loop import is_finished, train
+
+    if is_finished(config):
+        _say(
+            f"{config.folder} is finished ({config.train.steps} steps); raise train.steps to train "
+            f"longer, or choose another name."
+        )
+        if not (config.folder / "report.md").is_file():
+            _report(config)
+        return 0
+    if _is_main():
+        write_config(config)
+    try:
+        stopped = train(config, data)
+    except TrainingError as error:
+        return _fail(f"{error}", 1)
+    if stopped is not None:
+        _say(f"Saved after {signal.Signals(stopped).name}; the same command goes on.")
+        return 130 if stopped == signal.SIGINT else 0
+    _report(config)
+    _say(f"Done: {config.folder}")
+    return 0
+
+
+def _report(config: RunConfig) -> None:
+    if config.train.report and _is_main():
+        from tread_ssm.training.report import write_report
+
+        _say(f"Report: {write_report(config.folder)}")
+
+
+def _fail(message: str, code: int) -> int:
+    _say(f"error: {message}", sys.stderr)
+    return code
+
+
+def _say(message: str, file: TextIO | None = None) -> None:
+    if _is_main():
+        print(message, file=file)
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Every file in configs/ loads, has a plan that fits its model, and a partner that matches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tread_ssm.models import sized
+from tread_ssm.training.config import RunConfig, differences, load_config
+from tread_ssm.training.strict import dump
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+FILES = sorted(CONFIGS.glob("*.yaml"))
+EXPECTED = {
+    *("quickstart", "dim_s", "dim_s_dense", "dim_l", "dim_l_dense", "dim_l_v1", "dim_h"),
+    *("dim_h_dense", "dit_b", "dit_b_dense", "dit_xl", "dit_xl_dense"),
+}
+
+
+def load(name: str) -> RunConfig:
+    return load_config(CONFIGS / f"{name}.yaml")
+
+
+def test_all_are_there() -> None:
+    assert {f.stem for f in FILES} >= EXPECTED
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_it_loads_under_its_own_name_and_keeps_a_token(file: Path) -> None:
+    config = load_config(file)
+    assert config.name == file.stem
+    assert all(k >= 1 for k in config.plan.n_kept(config.grid))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_the_resolved_file_loads_to_the_same_run(file: Path, tmp_path: Path) -> None:
+    config = load_config(file)
+    (tmp_path / "config.yaml").write_text(dump(config))
+    again = load_config(tmp_path / "config.yaml")
+    assert again == config
+    assert differences(again, config) == []
+
+
+@pytest.mark.parametrize("name", sorted(n for n in EXPECTED if f"{n}_dense" in EXPECTED))
+def test_a_dense_partner_differs_in_its_routes_alone(name: str) -> None:
+    routed, dense = load(name), load(f"{name}_dense")
+    assert differences(routed, dense) == ["name", "routing.routes"]
+    assert dense.routing.routes == ()
+    assert len(routed.routing.routes) == 1
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED - {"quickstart"}))
+def test_sizes_are_those_of_the_table(name: str) -> None:
+    size = name.removesuffix("_dense").removesuffix("_v1")
+    assert load(name).model == sized(size, image_size=32, channels=4, n_classes=1000)
+
+
+@pytest.mark.parametrize("name", ["dim_s", "dim_l", "dim_h"])
+def test_no_long_skip_of_a_routed_dim_crosses_the_ends_of_its_route(name: str) -> None:
+    config = load(name)
+    (route,) = config.plan.routes
+    for source in range(1, (config.model.depth + 1) // 2):
+        target = config.model.depth - source
+        assert (route.start <= source < route.stop) == (route.start <= target < route.stop)

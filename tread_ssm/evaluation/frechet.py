@@ -1,0 +1,103 @@
+"""The Frechet distance between two sets of features, each taken as a Gaussian.
+
+Shape legend: B batch, F features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and scatter of features: all that the distance needs of a set of images.
+
+    A stream of batches is the sum of its parts: `Moments.of(a) + Moments.of(b)`, and so are the
+    parts of several processes. Deviations are taken from each part's own mean before they are
+    merged (Chan, Golub and LeVeque, 1983), so a mean that is large beside the spread costs no
+    digits.
+
+    mean:    (F,) float64.
+    scatter: (F, F) float64, sum of (x - mean)(x - mean)^T.
+    """
+
+    count: int
+    mean: Tensor
+    scatter: Tensor
+
+    @staticmethod
+    def of(features_BF: Tensor) -> Moments:
+        """The moments of a batch of at least one row; on the CPU. Raises ValueError."""
+        if features_BF.ndim != 2 or len(features_BF) == 0:
+            raise ValueError(
+                f"Moments.of: features have shape {tuple(features_BF.shape)}; expected (B, F) "
+                f"with at least one row."
+            )
+        x = features_BF.detach().to("cpu", torch.float64)
+        if not bool(torch.isfinite(x).all()):
+            bad = int((~torch.isfinite(x)).any(dim=1).sum())
+            raise ValueError(
+                f"Moments.of: the features of {bad} of {len(x)} images are not finite; check the "
+                f"images for NaN."
+            )
+        mean = x.mean(dim=0)
+        deviation = x - mean
+        return Moments(len(x), mean, deviation.T @ deviation)
+
+    def __add__(self, other: Moments) -> Moments:
+        """The moments of both sets together. Raises ValueError."""
+        _check_same(self, other)
+        count = self.count + other.count
+        step = other.mean - self.mean
+        mean = self.mean + step * (other.count / count)
+        between = torch.outer(step, step) * (self.count * other.count / count)
+        return Moments(count, mean, self.scatter + other.scatter + between)
+
+    @property
+    def covariance(self) -> Tensor:
+        """(F, F) float64, unbiased (divided by count - 1), as numpy.cov. Needs two images."""
+        if self.count < 2:
+            raise ValueError("Moments.covariance: one image has no covariance; add more.")
+        return self.scatter / (self.count - 1)
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), at least 0 (Heusel et al., 2017, eq. 6).
+
+    The trace of (C_a C_b)^(1/2) is the sum of the singular values of C_a^(1/2) C_b^(1/2): two
+    symmetric eigenproblems and no root of an asymmetric matrix, which may turn out complex.
+
+    Raises ValueError where the dimensions differ, or where a set has fewer images than the F + 1
+    that its covariance needs to be of full rank.
+    """
+    _check_same(a, b)
+    for name, moments in (("first", a), ("second", b)):
+        least = len(moments.mean) + 1
+        if moments.count < least:
+            raise ValueError(
+                f"frechet_distance: the {name} set has {moments.count} images, but the covariance "
+                f"of {least - 1} features needs at least {least}; draw {least - moments.count} "
+                f"more, or use an extractor with fewer features."
+            )
+    shift = a.mean - b.mean
+    covariance_a, covariance_b = a.covariance, b.covariance
+    cross = torch.linalg.svdvals(_root(covariance_a) @ _root(covariance_b)).sum()
+    distance = shift @ shift + covariance_a.trace() + covariance_b.trace() - 2 * cross
+    return max(0.0, float(distance))
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """The symmetric root of a symmetric matrix whose negative eigenvalues are rounding."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+
+
+def _check_same(a: Moments, b: Moments) -> None:
+    if len(a.mean) != len(b.mean):
+        raise ValueError(
+            f"Moments of {len(a.mean)} and of {len(b.mean)} features cannot be combined; use one "
+            f"extractor for both sets."
+        )

@@ -1,0 +1,119 @@
+"""Everything random about one training step, drawn for the whole batch and then cut.
+
+The global batch's samples, mirrorings, dropped labels, noise levels, noise and routes are drawn
+from one generator, in this order; each process and each micro-batch takes its rows. So a run is
+the same run on any number of processes, and a routed run sees the same noise as a dense one.
+
+Shape legend: B batch, C channels, H rows, W columns, K kept tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tread_ssm.diffusion import Objective
+from tread_ssm.routing import Draw, RoutePlan
+from tread_ssm.training.data import Data, batch_index
+from tread_ssm.training.randomness import generator
+
+
+@dataclass(frozen=True)
+class Batch:
+    """x, noise (B, C, H, W) float32; labels (B,) int64; level (B,) float32; draw of B samples."""
+
+    x: Tensor
+    labels: Tensor
+    level: Tensor
+    noise: Tensor
+    draw: Draw
+
+    def __len__(self) -> int:
+        return self.x.shape[0]
+
+    def part(self, rows: slice) -> Batch:
+        """The batch of these rows."""
+        return Batch(
+            self.x[rows],
+            self.labels[rows],
+            self.level[rows],
+            self.noise[rows],
+            cut(self.draw, rows),
+        )
+
+    def split(self, size: int | None) -> list[Batch]:
+        """Micro-batches of at most `size` rows; None: the batch itself."""
+        if size is None or size >= len(self):
+            return [self]
+        return [self.part(slice(i, i + size)) for i in range(0, len(self), size)]
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on `device`; from pinned memory where that is a GPU."""
+        if device.type == "cpu":
+            return self
+        pin = device.type == "cuda"
+        x, labels, level, noise = (
+            (t.pin_memory() if pin else t).to(device, non_blocking=True)
+            for t in (self.x, self.labels, self.level, self.noise)
+        )
+        return Batch(x, labels, level, noise, tuple((r, s.to(device)) for r, s in self.draw))
+
+
+@dataclass(frozen=True)
+class BatchMaker:
+    """Makes the batch of any step.
+
+    size:          B, of the global batch.
+    null_label:    the label of samples whose label is dropped; 0 where there are no classes.
+    label_dropout: share of labels dropped.
+    """
+
+    data: Data
+    objective: Objective
+    grid: tuple[int, int]
+    seed: int
+    size: int
+    null_label: int
+    label_dropout: float
+
+    def make(self, step: int, plan: RoutePlan, rows: slice) -> Batch:
+        """The rows `rows` of the global batch of `step`, with routes drawn from `plan`; on CPU."""
+        rng = generator(self.seed, step, "step")
+        index = batch_index(len(self.data.labels), self.size, self.seed, step)
+        mine: Any = self.data.draw(self.size, rng)
+        mine = tuple(t[rows] for t in mine) if isinstance(mine, tuple) else mine[rows]
+        dropped = torch.rand(self.size, generator=rng) < self.label_dropout
+        labels = torch.from_numpy(self.data.labels[index])
+        # Without classes every label is the null label.
+        labels = labels.masked_fill(dropped | (self.null_label == 0), self.null_label)
+        level = self.objective.draw_level(self.size, rng)
+        noise = torch.randn(self.size, *self.data.shape, generator=rng)
+        draw = plan.draw(self.size, self.grid, rng)
+        x = self.data.read(index[rows], mine)
+        return Batch(x, labels[rows], level[rows], noise[rows], cut(draw, rows))
+
+
+def cut(draw: Draw, rows: slice) -> Draw:
+    """The draw of these samples."""
+    return tuple((route, replace(subset, index=subset.index[rows])) for route, subset in draw)
+
+
+def ahead(
+    make: Callable[[int], Batch], steps: range, device: torch.device
+) -> Iterator[tuple[int, Batch]]:
+    """The steps' batches; where a device computes, the next one is made meanwhile."""
+    if device.type == "cpu":
+        yield from ((step, make(step)) for step in steps)
+        return
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        waiting = [thread.submit(make, step) for step in steps[:1]]
+        for step in steps:
+            batch = waiting.pop().result()
+            if step + 1 in steps:
+                waiting.append(thread.submit(make, step + 1))
+            yield step, batch

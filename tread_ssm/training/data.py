@@ -1,0 +1,246 @@
+"""Training data that can be addressed by the step.
+
+Which samples a step sees is a pure function of (seed, step): resuming costs nothing, an epoch
+loses and doubles no sample, and any number of processes sees the same global batches.
+
+Shape legend: B global batch, C channels, H rows, W columns, n samples.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tread_ssm.data import load_emoji
+from tread_ssm.training.randomness import generator
+from tread_ssm.training.strict import ConfigError
+
+
+class MissingDataError(ConfigError):
+    """The data is not there (rather than there and wrong)."""
+
+
+@dataclass(frozen=True)
+class EmojiData:
+    """The embedded Noto emoji: 1906 images, 9 classes, at 8, 16 or 32 pixels."""
+
+    kind: Literal["emoji"] = "emoji"
+    size: Literal[8, 16, 32] = 16
+    flip: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayData:
+    """An .npz with `images` uint8 (n, H, W, C), and perhaps `labels` (n,) and `class_names`."""
+
+    kind: Literal["array"] = "array"
+    path: str
+    flip: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentData:
+    """A folder of autoencoder moments: moments.npy (n, 2C, H, W) with the posterior's means and
+    log-variances, labels.npy (n,), and perhaps class_names.txt, one name a line.
+
+    A latent is sampled anew whenever it is read, then multiplied by `scale`. A folder with
+    `moments_flip.npy`, the moments of the mirrored images, may be read with `flip`.
+    """
+
+    kind: Literal["latents"] = "latents"
+    path: str
+    scale: float = 0.18215
+    flip: bool = False
+
+
+DataConfig = EmojiData | ArrayData | LatentData
+
+
+@dataclass(frozen=True)
+class PixelValues:
+    """The model's numbers are pixels between `low` (black) and `high`."""
+
+    kind: Literal["pixels"] = "pixels"
+    low: float = -1.0
+    high: float = 1.0
+
+
+@dataclass(frozen=True)
+class LatentValues:
+    """The model's numbers are an autoencoder's latents times `scale`."""
+
+    kind: Literal["latents"] = "latents"
+    scale: float = 0.18215
+
+
+Values = PixelValues | LatentValues
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Images (n, H, W, C) uint8, read as (B, C, H, W) float32 in [-1, 1]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    flip: bool
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one sample."""
+        _, height, width, channels = self.images.shape
+        return channels, height, width
+
+    @property
+    def values(self) -> PixelValues:
+        """What the numbers mean."""
+        return PixelValues()
+
+    def draw(self, batch: int, rng: torch.Generator) -> Tensor:
+        """(batch,) bool, which samples are mirrored."""
+        return torch.rand(batch, generator=rng) < (0.5 if self.flip else 0.0)
+
+    def read(self, index: np.ndarray, drawn: Tensor) -> Tensor:
+        """The samples `index`, with this part of what `draw` gave."""
+        x = torch.from_numpy(self.images[index]).permute(0, 3, 1, 2).to(torch.float32)
+        x = x.div_(127.5).sub_(1.0)
+        return torch.where(drawn[:, None, None, None], x.flip(3), x) if self.flip else x
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Moments (n, 2C, H, W), read as samples of the posterior (B, C, H, W) float32, scaled."""
+
+    moments: np.ndarray
+    mirrored: np.ndarray | None
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one sample."""
+        _, channels, height, width = self.moments.shape
+        return channels // 2, height, width
+
+    @property
+    def values(self) -> LatentValues:
+        """What the numbers mean."""
+        return LatentValues(scale=self.scale)
+
+    def draw(self, batch: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(batch,) bool, which samples are mirrored, and the posterior's noise (batch, C, H, W)."""
+        mirror = torch.rand(batch, generator=rng) < (0.0 if self.mirrored is None else 0.5)
+        return mirror, torch.randn(batch, *self.shape, generator=rng)
+
+    def read(self, index: np.ndarray, drawn: tuple[Tensor, Tensor]) -> Tensor:
+        """The samples `index`, with this part of what `draw` gave."""
+        mirror, noise = drawn
+        moments = torch.from_numpy(self.moments[index]).to(torch.float32)
+        if self.mirrored is not None and bool(mirror.any()):
+            chosen = mirror.numpy()
+            moments[mirror] = torch.from_numpy(self.mirrored[index[chosen]]).to(torch.float32)
+        mean, log_variance = moments.chunk(2, dim=1)
+        deviation = log_variance.clamp_(-30.0, 20.0).mul_(0.5).exp_()
+        return mean.addcmul_(deviation, noise).mul_(self.scale)
+
+
+Data = Pixels | Latents
+
+
+def open_data(config: DataConfig) -> Data:
+    """Open what the configuration names; large arrays stay on disk. Raises ConfigError."""
+    if isinstance(config, EmojiData):
+        images, labels, names = load_emoji(config.size)
+        return Pixels(images, labels, names, config.flip)
+    path = Path(config.path)
+    if not path.exists():
+        raise MissingDataError(f"data.path: {path} does not exist.")
+    return _open_array(path, config) if isinstance(config, ArrayData) else _open_latents(config)
+
+
+def _open_array(path: Path, config: ArrayData) -> Pixels:
+    if path.suffix != ".npz" or not path.is_file():
+        raise ConfigError(f"data.path: {path} is not an .npz file.")
+    with np.load(path, allow_pickle=False) as archive:
+        if "images" not in archive:
+            raise ConfigError(f"data.path: {path} holds no array `images`.")
+        images = archive["images"]
+        if images.ndim != 4 or images.dtype != np.uint8:
+            raise ConfigError(
+                f"data.path: `images` of {path} is {images.dtype} of shape {images.shape}; "
+                f"expected uint8 (n, height, width, channels)."
+            )
+        labels = archive.get("labels")
+        names = [str(n) for n in archive["class_names"]] if "class_names" in archive else None
+    return Pixels(images, *_labels(labels, names, len(images), path), config.flip)
+
+
+def _open_latents(config: LatentData) -> Latents:
+    path = Path(config.path)
+    for name in ("moments.npy", "labels.npy", *(["moments_flip.npy"] if config.flip else [])):
+        if not (path / name).is_file():
+            raise ConfigError(f"data.path: {path} holds no {name}.")
+    moments = np.load(path / "moments.npy", mmap_mode="r", allow_pickle=False)
+    if moments.ndim != 4 or moments.shape[1] % 2 or moments.dtype.kind != "f":
+        raise ConfigError(
+            f"data.path: moments.npy of {path} is {moments.dtype} of shape {moments.shape}; "
+            f"expected floats (n, 2 * channels, height, width)."
+        )
+    mirrored = None
+    if config.flip:
+        mirrored = np.load(path / "moments_flip.npy", mmap_mode="r", allow_pickle=False)
+        if mirrored.shape != moments.shape:
+            raise ConfigError(
+                f"data.path: moments_flip.npy of {path} has shape {mirrored.shape}, moments.npy "
+                f"{moments.shape}; they must agree."
+            )
+    given = path / "class_names.txt"
+    names = given.read_text(encoding="utf-8").splitlines() if given.is_file() else None
+    labels = np.load(path / "labels.npy", allow_pickle=False)
+    return Latents(moments, mirrored, *_labels(labels, names, len(moments), path), config.scale)
+
+
+def _labels(
+    labels: np.ndarray | None, names: Sequence[str] | None, n: int, path: Path
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """int64 labels and one name per class; no labels: all 0 and no class."""
+    if n == 0:
+        raise ConfigError(f"data.path: {path} holds no samples.")
+    if labels is None:
+        return np.zeros(n, dtype=np.int64), ()
+    if labels.shape != (n,) or labels.dtype.kind not in "iu" or int(labels.min()) < 0:
+        raise ConfigError(
+            f"data.path: labels of {path} are {labels.dtype} of shape {labels.shape}; expected "
+            f"{n} whole numbers from 0."
+        )
+    count = int(labels.max()) + 1
+    if names is None:
+        names = [str(i) for i in range(count)]
+    if len(names) < count:
+        raise ConfigError(
+            f"data.path: {path} names {len(names)} classes, but a label is {count - 1}."
+        )
+    return labels.astype(np.int64), tuple(names)
+
+
+def batch_index(n: int, batch: int, seed: int, step: int) -> np.ndarray:
+    """(batch,) int64, the samples of `step`: a stretch of all epochs' permutations in a row."""
+    first, last = step * batch, (step + 1) * batch
+    parts = []
+    for epoch in range(first // n, (last - 1) // n + 1):
+        start = epoch * n
+        parts.append(_permutation(n, seed, epoch)[max(first - start, 0) : last - start])
+    return np.concatenate(parts)
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    return torch.randperm(n, generator=generator(seed, epoch, "order")).numpy()

@@ -1,0 +1,42 @@
+"""metrics.jsonl: one line a logged step, none doubled or lost over resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+class MetricsLog:
+    """Appends rows; each has a `step`, the number of steps done."""
+
+    def __init__(self, path: Path, resume_at: int) -> None:
+        """Rows behind step `resume_at`, and a row that a crash cut short, are dropped first."""
+        self.path = path
+        kept = [line for row, line in _rows(path) if row["step"] <= resume_at]
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        os.replace(temporary, path)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append a row at once."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file; a cut last line is left out."""
+    return [row for row, _ in _rows(path)]
+
+
+def _rows(path: Path) -> list[tuple[dict[str, Any], str]]:
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append((json.loads(line), line))
+        except json.JSONDecodeError:
+            continue
+    return rows

@@ -1,0 +1,22 @@
+"""The learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+Shape = Literal["constant", "cosine"]
+
+
+def learning_rate(step: int, *, steps: int, peak: float, warmup: int, shape: Shape) -> float:
+    """The rate at `step` of 0..steps - 1.
+
+    It climbs evenly to `peak` over `warmup` steps, then stays ("constant") or falls along half a
+    cosine that ends in 0 after the last step ("cosine").
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if shape == "constant":
+        return peak
+    done = (step - warmup) / max(1, steps - warmup)
+    return peak * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
