@@ -1,0 +1,52 @@
+// C interface of the CPU kernels, loaded with ctypes by cpu.py: no Python, no torch headers.
+#include "conv.h"
+#include "scan.h"
+
+// Order of checks and numbering of errors: cpu.py.
+enum { OK = 0, OUT_OF_RANGE = 1, VISITED_TWICE = 2, NO_MEMORY = 3 };
+
+// Positions must lie in 0..length-1 and be distinct: a bad one would write outside the tensors.
+static int check_order(const int64_t* order, int64_t rows, int64_t visits, int64_t length) {
+  std::vector<char> seen;
+  for (int64_t b = 0; b < rows; ++b, order += visits) {
+    seen.assign(length, 0);
+    for (int64_t k = 0; k < visits; ++k) {
+      if (order[k] < 0 || order[k] >= length) return OUT_OF_RANGE;
+      if (seen[order[k]]++) return VISITED_TWICE;
+    }
+  }
+  return OK;
+}
+
+template <class Args, class Run>
+static int guarded(const Args& a, const Run& run) {
+  try {
+    if (a.order) {
+      int error = check_order(a.order, a.order_stride ? a.batch : 1, a.visits, a.length);
+      if (error) return error;
+    }
+    run();
+    return OK;
+  } catch (const std::bad_alloc&) {
+    return NO_MEMORY;
+  }
+}
+
+extern "C" {
+int scan_forward(const ScanArgs* a, int is_bf16) {
+  return guarded(*a, [&] { is_bf16 ? Scan<bf16>(*a).forward() : Scan<float>(*a).forward(); });
+}
+int scan_backward(const ScanArgs* a, int is_bf16) {
+  return guarded(*a, [&] { is_bf16 ? Scan<bf16>(*a).backward() : Scan<float>(*a).backward(); });
+}
+int conv_forward(const ConvArgs* a, int is_bf16) {
+  return guarded(*a, [&] { is_bf16 ? Conv<bf16>(*a).forward() : Conv<float>(*a).forward(); });
+}
+int conv_backward(const ConvArgs* a, int is_bf16) {
+  return guarded(*a, [&] { is_bf16 ? Conv<bf16>(*a).backward() : Conv<float>(*a).backward(); });
+}
+// 2^x of `count` floats, a multiple of 16: for the tests, and for the benchmark's floor.
+void exp2_array(const float* x, float* y, int64_t count) {
+  for (int64_t i = 0; i < count; i += W) store_full(y + i, exp2_(load_full(x + i)));
+}
+}
