@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tread_ssm.models import DiM, DiMConfig, ZigMambaConfig
 from tread_ssm.models.attention import DiTBlock
 from tread_ssm.models.dit import sincos_2d
 from tread_ssm.models.embed import PatchEmbedding, sinusoid, unpatchify
@@ -84,3 +85,23 @@ def test_state_space_models_load_no_timm() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["False", "True"]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"d_state": 65}, r"d_state is 65; it must be in 1\.\.64"),
+        ({"d_conv": 5}, r"d_conv is 5; it must be in 2\.\.4"),
+        ({"expand": 0}, "expand is 0; it must be at least 1"),
+    ],
+)
+@pytest.mark.parametrize("config", [DiMConfig, ZigMambaConfig])
+def test_mixers_that_no_kernel_can_run_are_refused(config, option, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(image_size=8, channels=3, n_classes=2, dim=8, depth=3, **option)
+
+
+def test_an_empty_batch_is_refused() -> None:
+    model = DiM(DiMConfig(image_size=8, channels=3, n_classes=2, dim=8, depth=3))
+    with pytest.raises(ValueError, match="the batch is empty"):
+        model(torch.empty(0, 3, 8, 8), torch.empty(0), torch.empty(0, dtype=torch.int64))

@@ -106,6 +106,14 @@ def test_schedule_ramps_in_levels_then_holds_then_turns_dense() -> None:
     assert shares[90:] == [0.0] * 10
 
 
+@pytest.mark.parametrize("total", [10, 20, 100, 4000])
+def test_the_dense_tail_has_the_promised_length(total: int) -> None:
+    for percent in range(0, 101, 5):
+        schedule = RouteSchedule(dense_tail=percent / 100)
+        dense = sum(schedule.share(step, total) == 0 for step in range(total))
+        assert dense == total * percent // 100
+
+
 def test_schedule_can_turn_routes_off_for_good() -> None:
     plan = RoutePlan((Route(1, 3),), depth=8)
     schedule = RouteSchedule(off_after=30)

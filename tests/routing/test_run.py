@@ -166,12 +166,16 @@ def test_blocks_in_a_route_see_only_the_kept_tokens() -> None:
 def test_order_of_ids_from_outside_does_not_matter() -> None:
     c, (drawn,) = case(), draw(Route(2, 6))
     route, subset = drawn
-    shuffled = TokenSubset.of(subset.index[:, torch.randperm(subset.n_kept)], N)
+    shuffled = TokenSubset(subset.index[:, torch.randperm(subset.n_kept)], N)  # not sorted
+    sorted_again = TokenSubset.of(shuffled.index, N)
     out = [
         run_blocks(c.blocks, c.x, c.cond, c.layout, ((route, s),), skips=SKIPS)
-        for s in (subset, shuffled)
+        for s in (subset, sorted_again)
     ]
     assert torch.equal(out[0], out[1])
+    # Blocks that ask their layout for the order do not even need sorted ids.
+    taken = shuffled.take(c.x[:, 2:])
+    assert torch.equal(shuffled.put(taken, c.x[:, 2:]), c.x[:, 2:])
 
 
 def test_two_streams_are_taken_and_put_alike() -> None:
@@ -230,6 +234,12 @@ def test_one_graph_serves_all_draws_of_equal_size() -> None:
             expected = run_blocks(c.blocks, c.x, c.cond, c.layout, routing, skips=SKIPS)
             torch.testing.assert_close(compiled(c.x, routing), expected)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_a_draw_on_another_device_is_refused() -> None:
+    c, ((route, subset),) = case(), draw(Route(2, 6))
+    with pytest.raises(ValueError, match=r"was drawn on meta, the stream is on cpu; draw with"):
+        run_blocks(c.blocks, c.x, c.cond, c.layout, ((route, subset.to("meta")),))
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,14 @@ import pytest
 import torch
 
 from tread_ssm import Cells, RandomTokens, Rows, Segments
-from tread_ssm.routing import Selection
+from tread_ssm.routing import Select
 
-SELECTIONS: list[Selection] = [
+SELECTIONS: list[Select] = [
     RandomTokens(),
     Rows(),
     Cells(2),
     Cells(2, choose="whole"),
-    Cells(1),
+    Cells(1, choose="whole"),
     Segments(5),
     Segments(7, along="columns"),
 ]
@@ -24,7 +24,7 @@ def generator(seed: int = 0) -> torch.Generator:
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("select", SELECTIONS, ids=str)
 def test_keeps_the_promised_number_in_ascending_order(
-    select: Selection, grid: tuple[int, int], drop: float
+    select: Select, grid: tuple[int, int], drop: float
 ) -> None:
     subset = select.draw(3, grid, drop, None, generator())
     assert subset.length == grid[0] * grid[1]
@@ -35,14 +35,14 @@ def test_keeps_the_promised_number_in_ascending_order(
 
 
 @pytest.mark.parametrize("select", SELECTIONS, ids=str)
-def test_the_generator_decides(select: Selection) -> None:
+def test_the_generator_decides(select: Select) -> None:
     draws = [select.draw(4, (8, 8), 0.5, None, generator(s)).index for s in (1, 1, 2)]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
 
 
 @pytest.mark.parametrize("select", SELECTIONS, ids=str)
-def test_every_token_is_kept_as_often_as_any_other(select: Selection) -> None:
+def test_every_token_is_kept_as_often_as_any_other(select: Select) -> None:
     draws = 4000
     share = select.draw(draws, (4, 6), 0.5, None, generator()).mask().float().mean(dim=0)
     expected = select.n_kept((4, 6), 0.5) / 24
@@ -50,7 +50,7 @@ def test_every_token_is_kept_as_often_as_any_other(select: Selection) -> None:
 
 
 @pytest.mark.parametrize("select", SELECTIONS, ids=str)
-def test_forced_tokens_stay_in_every_sample(select: Selection) -> None:
+def test_forced_tokens_stay_in_every_sample(select: Select) -> None:
     keep = torch.zeros(50, 64, dtype=torch.bool)
     keep[torch.arange(50), torch.arange(50)] = True
     subset = select.draw(50, (8, 8), 0.5, keep, generator())
@@ -100,3 +100,8 @@ def test_cells_that_do_not_fit_name_the_sizes() -> None:
 def test_shares_that_are_no_binary_fractions_do_not_lose_a_token() -> None:
     assert RandomTokens().n_kept((10, 10), 0.29) == 71
     assert RandomTokens().n_kept((10, 10), 0.7) == 30
+
+
+def test_the_first_argument_is_the_size() -> None:
+    assert Cells(4).size == 4 and Segments(6).length == 6
+    assert (Cells(4).kind, Segments(6).kind) == ("cells", "segments")

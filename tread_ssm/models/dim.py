@@ -27,7 +27,7 @@ from tread_ssm.models.embed import (
     sinusoid,
     unpatchify,
 )
-from tread_ssm.models.mamba import DiMBlock, MambaMixer, init_mixer
+from tread_ssm.models.mamba import DiMBlock, MambaMixer, check_mixer, init_mixer
 from tread_ssm.routing.plan import Draw
 from tread_ssm.routing.run import run_blocks
 from tread_ssm.scan.order import OrderName
@@ -67,6 +67,7 @@ class DiMConfig:
 
     def __post_init__(self) -> None:
         _ = self.grid
+        check_mixer("DiMConfig", self.d_state, self.d_conv, self.expand)
         if self.depth < 3 or self.depth % 2 == 0:
             raise ValueError(
                 f"DiMConfig: depth is {self.depth}; it must be odd and at least 3, because long "

@@ -117,6 +117,8 @@ def check_inputs(
             f"{name}: x has shape {tuple(x.shape)}, expected (batch, {shape[0]}, {shape[1]}, "
             f"{shape[2]}); image_size and channels are set in the model's config."
         )
+    if x.shape[0] == 0:
+        raise ValueError(f"{name}: the batch is empty; pass at least one sample.")
     for argument, tensor in (("noise_level", level), ("labels", labels)):
         if tuple(tensor.shape) != (x.shape[0],):
             raise ValueError(

@@ -20,6 +20,18 @@ from tread_ssm.scan.order import OrderName, rank_table
 from tread_ssm.tokens import Layout
 
 
+def check_mixer(name: str, d_state: int, d_conv: int, expand: int) -> None:
+    """Refuse what the scan kernels cannot do. Raises ValueError."""
+    for field, value, least, most in (
+        ("d_state", d_state, 1, 64),
+        ("d_conv", d_conv, 2, 4),
+        ("expand", expand, 1, None),
+    ):
+        if value < least or (most is not None and value > most):
+            limits = f"at least {least}" if most is None else f"in {least}..{most}"
+            raise ValueError(f"{name}: {field} is {value}; it must be {limits}.")
+
+
 class MambaMixer(nn.Module):
     """x_BLD -> x_BLD by one selective scan along one order.
 

@@ -26,7 +26,7 @@ from tread_ssm.models.embed import (
     modulate,
     unpatchify,
 )
-from tread_ssm.models.mamba import MambaMixer, init_mixer
+from tread_ssm.models.mamba import MambaMixer, check_mixer, init_mixer
 from tread_ssm.routing.plan import Draw
 from tread_ssm.routing.run import run_blocks
 from tread_ssm.scan.order import ZIGZAGS
@@ -57,6 +57,7 @@ class ZigMambaConfig:
 
     def __post_init__(self) -> None:
         _ = self.grid
+        check_mixer("ZigMambaConfig", self.d_state, self.d_conv, self.expand)
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from tread_ssm.routing.plan import Draw, Route, RoutePlan, RouteSchedule
 from tread_ssm.routing.run import run_blocks
-from tread_ssm.routing.select import Cells, RandomTokens, Rows, Segments, Selection
+from tread_ssm.routing.select import Cells, RandomTokens, Rows, Segments, Select
 from tread_ssm.tokens import Layout, TokenSubset
 
 __all__ = [
@@ -15,7 +15,7 @@ __all__ = [
     "RouteSchedule",
     "Rows",
     "Segments",
-    "Selection",
+    "Select",
     "TokenSubset",
     "run_blocks",
 ]

@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from tread_ssm.routing.select import RandomTokens, Selection
+from tread_ssm.routing.select import RandomTokens, Select
 from tread_ssm.tokens import TokenSubset
 
 Rejoin = Literal["start", "input", "sum"]
@@ -38,7 +38,7 @@ class Route:
     start: int
     stop: int
     drop: float = 0.5
-    select: Selection = field(default_factory=RandomTokens)
+    select: Select = field(default_factory=RandomTokens)
     rejoin: Rejoin = "start"
     keep: tuple[int, ...] = ()
 
@@ -211,7 +211,7 @@ class RouteSchedule:
         """The factor on every route's drop at `step` of 0..total_steps - 1."""
         if self.off_after is not None and step >= self.off_after:
             return 0.0
-        if self.dense_tail > 0 and step >= total_steps * (1 - self.dense_tail):
+        if step >= total_steps - math.floor(total_steps * self.dense_tail + 1e-9):
             return 0.0
         ramp_steps = total_steps * self.ramp
         if step >= ramp_steps:

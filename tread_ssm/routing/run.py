@@ -71,7 +71,7 @@ def run_blocks(
             if inside is not None and not partial:
                 skip = _each(inside.subset.take, skip)
             arguments.append(skip)
-        x = recompute(block, *arguments, use_reentrant=False) if checkpoint else block(*arguments)
+        x = _recomputed(block, arguments) if checkpoint else block(*arguments)
         if i in targets:
             saved[targets[i]] = (x, inside is not None)
         if inside is not None and i + 1 == inside.route.stop:
@@ -79,6 +79,11 @@ def run_blocks(
             saved = {t: (_whole(inside, s) if part else s, False) for t, (s, part) in saved.items()}
             inside = None
     return x
+
+
+def _recomputed(block: Callable[..., Stream], arguments: list[Any]) -> Stream:
+    # All randomness of a step is drawn before the model runs, so there is no state to restore.
+    return recompute(block, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def _enter(route: Route, subset: TokenSubset, x: Stream, layout: Layout) -> _Open:
@@ -130,6 +135,11 @@ def _check(
             raise ValueError(
                 f"{place} was drawn for {subset.index.shape[0]} samples of {subset.length} tokens, "
                 f"the stream has {tensor.shape[0]} of {n}; draw with plan.draw(batch, grid)."
+            )
+        if subset.index.device != tensor.device:
+            raise ValueError(
+                f"{place} was drawn on {subset.index.device}, the stream is on {tensor.device}; "
+                f"draw with plan.draw(batch, grid, device=x.device)."
             )
     for source, target in skips:
         if not 0 <= source < target < depth:

@@ -10,7 +10,7 @@ Shape legend: B batch, N tokens, K kept tokens, U units.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -23,7 +23,7 @@ from tread_ssm.tokens import TokenSubset
 class RandomTokens:
     """Single tokens, uniformly at random (TREAD, arXiv 2501.04765)."""
 
-    kind: Literal["random"] = "random"
+    kind: Literal["random"] = field(default="random", kw_only=True)
 
     def n_kept(self, grid: tuple[int, int], drop: float) -> int:
         """K = N - floor(N * drop)."""
@@ -47,7 +47,7 @@ class RandomTokens:
 class Rows:
     """Whole rows; the kept tokens form a rectangle (kept rows x columns)."""
 
-    kind: Literal["rows"] = "rows"
+    kind: Literal["rows"] = field(default="rows", kw_only=True)
 
     def n_kept(self, grid: tuple[int, int], drop: float) -> int:
         """K = (H - floor(H * drop)) * W."""
@@ -78,7 +78,7 @@ class Cells:
             is the structured sampling of SPRINT), "whole" keeps or drops cells as a whole.
     """
 
-    kind: Literal["cells"] = "cells"
+    kind: Literal["cells"] = field(default="cells", kw_only=True)
     size: int = 2
     choose: Literal["within", "whole"] = "within"
 
@@ -141,7 +141,7 @@ class Segments:
     the tokens left over by the last whole run are kept.
     """
 
-    kind: Literal["segments"] = "segments"
+    kind: Literal["segments"] = field(default="segments", kw_only=True)
     length: int = 16
     along: Literal["rows", "columns"] = "rows"
 
@@ -184,7 +184,7 @@ class Segments:
         return TokenSubset(torch.cat([kept, rest], dim=1).sort(dim=1).values, n)
 
 
-Selection = RandomTokens | Rows | Cells | Segments
+Select = RandomTokens | Rows | Cells | Segments
 
 
 def _remaining(n: int, drop: float) -> int:

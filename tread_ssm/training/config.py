@@ -196,9 +196,19 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 def _check_routes(config: RunConfig) -> None:
     try:
-        config.plan.draw(1, config.grid)
+        plan = config.plan
+        plan.draw(1, config.grid)
+        kept = plan.n_kept(config.grid)
     except ValueError as error:
         raise ConfigError(f"routing.routes: {error}") from None
+    rows, columns = config.grid
+    for route, k in zip(plan.routes, kept, strict=True):
+        if route.drop > 0 and k == rows * columns:
+            raise ConfigError(
+                f"routing.routes: drop {route.drop} of the route over blocks {route.start} to "
+                f"{route.stop - 1} drops nothing, because {route.select} goes by larger units on "
+                f"{rows} x {columns} tokens; raise drop, use smaller units, or set drop to 0."
+            )
 
 
 def _check_machine(config: RunConfig) -> None:
