@@ -197,6 +197,10 @@ def main(
         ("model.depth=4", ["depth is 4", "odd"]),
         ("routing.routes.0.stop=4", ["stop=4", "depth is 3", "at most 3"]),
         ("routing.routes.0.drop=1.0", ["drop is 1.0"]),
+        (
+            "routing.routes=[{start: 1, stop: 2, drop: 0.2, select: {kind: rows}}]",
+            ["drop 0.2", "drops nothing", "4 x 4"],
+        ),
         ("routing.routes.0.keep=[20]", ["keep names position 20", "16 tokens"]),
         ("data={kind: latents, path: gone}", ["gone does not exist"]),
         ("objective.kind=edn", ["objective.kind 'edn'", "'edm'"]),

@@ -8,7 +8,7 @@ Shape legend: as in reference.py; inside, time comes first: (T, B, D, N) with T 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -146,9 +146,7 @@ def scan_backward(
         if y is not None:
             y[part] = (h @ v.C[part].unsqueeze(-1)).squeeze(-1)
         gh = gated[part].unsqueeze(-1) * v.C[part].unsqueeze(2)
-        for now, a in _backwards(gh, decay):
-            now.add_(carry)
-            carry = a * now
+        carry = _backwards(gh.unbind(0), decay.unbind(0), carry)
         grad_C[part] = (gated[part].unsqueeze(2) @ h).squeeze(2)
         grad_B[part] = ((v.dt[part] * v.u[part]).unsqueeze(2) @ gh).squeeze(2)
         grad_input = (gh @ v.B[part].unsqueeze(-1)).squeeze(-1)
@@ -183,8 +181,13 @@ def scan_backward(
     )
 
 
-def _backwards(gh: Tensor, decay: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(reversed(gh.unbind(0)), reversed(decay.unbind(0)), strict=True)
+def _backwards(gh: Sequence[Tensor], decay: Sequence[Tensor], carry: Tensor) -> Tensor:
+    """Adds to the gradient of each state, in place, what reaches it from later visits; returns
+    what reaches the state before the first."""
+    gh[-1].add_(carry)
+    for k in reversed(range(len(gh) - 1)):
+        gh[k].addcmul_(decay[k + 1], gh[k + 1])
+    return decay[0] * gh[0]
 
 
 def _back(x_KBD: Tensor, visit: Tensor | None, like: Tensor) -> Tensor:
