@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 
 import pytest
@@ -160,3 +161,62 @@ def test_the_order_given_as_rows_or_as_one_row_is_the_same():
         **{**x, "order": x["order"].expand(2, -1), "gap": x["gap"].expand(2, -1)}, backend="cpu"
     )
     assert_close(got, selective_scan(**x, backend="cpu"), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_default_dtype_does_not_matter(dtype):
+    inputs = scan_inputs(CASE, torch.float32)
+    leaves = [x for x in inputs.values() if torch.is_tensor(x) and x.is_floating_point()]
+    for x in leaves:
+        x.requires_grad_()
+
+    def gradients():
+        return torch.autograd.grad(selective_scan(**inputs, backend="cpu").sum(), leaves)
+
+    expected = gradients()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        again = gradients()
+    finally:
+        torch.set_default_dtype(before)
+    assert all(torch.equal(a, b) for a, b in zip(expected, again, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference", "chunked"])
+def test_negative_gaps_are_refused(backend):
+    gap = torch.tensor([0, 1, -3, 0])
+    x, weight = torch.randn(1, 4, 8), torch.randn(8, 3)
+    with pytest.raises(ValueError, match="gap: it holds -3"):
+        causal_conv(x, weight, gap=gap, backend=backend)
+    A, B = -torch.ones(8, 2), torch.randn(1, 4, 2)
+    with pytest.raises(ValueError, match="gap: it holds -3"):
+        selective_scan(x, x, A, B, B, gap=gap, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference", "chunked"])
+def test_narrow_gaps_do_not_overflow(backend):
+    x, A, B = torch.randn(1, 4, 8), -torch.ones(8, 2), torch.randn(1, 4, 2)
+    gap = torch.tensor([0, 1, 127, 0])
+    narrow = selective_scan(x, x, A, B, B, gap=gap.to(torch.int8), backend=backend)
+    assert_close(narrow, selective_scan(x, x, A, B, B, gap=gap, backend=backend))
+
+
+def test_a_library_from_other_sources_is_refused(monkeypatch):
+    found = cpu.library()
+    assert found is not None and cpu.fits(found[1])
+    monkeypatch.setattr(cpu, "CHUNK", cpu.CHUNK // 2)
+    assert not cpu.fits(found[1])
+    assert cpu.load(found[0]) is None
+    monkeypatch.undo()
+    assert not cpu.fits(ctypes.CDLL(None))  # no such symbol
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference", "chunked"])
+def test_results_are_contiguous_whatever_the_strides(backend):
+    order = torch.randperm(6)
+    x = torch.randn(6, 2, 8).transpose(0, 1)
+    y = causal_conv(x, torch.randn(8, 3), order=order, backend=backend)
+    A, B = -torch.ones(8, 2), torch.randn(2, 6, 2)
+    scanned = selective_scan(x, x, A, B, B, order=order, backend=backend)
+    assert y.is_contiguous() and scanned.is_contiguous()

@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tread_ssm.scan.reference import ScanGradients, check_positions
+from tread_ssm.scan.reference import ScanGradients, check_gap, check_positions
 
 CHUNK, STATE_PAD, CHANNEL_PAD = 64, 8, 16  # as in csrc/scan.h
+INTERFACE_VERSION = 2  # as in csrc/kernels.cpp
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -57,7 +58,10 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype not in DTYPES:
         return f"they are compiled for {', '.join(str(d)[6:] for d in DTYPES)}"
     if library() is None:
-        return "they were not built when tread_ssm was installed (is there a C++ compiler?)"
+        return (
+            "they were not built, or from other sources; install tread_ssm again "
+            "(is there a C++ compiler?)"
+        )
     return None
 
 
@@ -85,10 +89,30 @@ def load(level: str) -> ctypes.CDLL | None:
         path = Path(__file__).parent / f"_kernels_{level}{suffix}"
         if path.exists():
             try:
-                return ctypes.CDLL(str(path))
+                kernels = ctypes.CDLL(str(path))
             except OSError:  # built for another system
                 return None
+            return kernels if fits(kernels) else None
     return None
+
+
+def fits(kernels: ctypes.CDLL) -> bool:
+    """Whether a library was built from the sources that this file belongs to; any other would
+    write outside the tensors."""
+    expected = (
+        INTERFACE_VERSION,
+        ctypes.sizeof(_ScanArgs),
+        ctypes.sizeof(_ConvArgs),
+        CHUNK,
+        STATE_PAD,
+        CHANNEL_PAD,
+    )
+    numbers = (ctypes.c_int64 * len(expected))()
+    try:
+        kernels.interface_numbers(numbers)
+    except AttributeError:
+        return False
+    return tuple(numbers) == expected
 
 
 @cache
@@ -170,8 +194,8 @@ def scan_backward(
     args, _keep = _scan_args(u, delta, A, B, C, D, z, delta_bias, delta_softplus, order, gap)
     gu, gdelta, gB, gC = (_output(x, args.visits) for x in (u, delta, B, C))
     gz = None if z is None else _output(z, args.visits)
-    gA = torch.empty(A.shape)
-    gD, gbias = (None if x is None else torch.empty(x.shape) for x in (D, delta_bias))
+    gA = _sums_like(A)
+    gD, gbias = (None if x is None else _sums_like(x) for x in (D, delta_bias))
     args.grad_y, args.states = grad_y.data_ptr(), states.data_ptr()
     args.gu, args.gdelta, args.gz, args.gB, args.gC, args.gA, args.gD, args.gbias = (
         _address(x) for x in (gu, gdelta, gz, gB, gC, gA, gD, gbias)
@@ -213,8 +237,8 @@ def conv_backward(
     grad_y, x = _native(grad_y), _native(x)
     args, _keep = _conv_args(x, weight, bias, order, gap, activation)
     gx = _output(x, args.visits)
-    gweight = torch.empty(weight.shape)
-    gbias = None if bias is None else torch.empty(bias.shape)
+    gweight = _sums_like(weight)
+    gbias = None if bias is None else _sums_like(bias)
     args.grad_y, args.gx = grad_y.data_ptr(), gx.data_ptr()
     args.gweight, args.gbias = gweight.data_ptr(), _address(gbias)
     _call("conv_backward", args, x, order)
@@ -229,7 +253,12 @@ def _native(x: Tensor) -> Tensor:
 def _output(like: Tensor, visits: int) -> Tensor:
     """Contiguous; zeros where some positions are never visited."""
     new = torch.empty if visits == like.shape[1] else torch.zeros
-    return new(like.shape, dtype=like.dtype)
+    return new(like.shape, dtype=like.dtype, device="cpu")
+
+
+def _sums_like(x: Tensor) -> Tensor:
+    # The kernels write floats, whatever torch.set_default_dtype says.
+    return torch.empty(x.shape, dtype=torch.float32, device="cpu")
 
 
 def _address(x: Tensor | None) -> int | None:
@@ -250,6 +279,7 @@ def _scan_args(
     gap: Tensor | None,
 ) -> tuple[_ScanArgs, list[Tensor | None]]:
     """The argument block without outputs, and the tensors that must outlive the call."""
+    check_gap(gap)
     stretch = None if gap is None else (1 + gap).to(torch.float32)
     keep = [
         None if x is None else x.contiguous()
@@ -275,7 +305,7 @@ def _conv_args(
     activation: bool,
 ) -> tuple[_ConvArgs, list[Tensor | None]]:
     """The argument block without outputs, and the tensors that must outlive the call."""
-    gap = None if gap is None else gap.to(torch.int64)
+    check_gap(gap)
     keep = [None if t is None else t.contiguous() for t in (x, weight, bias, order, gap)]
     names = ("x", "weight", "bias", "order", "gap")
     args = _ConvArgs(**{name: _address(t) for name, t in zip(names, keep, strict=True)})

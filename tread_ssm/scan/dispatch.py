@@ -63,7 +63,7 @@ def selective_scan(
 
     Under autocast every input keeps its own dtype. Where u, delta, B, C and z differ, they are
     brought to the one that torch's promotion gives; A, D and delta_bias go to the state's dtype.
-    Differentiable once in every floating argument.
+    Differentiable once in every floating argument, in reverse mode (backward) only.
 
     Raises:
         ValueError: shapes, devices or positions that do not fit, or a backend that cannot run.
@@ -85,7 +85,7 @@ def selective_scan(
         None if delta_bias is None else delta_bias.to(wide),
         delta_softplus,
         None if order is None else order.to(torch.int64),
-        gap,
+        None if gap is None else gap.to(torch.int64),
     )
     return y.to(u.dtype)
 
@@ -136,7 +136,7 @@ def causal_conv(
         weight.to(wide),
         None if bias is None else bias.to(wide),
         None if order is None else order.to(torch.int64),
-        gap,
+        None if gap is None else gap.to(torch.int64),
         activation,
     )
 

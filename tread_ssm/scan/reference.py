@@ -190,6 +190,14 @@ def check_positions(visit: Tensor, length: int) -> None:
         raise ValueError("order: a position is visited more than once; visit each at most once.")
 
 
+def check_gap(gap: Tensor | None) -> None:
+    """ValueError where a count of missing tokens is negative; values are looked at on the CPU."""
+    if gap is not None and gap.device.type == "cpu" and gap.numel() and int(gap.min()) < 0:
+        raise ValueError(
+            f"gap: it holds {int(gap.min())}; it counts missing tokens and must be at least 0."
+        )
+
+
 def take(x: Tensor, visit: Tensor | None) -> Tensor:
     """x (B, L, D) at the visited positions, (B, K, D), in the dtype of the state."""
     x = x.to(wide_dtype(x.dtype))
@@ -201,9 +209,9 @@ def take(x: Tensor, visit: Tensor | None) -> Tensor:
 def put(x_BKD: Tensor, visit: Tensor | None, like: Tensor) -> Tensor:
     """The inverse of take: shape and dtype of `like`, zero where nothing was visited."""
     if visit is None:
-        return x_BKD.to(like.dtype)
+        return x_BKD.to(like.dtype).contiguous()
     index = visit.unsqueeze(-1).expand_as(x_BKD)
-    return torch.zeros_like(like).scatter_(1, index, x_BKD.to(like.dtype))
+    return like.new_zeros(like.shape).scatter_(1, index, x_BKD.to(like.dtype))
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -223,7 +231,8 @@ def step_size(delta_BKD: Tensor, delta_bias: Tensor | None, softplus: bool) -> T
 
 
 def gap_scale(gap: Tensor | None, dtype: torch.dtype) -> Tensor | float:
-    """1 + gap as (1 or B, K, 1)."""
+    """1 + gap as (1 or B, K, 1). Raises ValueError."""
+    check_gap(gap)
     return 1.0 if gap is None else (1 + gap).to(dtype).view(-1, gap.shape[-1], 1)
 
 
@@ -244,6 +253,7 @@ def taps(
     if gap is None:
         everywhere = torch.ones(1, visits, device=device)
         return [(m, m, everywhere[:, m:]) for m in range(min(width, visits))]
+    check_gap(gap)
     place = (gap.view(-1, visits) + 1).cumsum(1)
     found = []
     for m in range(min(width, visits)):

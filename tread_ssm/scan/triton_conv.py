@@ -55,7 +55,8 @@ def _distance(gap, k, visits, BACK: tl.constexpr):
     for i in tl.static_range(BACK):
         there = k - i
         valid = (there >= 0) & (there < visits)
-        distance += 1 + tl.load(gap + there, mask=valid, other=0).to(tl.int32)
+        # Four places reach past every tap; more would only overflow.
+        distance += 1 + tl.minimum(tl.load(gap + there, mask=valid, other=0), 4).to(tl.int32)
     return distance
 
 

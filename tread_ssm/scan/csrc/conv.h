@@ -36,7 +36,11 @@ class Conv {
     if (k < back) return width;
     if (!a.gap) return back;
     int64_t places = 0;
-    for (int i = 0; i < back && places < width; ++i) places += a.gap[b * a.gap_stride + k - i] + 1;
+    for (int i = 0; i < back && places < width; ++i) {
+      const int64_t gap = a.gap[b * a.gap_stride + k - i];
+      if (gap < 0 || gap >= width) return width;  // also keeps huge values from overflowing
+      places += gap + 1;
+    }
     return places;
   }
 

@@ -45,6 +45,11 @@ int conv_forward(const ConvArgs* a, int is_bf16) {
 int conv_backward(const ConvArgs* a, int is_bf16) {
   return guarded(*a, [&] { is_bf16 ? Conv<bf16>(*a).backward() : Conv<float>(*a).backward(); });
 }
+// What cpu.py must agree with; count the version up when the meaning of an argument changes.
+void interface_numbers(int64_t* out) {
+  const int64_t numbers[] = {2, sizeof(ScanArgs), sizeof(ConvArgs), CHUNK, STATE_PAD, CHANNEL_PAD};
+  std::memcpy(out, numbers, sizeof(numbers));
+}
 // 2^x of `count` floats, a multiple of 16: for the tests, and for the benchmark's floor.
 void exp2_array(const float* x, float* y, int64_t count) {
   for (int64_t i = 0; i < count; i += W) store_full(y + i, exp2_(load_full(x + i)));

@@ -222,9 +222,14 @@ struct Threads {
 template <class Body>
 void for_parts(const Threads& threads, int64_t parts, const Body& body) {
   std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
   auto work = [&] {
     FlushSubnormals flush;
-    for (int64_t i; (i = next.fetch_add(1)) < parts;) body(i);
+    try {
+      for (int64_t i; (i = next.fetch_add(1)) < parts;) body(i);
+    } catch (...) {  // an exception that left a worker thread would end the process
+      failed = true;
+    }
   };
   using Work = decltype(work);
   if (threads.count <= 1 || parts <= 1) {
@@ -237,4 +242,5 @@ void for_parts(const Threads& threads, int64_t parts, const Body& body) {
     work();
     for (auto& t : others) t.join();
   }
+  if (failed) throw std::bad_alloc();
 }
