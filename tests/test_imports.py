@@ -21,6 +21,7 @@ ALLOWED = {
     "training": {
         *("tokens", "routing", "scan", "models", "diffusion", "evaluation", "data", "env"),
     },
+    "plots": {"tokens", "routing", "scan", "models"},
     "data": set(),
     "__init__": {"routing", "scan", "models"},
 }
