@@ -11,6 +11,7 @@ from tread_ssm.routing import (
     Cells,
     Draw,
     Layout,
+    PerToken,
     RandomTokens,
     Route,
     RoutePlan,
@@ -18,6 +19,8 @@ from tread_ssm.routing import (
     Rows,
     Segments,
     TokenSubset,
+    attach,
+    guided_by_routes,
     run_blocks,
 )
 
@@ -44,6 +47,7 @@ __all__ = [
     "DiTConfig",
     "Draw",
     "Layout",
+    "PerToken",
     "RandomTokens",
     "Route",
     "RoutePlan",
@@ -53,7 +57,9 @@ __all__ = [
     "TokenSubset",
     "ZigMamba",
     "ZigMambaConfig",
+    "attach",
     "causal_conv",
+    "guided_by_routes",
     "run_blocks",
     "selective_scan",
 ]

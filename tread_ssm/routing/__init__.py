@@ -1,14 +1,19 @@
 """Token routing for any stack of sequence blocks. Needs nothing but torch."""
 
+from tread_ssm.routing.arguments import PerToken
+from tread_ssm.routing.attach import Attached, attach
+from tread_ssm.routing.guidance import guided_by_routes
 from tread_ssm.routing.plan import Draw, Route, RoutePlan, RouteSchedule
 from tread_ssm.routing.run import run_blocks
 from tread_ssm.routing.select import Cells, RandomTokens, Rows, Segments, Select
 from tread_ssm.tokens import Layout, TokenSubset
 
 __all__ = [
+    "Attached",
     "Cells",
     "Draw",
     "Layout",
+    "PerToken",
     "RandomTokens",
     "Route",
     "RoutePlan",
@@ -17,5 +22,7 @@ __all__ = [
     "Segments",
     "Select",
     "TokenSubset",
+    "attach",
+    "guided_by_routes",
     "run_blocks",
 ]
