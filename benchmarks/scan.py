@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tread_ssm.scan import causal_conv, choose_backend, cpu, selective_scan
+from tread_ssm.scan.dispatch import unavailable
 from tread_ssm.scan.order import rank_table
 
 CPU_SHAPES = ((8, 64, 384, 16), (8, 256, 384, 16), (8, 1024, 384, 16), (4, 256, 2048, 16))
@@ -329,14 +331,20 @@ def mamba_scan(
 
 
 def gpu_speed(shape: Shape, repeats: int) -> dict[str, object]:
-    """Forward and forward + backward in bf16, without and with a column order."""
+    """Forward and forward + backward in bf16, without and with a column order, by each backend."""
     ours = make_inputs(shape, "cuda", torch.bfloat16)
     order = column_order(shape[1]).cuda()
-    calls = {
-        "forward": forward_call(selective_scan, ours),
-        "both": gradient_call(selective_scan, ours),
-        "both_column": gradient_call(selective_scan, ours, order=order),
-    }
+    backends = [
+        b for b in ("triton", "cuda") if unavailable(b, ours[0].device, ours[0].dtype) is None
+    ]
+    calls: dict[str, Call] = {}
+    for backend in backends:
+        scan = partial(selective_scan, backend=backend)
+        calls |= {
+            f"{backend}_forward": forward_call(scan, ours),
+            f"{backend}_both": gradient_call(scan, ours),
+            f"{backend}_both_column": gradient_call(scan, ours, order=order),
+        }
     if find_spec("mamba_ssm"):
         theirs = [
             (x.detach().transpose(1, 2).contiguous() if x.ndim == 3 else x.detach()) for x in ours
@@ -354,9 +362,12 @@ def gpu_speed(shape: Shape, repeats: int) -> dict[str, object]:
         "backend": choose_backend(None, "cuda", torch.bfloat16),
         "ms": ms,
         "floor_ms": floor,
-        "share_of_floor": {k: floor[k] / ms[k] for k in ("forward", "both")},
+        "share_of_floor": {
+            f"{b}_{k}": floor[k] / ms[f"{b}_{k}"] for b in backends for k in ("forward", "both")
+        },
         "times_faster_than_mamba": {
-            k: ms[f"mamba_{k}"] / ms[k]
+            f"{b}_{k}": ms[f"mamba_{k}"] / ms[f"{b}_{k}"]
+            for b in backends
             for k in ("forward", "both", "both_column")
             if f"mamba_{k}" in ms
         }

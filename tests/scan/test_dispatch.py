@@ -46,7 +46,9 @@ def test_a_slow_fallback_says_so_once_and_why(monkeypatch):
 
 
 def test_an_unknown_backend_is_refused_with_the_list(monkeypatch):
-    with pytest.raises(ValueError, match=r"backend='mamba': there are triton, mamba_ssm, cpu"):
+    with pytest.raises(
+        ValueError, match=r"backend='mamba': there are triton, mamba_ssm, cuda, cpu"
+    ):
         selective_scan(**scan_inputs(CASE, torch.float32), backend="mamba")
     monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "fast")
     with pytest.raises(ValueError, match=r"TREAD_SSM_BACKEND='fast'"):

@@ -184,7 +184,7 @@ def unavailable(backend: str, device: torch.device, dtype: torch.dtype) -> str |
 
 def _warn_if_slow(choice: str, device_type: str, reasons: dict[str, str]) -> None:
     """Say once per process that a fallback was taken, and why."""
-    expected = {"cpu": ("cpu",), "cuda": ("triton", "mamba_ssm")}.get(device_type, ())
+    expected = {"cpu": ("cpu",), "cuda": ("triton", "mamba_ssm", "cuda")}.get(device_type, ())
     if choice in expected or choice in _warned:
         return
     _warned.add(choice)

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-BACKENDS = ("triton", "mamba_ssm", "cpu", "chunked", "reference")
+BACKENDS = ("triton", "mamba_ssm", "cuda", "cpu", "chunked", "reference")
 """From the one to be preferred to the one of last resort."""
 
 FLOPS_PER_STATE_STEP = {"forward": 7, "backward": 21}
