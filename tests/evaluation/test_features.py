@@ -1,7 +1,9 @@
 """FD-emoji tells good images from bad ones, at the sizes that runs use."""
 
 from importlib.resources import files
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,8 +11,14 @@ from safetensors import safe_open
 from torch import Tensor
 
 from tread_ssm.data import load_emoji
-from tread_ssm.evaluation import EmojiFeatures, Moments, feature_moments, frechet_distance
-from tread_ssm.evaluation.features import network_input
+from tread_ssm.evaluation import (
+    EmojiFeatures,
+    Moments,
+    feature_moments,
+    frechet_distance,
+    load_extractor,
+)
+from tread_ssm.evaluation.features import flat_map, network_input
 from tread_ssm.evaluation.make_emoji_features import DAMAGES, damage, held_out, train
 
 
@@ -74,7 +82,7 @@ def test_features_are_scaled_to_the_emoji(extractor: EmojiFeatures) -> None:
 def test_batches_do_not_change_the_moments(extractor: EmojiFeatures) -> None:
     images = halves(16)[0][:100]
     a = feature_moments(extractor, images, batch=33)
-    b = Moments.of(extractor(images))
+    b = Moments.of(extractor(images).pooled)
     torch.testing.assert_close(a.mean, b.mean, rtol=0, atol=1e-5)
     torch.testing.assert_close(a.covariance, b.covariance, rtol=0, atol=1e-4)
 
@@ -98,8 +106,7 @@ def test_shipped_weights_are_small_and_carry_their_accuracy(extractor: EmojiFeat
     images, labels, _ = load_emoji(32)
     held = held_out(images)
     x = torch.from_numpy(images[held]).permute(0, 3, 1, 2)
-    net = extractor._net
-    right = net.classify(extractor(x)).argmax(1) == torch.from_numpy(labels[held])
+    right = extractor(x).probabilities.argmax(1) == torch.from_numpy(labels[held])
     assert float(right.float().mean()) == pytest.approx(recorded["class_32"], abs=0.01)
     assert recorded["class_32"] > 0.6 and recorded["damage_32"] > 0.9
 
@@ -131,3 +138,23 @@ def test_training_the_features_is_deterministic_and_learns() -> None:
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
     assert reached["damage_32"] > 0.5
+
+
+def test_all_kinds_of_features_come_from_one_pass(extractor: EmojiFeatures) -> None:
+    found = extractor(halves(32)[0][:5])
+    assert found.pooled.shape == (5, 64) and found.spatial.shape == (5, 4 * 4 * 7)
+    torch.testing.assert_close(found.probabilities.sum(1), torch.ones(5))
+
+
+def test_a_map_is_flattened_place_by_place_with_seven_channels() -> None:
+    maps = torch.arange(2 * 9 * 3 * 4).reshape(2, 9, 3, 4).float()
+    nhwc = maps.numpy().transpose(0, 2, 3, 1)
+    assert np.array_equal(flat_map(maps).numpy(), nhwc[..., :7].reshape(2, -1))
+
+
+def test_extractors_are_loaded_by_name() -> None:
+    assert load_extractor("emoji").name == "emoji"
+    with pytest.raises(ValueError, match="'vgg'; use emoji, inception"):
+        load_extractor("vgg")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="come with the package"):
+        load_extractor("emoji", weights=Path("x"))

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from tread_ssm.evaluation import Moments, frechet_distance
+from tread_ssm.data import load_emoji
+from tread_ssm.evaluation import (
+    EmojiFeatures,
+    Gaussian,
+    Moments,
+    feature_moments,
+    frechet_distance,
+)
 
 
 def features(n: int, dimension: int, seed: int, mean: float = 0.0) -> torch.Tensor:
@@ -71,3 +78,28 @@ def test_bad_features_are_refused() -> None:
         frechet_distance(Moments.of(features(9, 4, 0)), Moments.of(features(9, 5, 0)))
     with pytest.raises(ValueError, match="one image has no covariance"):
         _ = Moments.of(x[:1]).covariance
+
+
+def test_agrees_with_torchmetrics_given_the_same_features() -> None:
+    fid = pytest.importorskip("torchmetrics.image.fid")
+    images = torch.from_numpy(load_emoji(16)[0]).permute(0, 3, 1, 2)[:600]
+    extractor = EmojiFeatures()
+
+    class Injected(torch.nn.Module):
+        num_features = 64
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return extractor(x).pooled
+
+    theirs = fid.FrechetInceptionDistance(feature=Injected()).set_dtype(torch.float64)
+    theirs.update(images[:350], real=True)
+    theirs.update(images[350:], real=False)
+    real, fake = (feature_moments(extractor, x) for x in (images[:350], images[350:]))
+    ours = frechet_distance(fake, real)
+    assert ours == pytest.approx(float(theirs.compute()), rel=1e-4)
+    assert ours > 0.1
+
+
+def test_a_reference_of_unknown_size_serves_as_well() -> None:
+    a, b = Moments.of(features(80, 20, seed=4)), Moments.of(features(70, 20, seed=5))
+    assert frechet_distance(a, Gaussian(b.mean, b.covariance)) == frechet_distance(a, b)

@@ -1,12 +1,42 @@
-"""Evaluation: features of images, and Frechet distances between sets of them."""
+"""Evaluation: features of images, statistics of sets of them, and the metrics in use.
 
-from tread_ssm.evaluation.features import EmojiFeatures, FeatureExtractor, feature_moments
-from tread_ssm.evaluation.frechet import Moments, frechet_distance
+extractor = load_extractor("inception", "cuda")
+reference = reference_statistics(Path("VIRTUAL_imagenet256_labeled.npz"), extractor, METRICS)
+samples = statistics(extractor, batches, METRICS).merged()
+print(score(samples, reference, METRICS))
+"""
+
+from tread_ssm.evaluation.features import (
+    EmojiFeatures,
+    FeatureExtractor,
+    Features,
+    feature_moments,
+    load_extractor,
+)
+from tread_ssm.evaluation.frechet import Gaussian, Moments, frechet_distance
+from tread_ssm.evaluation.images import Images, batches, open_images
+from tread_ssm.evaluation.reference import reference_statistics, save_statistics
+from tread_ssm.evaluation.score import check_comparable, score
+from tread_ssm.evaluation.statistics import METRICS, Metric, Statistics, statistics
 
 __all__ = [
+    "METRICS",
     "EmojiFeatures",
     "FeatureExtractor",
+    "Features",
+    "Gaussian",
+    "Images",
+    "Metric",
     "Moments",
+    "Statistics",
+    "batches",
+    "check_comparable",
     "feature_moments",
     "frechet_distance",
+    "load_extractor",
+    "open_images",
+    "reference_statistics",
+    "save_statistics",
+    "score",
+    "statistics",
 ]

@@ -4,14 +4,16 @@
 (`tread_ssm.evaluation.make_emoji_features`). The distance over its features is called FD-emoji; it
 says how far samples are from these emoji and is no FID.
 
-Shape legend: B batch, C channels, H rows, W columns, F features.
+Shape legend: B batch, C channels, H rows, W columns, F pooled features, G spatial features.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from itertools import pairwise
-from typing import Protocol
+from pathlib import Path
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,18 +25,30 @@ from tread_ssm.evaluation.frechet import Moments
 WEIGHTS = "emoji_features.safetensors"
 
 
-class FeatureExtractor(Protocol):
-    """Turns images into features; any callable object with these two attributes serves.
+@dataclass(frozen=True)
+class Features:
+    """What an extractor sees in a batch of images; floats, on any device.
 
-    name:      what the distance is called after.
-    dimension: F.
+    pooled:        (B, F), for FID, precision, recall and KID.
+    spatial:       (B, G), a map flattened place by place, for sFID; None: there is none.
+    probabilities: (B, classes), each row sums to 1, for the inception score; None: no classes.
+    """
+
+    pooled: Tensor
+    spatial: Tensor | None = None
+    probabilities: Tensor | None = None
+
+
+class FeatureExtractor(Protocol):
+    """Turns images into features; any callable object with a name serves.
+
+    name: which features these are. Statistics of equally named extractors are compared.
     """
 
     name: str
-    dimension: int
 
-    def __call__(self, images_BCHW: Tensor) -> Tensor:
-        """uint8 images (B, 3, H, W) -> (B, F) floats.
+    def __call__(self, images_BCHW: Tensor) -> Features:
+        """The features of uint8 images (B, 3, H, W).
 
         uint8, because that is what gets written to disk and looked at: rounding belongs to the
         samples.
@@ -42,9 +56,31 @@ class FeatureExtractor(Protocol):
         ...
 
 
+def load_extractor(
+    name: Literal["emoji", "inception"],
+    device: torch.device | str = "cpu",
+    weights: Path | None = None,
+) -> FeatureExtractor:
+    """The extractor of this name.
+
+    weights: file for "inception"; None: where `InceptionFeatures` looks. "emoji" has its own.
+
+    Raises ValueError where the name is unknown, or Inception's network or weights are missing.
+    """
+    if name == "inception":
+        from tread_ssm.evaluation.inception import InceptionFeatures
+
+        return InceptionFeatures(device, weights)
+    if name != "emoji":
+        raise ValueError(f"load_extractor: no features are called {name!r}; use emoji, inception.")
+    if weights is not None:
+        raise ValueError("load_extractor: the weights of the emoji features come with the package.")
+    return EmojiFeatures(device)
+
+
 def feature_moments(extractor: FeatureExtractor, images_BCHW: Tensor, batch: int = 256) -> Moments:
-    """The moments of the features of uint8 images (n, 3, H, W), `batch` at a time."""
-    parts = (Moments.of(extractor(part)) for part in images_BCHW.split(batch))
+    """The moments of the pooled features of uint8 images (n, 3, H, W), `batch` at a time."""
+    parts = (Moments.of(extractor(part).pooled) for part in images_BCHW.split(batch))
     total = next(parts)
     for part in parts:
         total = total + part
@@ -78,11 +114,18 @@ class EmojiNet(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """x (B, 3, 32, 32) float in [-1, 1] -> features (B, 64)."""
-        return self.scale(self.project(self.body(x_BCHW).mean(dim=(2, 3))))
+        return self.pool(self.body(x_BCHW))
+
+    def pool(self, maps: Tensor) -> Tensor:
+        """The body's maps (B, 128, 4, 4) -> features (B, 64)."""
+        return self.scale(self.project(maps.mean(dim=(2, 3))))
 
 
 class EmojiFeatures:
     """64 features of emoji-like images of 8, 16 or 32 pixels; smaller ones are enlarged to 32.
+
+    As in Inception, the spatial features are seven channels of a late map (4 x 4 places), and a
+    linear head gives the probabilities of the 9 classes.
 
     Take the features of real and of generated images at the *same* size, so that both go through
     the same enlarging.
@@ -102,9 +145,20 @@ class EmojiFeatures:
         self._device = torch.device(device)
 
     @torch.inference_mode()
-    def __call__(self, images_BCHW: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W), H = W <= 32 -> (B, 64) float32. Raises ValueError."""
-        return self._net(network_input(images_BCHW.to(self._device)))
+    def __call__(self, images_BCHW: Tensor) -> Features:
+        """uint8 (B, 3, H, W), H = W <= 32 -> 64, 112 and 9 float32. Raises ValueError."""
+        maps = self._net.body(network_input(images_BCHW.to(self._device)))
+        pooled = self._net.pool(maps)
+        return Features(pooled, flat_map(maps), self._net.classify(pooled).softmax(dim=1))
+
+
+def flat_map(maps_BCHW: Tensor, channels: int = 7) -> Tensor:
+    """The first channels of maps (B, C, H, W), flattened place by place: (B, H * W * channels).
+
+    sFID's features (Nash et al., 2021); the order is that of TensorFlow's NHWC, as in ADM's
+    reference files.
+    """
+    return maps_BCHW[:, :channels].permute(0, 2, 3, 1).flatten(1)
 
 
 def network_input(images_BCHW: Tensor) -> Tensor:

@@ -64,7 +64,18 @@ class Moments:
         return self.scatter / (self.count - 1)
 
 
-def frechet_distance(a: Moments, b: Moments) -> float:
+@dataclass(frozen=True)
+class Gaussian:
+    """Mean (F,) and covariance (F, F), float64, of a set of images whose size is not known.
+
+    That is what published reference files hold.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+
+
+def frechet_distance(a: Moments | Gaussian, b: Moments | Gaussian) -> float:
     """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), at least 0 (Heusel et al., 2017, eq. 6).
 
     The trace of (C_a C_b)^(1/2) is the sum of the singular values of C_a^(1/2) C_b^(1/2): two
@@ -75,6 +86,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """
     _check_same(a, b)
     for name, moments in (("first", a), ("second", b)):
+        if isinstance(moments, Gaussian):
+            continue
         least = len(moments.mean) + 1
         if moments.count < least:
             raise ValueError(
@@ -95,7 +108,7 @@ def _root(covariance: Tensor) -> Tensor:
     return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
 
 
-def _check_same(a: Moments, b: Moments) -> None:
+def _check_same(a: Moments | Gaussian, b: Moments | Gaussian) -> None:
     if len(a.mean) != len(b.mean):
         raise ValueError(
             f"Moments of {len(a.mean)} and of {len(b.mean)} features cannot be combined; use one "

@@ -1,0 +1,156 @@
+"""Sets of images on disk: ADM's .npz, our own, and folders of files.
+
+Shape legend: n images, B batch, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from tread_ssm.evaluation.processes import own_share, world
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+KEYS = ("arr_0", "images")
+
+
+@dataclass(frozen=True)
+class Images:
+    """n images of one size; read(start, stop) gives uint8 (stop - start, H, W, 3).
+
+    shape: (n, H, W, 3).
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    read: Callable[[int, int], np.ndarray]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
+def open_images(path: Path) -> Images:
+    """The images of an .npz (`arr_0`, or `images`: uint8, NHWC), or of a folder and those below.
+
+    An archive that is not compressed, as ADM's are not, is read in place, batch by batch. Images
+    of a folder are taken in the order of their paths.
+
+    Raises ValueError where there are none, or they are of another kind.
+    """
+    if path.is_dir():
+        return _folder(path)
+    names = npz_names(path)
+    for key in KEYS:
+        if key in names:
+            return _array(path, key)
+    raise ValueError(
+        f"{path} holds no images: it has {', '.join(sorted(names)) or 'nothing'}; expected one of "
+        f"{', '.join(KEYS)}."
+    )
+
+
+def batches(images: Images, batch: int, progress: str | None = None) -> Iterator[Tensor]:
+    """This process's share of the images as uint8 tensors (B, 3, H, W).
+
+    Neighbouring batches belong to one process, and where they are cut does not depend on the
+    number of processes.
+
+    progress: what to write beside a progress bar; None: no bar.
+    """
+    n = len(images)
+    mine: Sequence[range] = own_share([range(i, min(i + batch, n)) for i in range(0, n, batch)])
+    off = progress is None or world()[0] != 0
+    with tqdm(total=sum(map(len, mine)), unit="image", desc=progress, disable=off) as bar:
+        for part in mine:
+            pixels = np.ascontiguousarray(images.read(part.start, part.stop))
+            yield torch.tensor(pixels).permute(0, 3, 1, 2)
+            bar.update(len(part))
+
+
+def npz_names(path: Path) -> set[str]:
+    """The names of an archive's arrays. Raises ValueError where it is none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")}
+    except FileNotFoundError:
+        raise ValueError(f"{path} is not there.") from None
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no readable .npz ({error}).") from None
+
+
+def _array(path: Path, key: str) -> Images:
+    try:
+        array = _mapped(path, f"{key}.npy")
+    except (OSError, EOFError, ValueError, struct.error, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: {key} cannot be read ({error}).") from None
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or len(array) == 0:
+        raise ValueError(
+            f"{path}: {key} is {array.dtype} of shape {array.shape}; expected uint8 images "
+            f"(n, H, W, 3)."
+        )
+    return Images(path, array.shape, lambda start, stop: array[start:stop])
+
+
+def _mapped(path: Path, member: str) -> np.ndarray:
+    """An array of an archive as a memory map; unpacked into memory where it is compressed."""
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo(member)
+        with archive.open(info) as file:
+            if info.compress_type != zipfile.ZIP_STORED:
+                return np.lib.format.read_array(file, allow_pickle=False)
+            shape, fortran, dtype = _header(file)
+            header = file.tell()
+    if dtype.hasobject:
+        raise ValueError("an array of Python objects")
+    with path.open("rb") as raw:
+        raw.seek(info.header_offset)
+        # The local header's own lengths of name and extra field; the central ones may differ.
+        name, extra = struct.unpack("<26x2H", raw.read(30))
+    start = info.header_offset + 30 + name + extra + header
+    if fortran:
+        return np.memmap(path, dtype, mode="r", offset=start, shape=shape, order="F")
+    return np.memmap(path, dtype, mode="r", offset=start, shape=shape)
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    return np.lib.format.read_array_header_2_0(file)
+
+
+def _folder(path: Path) -> Images:
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not files:
+        raise ValueError(f"{path} holds no images ({', '.join(SUFFIXES)}).")
+    shape = _pixels(files[0]).shape
+
+    def read(start: int, stop: int) -> np.ndarray:
+        found = [_pixels(p) for p in files[start:stop]]
+        for file, pixels in zip(files[start:stop], found, strict=True):
+            if pixels.shape != shape:
+                raise ValueError(
+                    f"{file} is {pixels.shape[1]} x {pixels.shape[0]} pixels, {files[0]} is "
+                    f"{shape[1]} x {shape[0]}; crop them to one size."
+                )
+        return np.stack(found)
+
+    return Images(path, (len(files), *shape), read)
+
+
+def _pixels(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is no readable image ({error}).") from None
