@@ -1,5 +1,7 @@
 """Guidance: which passes run, with what labels and draws, and what comes of them."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -16,6 +18,15 @@ LABELS = torch.tensor([0, 2, 3])
 def network() -> Tiny:
     torch.manual_seed(0)
     return Tiny()
+
+
+def drawer(batch: int = 3) -> Callable[[RoutePlan, float], Draw]:
+    """Draws that are a function of the level."""
+
+    def draw(plan: RoutePlan, level: float) -> Draw:
+        return plan.draw(batch, GRID, torch.Generator().manual_seed(round(level * 1000)))
+
+    return draw
 
 
 def kept(draw: Draw) -> list[list[list[int]]]:
@@ -63,7 +74,7 @@ def test_a_draw_goes_with_both_halves() -> None:
 def test_route_guidance_extrapolates_from_weak_to_strong_with_the_label() -> None:
     model = network()
     plain = FLOW.denoiser(model)
-    guided = route_guidance(plain, PLAN, 1.8, 0.75, 0.25, GRID, seed=7)
+    guided = route_guidance(plain, PLAN, 1.8, 0.75, 0.25, drawer())
     found = guided(X, 0.5, LABELS)
     (strong_labels, strong), (weak_labels, weak) = model.seen
     assert torch.equal(strong_labels, LABELS) and torch.equal(weak_labels, LABELS)
@@ -75,7 +86,7 @@ def test_route_guidance_extrapolates_from_weak_to_strong_with_the_label() -> Non
 
 def test_a_drop_of_zero_is_no_routing() -> None:
     model = network()
-    route_guidance(FLOW.denoiser(model), PLAN, 1.5, 0.5, 0.0, GRID, seed=0)(X, 0.5, LABELS)
+    route_guidance(FLOW.denoiser(model), PLAN, 1.5, 0.5, 0.0, drawer())(X, 0.5, LABELS)
     assert model.seen[0][1] == () and len(model.seen[1][1]) == 2
 
 
@@ -83,37 +94,48 @@ def test_a_drop_of_zero_is_no_routing() -> None:
 def test_scale_1_runs_the_strong_pass_alone(drop: float) -> None:
     model = network()
     plain = FLOW.denoiser(model)
-    found = route_guidance(plain, PLAN, 1.0, 0.75, drop, GRID, seed=0)(X, 0.5, LABELS)
+    found = route_guidance(plain, PLAN, 1.0, 0.75, drop, drawer())(X, 0.5, LABELS)
     assert len(model.seen) == 1
     assert torch.equal(found, plain(X, 0.5, LABELS, model.seen[0][1]))
 
 
-def test_draws_follow_from_seed_and_level() -> None:
-    def draws(seed: int, level: float) -> list[object]:
-        model = network()
-        route_guidance(FLOW.denoiser(model), PLAN, 2.0, 0.5, 0.25, GRID, seed)(X, level, LABELS)
-        return [kept(draw) for _, draw in model.seen]
+def test_both_passes_are_drawn_at_their_level() -> None:
+    asked: list[tuple[float, float]] = []
 
-    torch.manual_seed(1)
-    first = draws(0, 0.5)
-    torch.manual_seed(2)
-    assert first == draws(0, 0.5)
-    assert first != draws(1, 0.5) and first != draws(0, 0.4)
+    def draw(plan: RoutePlan, level: float) -> Draw:
+        asked.extend((route.drop, level) for route in plan.routes[:1])
+        return drawer()(plan, level)
+
+    model = network()
+    guided = route_guidance(FLOW.denoiser(model), PLAN, 2.0, 0.5, 0.25, draw)
+    for level in (0.5, 0.4):
+        guided(X, level, LABELS)
+    assert asked == [(0.25, 0.5), (0.5, 0.5), (0.25, 0.4), (0.5, 0.4)]
+    draws = [kept(draw) for _, draw in model.seen]
+    assert draws[0] != draws[2]
 
 
 def test_equal_drops_guide_nowhere() -> None:
     model = network()
     plain = FLOW.denoiser(model)
-    found = route_guidance(plain, PLAN, 3.0, 0.5, 0.5, GRID, seed=0)(X, 0.5, LABELS)
+    found = route_guidance(plain, PLAN, 3.0, 0.5, 0.5, drawer())(X, 0.5, LABELS)
     assert torch.equal(found, plain(X, 0.5, LABELS, model.seen[0][1]))
 
 
-def test_both_kinds_of_guidance_work_together() -> None:
+def test_both_kinds_of_guidance_work_together_with_the_same_tokens_for_both_labels() -> None:
     model = network()
-    routed = route_guidance(FLOW.denoiser(model), PLAN, 1.5, 0.5, 0.0, GRID, seed=0)
-    found = classifier_free(routed, 2.0, NULL)(X, 0.5, LABELS)
+    labelled = classifier_free(FLOW.denoiser(model), 2.0, NULL)
+    found = route_guidance(labelled, PLAN, 1.5, 0.5, 0.0, drawer())(X, 0.5, LABELS)
     assert found.shape == X.shape and len(model.seen) == 2
     assert all(labels.tolist() == [0, 2, 3, 4, 4, 4] for labels, _ in model.seen)
+    for ids in kept(model.seen[1][1]):
+        assert len(ids) == 6 and ids[:3] == ids[3:]
+
+
+def test_the_other_way_round_is_refused_because_both_labels_would_keep_different_tokens() -> None:
+    routed = route_guidance(FLOW.denoiser(network()), PLAN, 1.5, 0.5, 0.25, drawer())
+    with pytest.raises(ValueError, match=r"for 3 samples, the batch has 6.*route_guidance\(cl"):
+        classifier_free(routed, 2.0, NULL)(X, 0.5, LABELS)
 
 
 def test_impossible_guidance_is_refused() -> None:
@@ -123,9 +145,10 @@ def test_impossible_guidance_is_refused() -> None:
     with pytest.raises(ValueError, match="scale is nan"):
         classifier_free(plain, float("nan"), NULL)
     with pytest.raises(ValueError, match=r"weak_drop is 0\.2 and strong_drop 0\.5"):
-        route_guidance(plain, PLAN, 2.0, 0.2, 0.5, GRID, seed=0)
+        route_guidance(plain, PLAN, 2.0, 0.2, 0.5, drawer())
+    impossible = RoutePlan((Route(1, 3, keep=(99,)),), 8)
     with pytest.raises(ValueError, match="position 99"):
-        route_guidance(plain, RoutePlan((Route(1, 3, keep=(99,)),), 8), 2.0, 0.5, 0.0, GRID, seed=0)
-    guided = route_guidance(plain, PLAN, 2.0, 0.5, 0.0, GRID, seed=0)
+        route_guidance(plain, impossible, 2.0, 0.5, 0.25, drawer())(X, 0.5, LABELS)
+    guided = route_guidance(plain, PLAN, 2.0, 0.5, 0.0, drawer())
     with pytest.raises(ValueError, match="draws the routing itself"):
         guided(X, 0.5, LABELS, PLAN.draw(3, GRID))

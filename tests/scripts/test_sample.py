@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +24,7 @@ from tread_ssm.training.config import RoutingConfig, RunConfig, SampleConfig, Tr
 from tread_ssm.training.data import EmojiData
 from tread_ssm.training.folder import write_config
 from tread_ssm.training.loop import train
+from tread_ssm.training.sampling import draw_labels
 
 ROOT = Path(__file__).parents[2]
 
@@ -117,6 +124,11 @@ def test_route_guidance_of_equal_passes_is_the_pass_itself(draw: Draw) -> None:
         (["--steps", "0"], ["steps is 0"]),
         (["--per-class", "0"], ["--per-class is 0"]),
         (["--weak-drop", "0.2", "--strong-drop", "0.5"], ["weak_drop is 0.2"]),
+        (["--batch", "0"], ["--batch is 0"]),
+        (["--num", "5"], ["--num and --npz go together"]),
+        (["--npz", "a.npz"], ["--num and --npz go together"]),
+        (["--png", "folder"], ["--png and --balanced belong to a set"]),
+        (["--num", "5", "--npz", "a.zip"], ["a.zip does not end in .npz"]),
     ],
 )
 def test_wrong_arguments_are_one_sentence_and_exit_code_2(
@@ -143,3 +155,127 @@ def test_a_folder_without_weights_is_refused(
     assert "no finished run or checkpoint" in capsys.readouterr().err
     assert main(["--run", str(tmp_path / "gone")]) == 2
     assert "is no folder" in capsys.readouterr().err
+
+
+# Without "--" torchrun takes our --run for an abbreviation of its own --run-path.
+LAUNCHER = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--"]
+
+
+def start(run: Path, *arguments: str, launcher: list[str] | None = None) -> subprocess.Popen[str]:
+    command = [sys.executable, *(launcher or []), str(ROOT / "scripts" / "sample.py")]
+    return subprocess.Popen(
+        [*command, "--run", str(run), "--device", "cpu", *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out
+
+
+SET = ["--num", "30", "--batch", "4", "--steps", "3", "--weak-drop", "0.6", "--guidance", "1.5"]
+
+
+@pytest.fixture(scope="module")
+def sets(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one.npz, its images in one/, and two.npz by two processes."""
+    folder = tmp_path_factory.mktemp("sets")
+    arguments = {n: ["--npz", str(folder / f"{n}.npz"), "--png", n] for n in ("one", "two")}
+    for name in arguments:
+        arguments[name][-1] = str(folder / name)
+    two = start(run, *SET, *arguments["two"], launcher=LAUNCHER)
+    assert "30 x 8 x 8 x 3" in finish(start(run, *SET, *arguments["one"]))
+    assert finish(two).count("two.npz") == 1
+    return folder
+
+
+def test_two_processes_write_the_bytes_of_one(sets: Path) -> None:
+    assert (sets / "two.npz").read_bytes() == (sets / "one.npz").read_bytes()
+    names = {"one", "two", "one.npz", "two.npz", "one.npz.json", "two.npz.json"}
+    assert {p.name for p in sets.iterdir()} == names
+
+
+def test_a_set_is_adms_npz_and_its_pngs_hold_the_same_images(sets: Path) -> None:
+    with np.load(sets / "one.npz", allow_pickle=False) as archive:
+        assert archive.files == ["arr_0", "arr_1"]
+        images, labels = archive["arr_0"], archive["arr_1"]
+    assert images.dtype == np.uint8 and images.shape == (30, 8, 8, 3)
+    assert len({image.tobytes() for image in images}) == 30
+    assert np.array_equal(labels, draw_labels(30, range(9), seed=0).numpy())
+    for name in ("one", "two"):
+        files = sorted((sets / name).iterdir())
+        assert [f.name for f in files] == [f"{i:06d}.png" for i in range(30)]
+        assert np.array_equal(np.stack([np.asarray(Image.open(f)) for f in files]), images)
+
+
+def test_a_set_says_how_it_was_drawn(sets: Path, run: Path) -> None:
+    record = json.loads((sets / "one.npz.json").read_text())
+    assert record["run"] == str(run) and record["step"] == 30
+    assert record["recipe"]["weak_drop"] == 0.6 and record["recipe"]["sampler"] is None
+
+
+Main = Callable[[list[str]], int]
+
+
+@pytest.fixture
+def draw_set(main: Main, run: Path) -> Callable[..., int]:
+    def draw_set(out: Path, *arguments: str) -> int:
+        try:
+            command = ["--run", str(run), "--device", "cpu", "--npz", str(out)]
+            return main([*command, "--num", "24", "--batch", "2", "--steps", "40", *arguments])
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
+
+    return draw_set
+
+
+def test_a_killed_command_goes_on_and_gives_the_same_file(
+    run: Path, tmp_path: Path, draw_set: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    killed, skipped, whole = (tmp_path / f"{n}.npz" for n in ("killed", "skipped", "whole"))
+    parts, copied = (p.with_name(p.name + ".parts") for p in (killed, skipped))
+    process = start(run, *["--npz", str(killed), "--num", "24", "--batch", "2", "--steps", "40"])
+    end = time.monotonic() + 60
+    while len(list(parts.glob("*.npy"))) < 3:
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    done = sorted(parts.glob("*.npy"))
+    assert 3 <= len(done) < 12 and not killed.exists()
+
+    assert draw_set(killed, "--guidance", "3.5") == 2
+    assert "other settings for recipe" in capsys.readouterr().err
+
+    # Parts that are there are not drawn again, but for one that was cut short.
+    shutil.copytree(parts, copied)
+    black = np.zeros((2, 8, 8, 3), dtype=np.uint8)
+    np.save(copied / done[1].name, black)
+    (copied / done[2].name).write_bytes(done[2].read_bytes()[:-1])
+    assert [draw_set(out) for out in (killed, skipped, whole)] == [0, 0, 0]
+    assert killed.read_bytes() == whole.read_bytes()
+    expected = np.load(whole)["arr_0"].copy()
+    expected[2:4] = 0
+    assert np.array_equal(np.load(skipped)["arr_0"], expected)
+    assert not parts.exists() and not copied.exists()
+
+    written = whole.read_bytes()
+    assert draw_set(whole) == 0
+    assert "is there already" in capsys.readouterr().out
+    assert draw_set(whole, "--seed", "1") == 2
+    assert "other settings for seed (seed: 0, now 1)" in capsys.readouterr().err
+    assert whole.read_bytes() == written
+
+
+def test_a_wrong_argument_does_not_bind_the_next_command(
+    tmp_path: Path, draw_set: Callable[..., int]
+) -> None:
+    out = tmp_path / "set.npz"
+    assert draw_set(out, "--steps", "0") == 2
+    assert draw_set(out, "--num", "3", "--steps", "1", "--balanced", "--class", "Flags") == 0
+    assert np.load(out)["arr_1"].tolist() == [2, 2, 2]

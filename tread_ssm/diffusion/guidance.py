@@ -5,9 +5,8 @@ Shape legend: B batch, C channels, H rows, W columns, K kept tokens.
 
 from __future__ import annotations
 
-import hashlib
 import math
-import struct
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -60,8 +59,7 @@ def route_guidance(
     scale: float,
     weak_drop: float,
     strong_drop: float,
-    grid: tuple[int, int],
-    seed: int,
+    draw: Callable[[RoutePlan, float], Draw],
 ) -> Denoiser:
     """x0 = weak + scale * (strong - weak): two passes of one network that differ in what its routes
     drop, both with the label (Sparse Guidance, arXiv 2601.01608).
@@ -69,11 +67,14 @@ def route_guidance(
     plan:        the routes; each drops `weak_drop` or `strong_drop` of the tokens.
     scale:       1 is the strong pass alone, and then costs one call.
     weak_drop, strong_drop: 0 <= strong_drop <= weak_drop < 1; 0 is no routing at all.
-    grid:        (rows, columns) of the image tokens.
-    seed:        the draws are a function of it, the level and the batch size. Both passes start
-                 from the same random numbers, so that equal drops keep equal tokens.
+    draw:        draw(plan, level) says which tokens of each sample of the batch a plan keeps, in
+                 the order of the batch. It should give the same for the same arguments, so that
+                 equal drops keep equal tokens, and draw each sample by itself, so that it does
+                 not matter what else is in the batch.
 
-    Raises ValueError; also where the result is called with a routing of its own.
+    To guide by the label as well, wrap the other way round: the result of `classifier_free` in
+    this one. Raises ValueError; also where the result is called with a routing of its own, or with
+    more samples than were drawn for.
     """
     _check_scale("route_guidance", scale)
     if not 0 <= strong_drop <= weak_drop < 1:
@@ -82,8 +83,6 @@ def route_guidance(
             f"satisfy 0 <= strong_drop <= weak_drop < 1."
         )
     weak_plan, strong_plan = plan.with_drop(weak_drop), plan.with_drop(strong_drop)
-    for p in (weak_plan, strong_plan):
-        p.n_kept(grid)  # an impossible drop shows here, not in the middle of sampling
 
     def guided(x: Tensor, level: float, labels: Tensor, routing: Draw = ()) -> Tensor:
         if routing:
@@ -92,8 +91,11 @@ def route_guidance(
             )
 
         def run(p: RoutePlan) -> Tensor:
-            draw = p.draw(x.shape[0], grid, _generator(seed, level), device=x.device)
-            return denoiser(x, level, labels, draw)
+            drawn = draw(p, level)
+            for _, subset in drawn:
+                _check_drawn(subset.index.shape[0], x.shape[0])
+            on_device = tuple((route, subset.to(x.device)) for route, subset in drawn)
+            return denoiser(x, level, labels, on_device)
 
         strong = run(strong_plan)
         if scale == 1:
@@ -104,17 +106,21 @@ def route_guidance(
     return guided
 
 
+def _check_drawn(drawn: int, batch: int) -> None:
+    # The two halves of a batch that classifier_free doubles must not keep different tokens.
+    if drawn != batch:
+        raise ValueError(
+            f"route_guidance: the draw is for {drawn} samples, the batch has {batch}; to combine "
+            f"it with classifier_free, write route_guidance(classifier_free(...), ...)."
+        )
+
+
 def _twice(draw: Draw) -> Draw:
     """The draw for the batch that stands twice, one copy behind the other."""
     return tuple(
         (route, replace(subset, index=torch.cat([subset.index, subset.index])))
         for route, subset in draw
     )
-
-
-def _generator(seed: int, level: float) -> torch.Generator:
-    digest = hashlib.blake2b(f"{seed}".encode() + struct.pack("<d", level), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def _check_scale(where: str, scale: float) -> None:

@@ -51,12 +51,14 @@ class LatentData:
     log-variances, labels.npy (n,), and perhaps class_names.txt, one name a line.
 
     A latent is sampled anew whenever it is read, then multiplied by `scale`. A folder with
-    `moments_flip.npy`, the moments of the mirrored images, may be read with `flip`.
+    `moments_flip.npy`, the moments of the mirrored images, may be read with `flip`. `vae` says
+    which autoencoder decodes: a folder, or an identifier such as stabilityai/sd-vae-ft-ema.
     """
 
     kind: Literal["latents"] = "latents"
     path: str
     scale: float = 0.18215
+    vae: str | None = None
     flip: bool = False
 
 
@@ -74,10 +76,11 @@ class PixelValues:
 
 @dataclass(frozen=True)
 class LatentValues:
-    """The model's numbers are an autoencoder's latents times `scale`."""
+    """The model's numbers are latents of the autoencoder `vae`, times `scale`."""
 
     kind: Literal["latents"] = "latents"
     scale: float = 0.18215
+    vae: str | None = None
 
 
 Values = PixelValues | LatentValues
@@ -123,6 +126,7 @@ class Latents:
     labels: np.ndarray
     class_names: tuple[str, ...]
     scale: float
+    vae: str | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -133,7 +137,7 @@ class Latents:
     @property
     def values(self) -> LatentValues:
         """What the numbers mean."""
-        return LatentValues(scale=self.scale)
+        return LatentValues(scale=self.scale, vae=self.vae)
 
     def draw(self, batch: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """(batch,) bool, which samples are mirrored, and the posterior's noise (batch, C, H, W)."""
@@ -205,7 +209,8 @@ def _open_latents(config: LatentData) -> Latents:
     given = path / "class_names.txt"
     names = given.read_text(encoding="utf-8").splitlines() if given.is_file() else None
     labels = np.load(path / "labels.npy", allow_pickle=False)
-    return Latents(moments, mirrored, *_labels(labels, names, len(moments), path), config.scale)
+    described = _labels(labels, names, len(moments), path)
+    return Latents(moments, mirrored, *described, config.scale, config.vae)
 
 
 def _labels(

@@ -1,9 +1,9 @@
-"""Grids of samples as a picture: one row per class, its name beside it."""
+"""From a network's numbers to pictures: uint8 images, and grids of them with a row per class."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,31 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from tread_ssm.training.data import PixelValues, Values
+from tread_ssm.training.strict import ConfigError
+
+Decode = Callable[[Tensor], np.ndarray]
+"""From the network's numbers (B, C, H, W) to uint8 images (B, H, W, 3)."""
+
+
+def decoder(values: Values, vae: str | None, device: torch.device | str) -> Decode:
+    """What turns a network's numbers into images: `to_uint8` for pixels, else the autoencoder.
+
+    vae: the autoencoder's folder or identifier; None: the one that the data names.
+
+    Raises ConfigError where latents have no autoencoder, or it cannot be loaded.
+    """
+    if isinstance(values, PixelValues):
+        return lambda x: to_uint8(x, values)
+    name, scale = vae or values.vae, values.scale
+    if name is None:
+        raise ConfigError(
+            "the network's numbers are latents, and the data does not say of which autoencoder; "
+            "name it with --vae (a folder, or stabilityai/sd-vae-ft-ema)."
+        )
+    from tread_ssm.data.autoencoder import Autoencoder  # diffusers takes seconds to import
+
+    autoencoder = Autoencoder.load(name, device, torch.float32)
+    return lambda x: np.asarray(autoencoder.decode(x / scale).cpu())
 
 
 def to_uint8(x: Tensor, values: Values) -> np.ndarray:

@@ -1,39 +1,176 @@
-"""Drawing samples from a network, as the grids of a run, its report and scripts/sample.py do."""
+"""Drawing images from a network: grids, sets of 50,000, and those that evaluations look at.
+
+Everything random about image number i (its label, its starting noise, the tokens that route
+guidance keeps) is a function of the seed and i alone. So image i is the same in every set, in
+every batch and on any number of processes, but for what the order of sums does to the last bits:
+the same batches give the same bits.
+
+Shape legend: B batch, C channels, H rows, W columns.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Literal
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tread_ssm.diffusion import Network, Objective, classifier_free, route_guidance, sample
 from tread_ssm.diffusion.sampler import OnStep, Sampler
 from tread_ssm.models import ModelConfig
-from tread_ssm.routing import RoutePlan
+from tread_ssm.routing import Draw, RoutePlan
+from tread_ssm.training.export import Export
+from tread_ssm.training.grid import Decode
 from tread_ssm.training.randomness import generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How images are drawn.
+
+    guidance:    scale of the guidance, 1 is none.
+    interval:    levels at which to guide, see `classifier_free`; not with `weak_drop`.
+    weak_drop:   route guidance in place of classifier-free guidance: what the weak pass drops.
+    strong_drop: the same of the strong pass.
+    sampler:     None: heun for EDM and flow, dpm_solver_pp for noise prediction.
+    precision:   bf16 runs the network under autocast; the sampler's own numbers stay float32.
+    """
+
+    steps: int
+    guidance: float = 1.0
+    interval: tuple[float, float] | None = None
+    weak_drop: float | None = None
+    strong_drop: float = 0.0
+    sampler: Sampler | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Some images of a set: their numbers, labels (B,) int64 and pixels (B, H, W, 3) uint8."""
+
+    numbers: range
+    labels: Tensor
+    images: np.ndarray
+
+
+def generate(
+    model: nn.Module,
+    run: Export,
+    recipe: Recipe,
+    batches: Iterable[range],
+    labels: Tensor,
+    *,
+    seed: int,
+    decode: Decode,
+    on_step: OnStep | None = None,
+) -> Iterator[Drawn]:
+    """Draw the images of these batches, one batch after the other.
+
+        batches = shares(50_000, batch=64, process=0, processes=2)
+        labels = draw_labels(50_000, range(1000), seed=0)
+        for drawn in generate(model, run, recipe, batches, labels, seed=0, decode=decode): ...
+
+    model:   as `load_export` gives it, in eval mode, on the device to draw on.
+    run:     its description.
+    batches: numbers of the images of each batch, see `shares`.
+    labels:  (n,) int64, the label of every image of the set.
+    decode:  from the model's numbers to uint8 images, see `tread_ssm.training.grid.decoder`.
+    on_step: called after each sampling step of a batch with (steps done, steps).
+
+    Leaves torch's random numbers alone. Raises ValueError.
+    """
+    device = next(model.parameters()).device
+    for numbers in batches:
+        mine = labels[numbers.start : numbers.stop].to(device)
+        routes = None
+        if recipe.weak_drop is not None:
+            plan = RoutePlan(run.routes, run.model.depth)
+            grid, drops = run.model.grid, (recipe.weak_drop, recipe.strong_drop)
+            routes = RouteGuidance(plan, grid, *drops, seed, numbers)
+        half = recipe.precision == "bf16"
+        with torch.autocast(device.type, torch.bfloat16) if half else nullcontext():
+            x = draw(
+                model,
+                run.objective,
+                noise_of(numbers, run.model, seed).to(device),
+                mine,
+                null_label=run.model.n_classes,
+                steps=recipe.steps,
+                guidance=recipe.guidance,
+                interval=recipe.interval,
+                routes=routes,
+                sampler=recipe.sampler,
+                on_step=on_step,
+            )
+        yield Drawn(numbers, mine.cpu(), decode(x))
+
+
+def shares(n: int, batch: int, process: int = 0, processes: int = 1) -> list[range]:
+    """The batches of images 0..n-1 that fall to one process: every so many-th one.
+
+    Where batches are cut does not depend on the number of processes. Raises ValueError.
+    """
+    if n < 1 or batch < 1:
+        raise ValueError(f"A set of {n} images in batches of {batch}: both must be at least 1.")
+    every = [range(i, min(i + batch, n)) for i in range(0, n, batch)]
+    return every[process::processes]
+
+
+def draw_labels(n: int, classes: Sequence[int], seed: int, *, balanced: bool = False) -> Tensor:
+    """(n,) int64, the labels of images 0..n-1: each drawn evenly from `classes`.
+
+    balanced: in turn instead, so that no class is drawn more than once more than another.
+    """
+    chosen = torch.tensor(list(classes), dtype=torch.int64)
+    if balanced:
+        return chosen[torch.arange(n) % len(chosen)]
+    streams = (generator(seed, i, "sample label") for i in range(n))
+    return chosen[torch.stack([torch.randint(len(chosen), (), generator=g) for g in streams])]
+
+
+def noise_of(images: Sequence[int], model: ModelConfig, seed: int) -> Tensor:
+    """(B, C, H, W) float32 on the CPU, the starting noise of the images with these numbers."""
+    shape = (model.channels, model.image_size, model.image_size)
+    rows = [torch.randn(shape, generator=generator(seed, i, "sample")) for i in images]
+    return torch.stack(rows)
+
+
+def starting_noise(n: int, model: ModelConfig, seed: int) -> Tensor:
+    """(n, C, H, W) float32 on the CPU, the starting noise of images 0..n-1."""
+    return noise_of(range(n), model, seed)
 
 
 @dataclass(frozen=True)
 class RouteGuidance:
-    """Guide by two passes that drop differently, see `tread_ssm.diffusion.route_guidance`."""
+    """Guide by two passes that drop differently, see `tread_ssm.diffusion.route_guidance`.
+
+    images: numbers of the images in the batch. Raises ValueError.
+    """
 
     plan: RoutePlan
     grid: tuple[int, int]
     weak_drop: float
     strong_drop: float
     seed: int
+    images: Sequence[int]
 
     def __post_init__(self) -> None:
         if not self.plan.routes:
             raise ValueError("Route guidance needs a network that was trained with routes.")
 
-
-def starting_noise(n: int, model: ModelConfig, seed: int) -> Tensor:
-    """(n, C, H, W) float32 on the CPU; image i is the same for every n."""
-    shape = (model.channels, model.image_size, model.image_size)
-    rows = [torch.randn(shape, generator=generator(seed, i, "sample")) for i in range(n)]
-    return torch.stack(rows)
+    def draw(self, plan: RoutePlan, level: float) -> Draw:
+        """What `plan` keeps of each image: a function of the seed, its number and the level."""
+        purpose = f"sample routes at {level.hex()}"
+        rows = [plan.draw(1, self.grid, generator(self.seed, i, purpose)) for i in self.images]
+        return tuple(
+            (route, replace(subset, index=torch.cat([row[k][1].index for row in rows])))
+            for k, (route, subset) in enumerate(rows[0])
+        )
 
 
 @torch.no_grad()
@@ -67,13 +204,7 @@ def draw(
         if interval is not None:
             raise ValueError("An interval belongs to classifier-free guidance, not to routes.")
         denoiser = route_guidance(
-            denoiser,
-            routes.plan,
-            guidance,
-            routes.weak_drop,
-            routes.strong_drop,
-            routes.grid,
-            routes.seed,
+            denoiser, routes.plan, guidance, routes.weak_drop, routes.strong_drop, routes.draw
         )
     elif null_label > 0:
         denoiser = classifier_free(denoiser, guidance, null_label, interval)

@@ -1,0 +1,81 @@
+"""The autoencoder of latent diffusion: images to moments, latents to images.
+
+Shape legend: B batch, C latent channels, H, W pixels, h, w latent places (H / factor).
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Autoencoder:
+    """A diffusers AutoencoderKL, in eval mode; made by `load`."""
+
+    def __init__(self, network: Any, device: torch.device | str) -> None:
+        """network: an AutoencoderKL, on `device` already."""
+        self._network, self._device = network, torch.device(device)
+        self._dtype = next(network.parameters()).dtype
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Autoencoder:
+        """The autoencoder in a local folder, or of an identifier such as stabilityai/sd-vae-ft-ema.
+
+        Identifiers come from the Hugging Face Hub or its cache. Raises ValueError where it cannot
+        be had.
+        """
+        if find_spec("diffusers") is None:
+            raise ValueError(
+                "Autoencoders are read by diffusers, which is not installed; "
+                "`pip install tread_ssm[latents]`."
+            )
+        from diffusers import AutoencoderKL
+
+        try:
+            network = AutoencoderKL.from_pretrained(name, torch_dtype=dtype)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"The autoencoder {name!r} is neither a folder that `save_pretrained` wrote nor a "
+                f"model in the cache or on the network: {reason}"
+            ) from None
+        return cls(network.to(device).eval().requires_grad_(False), device)
+
+    @property
+    def factor(self) -> int:
+        """Pixels to a latent place, along each side; 8 for Stable Diffusion's."""
+        return int(2 ** (len(self._network.config.block_out_channels) - 1))
+
+    @torch.no_grad()
+    def encode(self, images_BHWC: Tensor | np.ndarray) -> Tensor:
+        """uint8 images (B, H, W, 3) -> moments (B, 2C, h, w) float32: means, then log-variances.
+
+        Raises ValueError where the sides are no multiples of `factor`.
+        """
+        images = torch.as_tensor(images_BHWC)
+        height, width = images.shape[1:3]
+        if images.dtype != torch.uint8 or height % self.factor or width % self.factor:
+            raise ValueError(
+                f"Autoencoder.encode: images are {images.dtype} of shape {tuple(images.shape)}; "
+                f"expected uint8 (B, H, W, 3), H and W multiples of {self.factor}."
+            )
+        x = images.to(self._device).permute(0, 3, 1, 2).to(self._dtype)
+        posterior = self._network.encode(x / 127.5 - 1).latent_dist
+        return posterior.parameters.float()
+
+    @torch.no_grad()
+    def decode(self, z_BChw: Tensor) -> Tensor:
+        """Latents (B, C, h, w), not scaled, -> uint8 images (B, H, W, 3)."""
+        z = z_BChw.to(self._device, self._dtype)
+        x = self._network.decode(z).sample.float()
+        x = ((x + 1) * 127.5).clamp(0, 255).round()
+        return x.to(torch.uint8).permute(0, 2, 3, 1)
