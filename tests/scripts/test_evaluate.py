@@ -1,0 +1,259 @@
+"""The evaluation's command line: files, two processes, and sweeps over a run really trained."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+
+from tread_ssm.data import load_emoji
+from tread_ssm.diffusion import EDM
+from tread_ssm.evaluation import METRICS, EmojiFeatures, feature_moments, frechet_distance
+from tread_ssm.models import DiMConfig
+from tread_ssm.routing import Route
+from tread_ssm.training.config import RoutingConfig, RunConfig, SampleConfig, TrainConfig, check
+from tread_ssm.training.data import EmojiData
+from tread_ssm.training.folder import write_config
+from tread_ssm.training.loop import train
+
+ROOT = Path(__file__).parents[2]
+Main = Callable[..., int]
+
+
+def load(script: str) -> Callable[[list[str]], int]:
+    path = ROOT / "scripts" / f"{script}.py"
+    spec = importlib.util.spec_from_file_location(f"{script}_script", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with reference.npz (700 emoji), samples.npz (260 others) and few.npz (40)."""
+    folder = tmp_path_factory.mktemp("files")
+    pixels = load_emoji(8)[0]
+    pixels = pixels[np.random.default_rng(0).permutation(len(pixels))]
+    np.savez(folder / "reference.npz", arr_0=pixels[:700])
+    np.savez(folder / "samples.npz", arr_0=pixels[700:960])
+    np.savez(folder / "few.npz", arr_0=pixels[700:740])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def main() -> Main:
+    script = load("evaluate")
+
+    def main(*arguments: str | Path) -> int:
+        return script([*map(str, arguments), "--extractor", "emoji", "--device", "cpu"])
+
+    return main
+
+
+LAUNCHER = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--"]
+
+
+def on_two(*arguments: str | Path) -> str:
+    """The output of the command on two gloo processes."""
+    common = ["--extractor", "emoji", "--device", "cpu"]
+    command = [sys.executable, *LAUNCHER, str(ROOT / "scripts" / "evaluate.py"), *common]
+    done = subprocess.run(
+        [*command, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())  # type: ignore[no-any-return]
+
+
+def sets(folder: Path, samples: str = "samples.npz") -> list[str]:
+    return ["--samples", str(folder / samples), "--reference", str(folder / "reference.npz")]
+
+
+def test_a_table_and_a_json_hold_all_metrics(
+    main: Main, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "result.json"
+    assert main(*sets(files), "--out", out) == 0
+    head, rule, row = capsys.readouterr().out.splitlines()
+    assert head.startswith("| samples | images | FID (emoji) | sFID (emoji) | IS (emoji) |")
+    assert row.startswith("| samples.npz | 260 | ")
+    assert head.count("|") == rule.count("|") == row.count("|") == 9
+    result = read(out)
+    assert list(result["metrics"]) == list(METRICS)
+    assert result["count"] == 260 and result["shape"] == [260, 8, 8, 3]
+    assert result["extractor"] == "emoji" and result["versions"]["torch"]
+    moments = [
+        feature_moments(EmojiFeatures(), torch.tensor(np.load(f)["arr_0"]).permute(0, 3, 1, 2))
+        for f in (files / "samples.npz", files / "reference.npz")
+    ]
+    assert result["metrics"]["fid"] == pytest.approx(frechet_distance(*moments), rel=1e-4)
+
+
+def test_two_processes_find_what_one_finds(main: Main, files: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    arguments = [*sets(files), "--batch", "48"]
+    table = on_two(*arguments, "--out", two, "--save-reference", tmp_path / "kept.npz")
+    assert table.count("samples.npz") == 1
+    assert main(*arguments, "--out", one) == 0
+    assert read(two)["count"] == 260
+    assert read(two)["metrics"] == pytest.approx(read(one)["metrics"], rel=1e-6)
+    # The reference's statistics were merged before they were kept.
+    again = tmp_path / "again.json"
+    kept = ["--samples", str(files / "samples.npz"), "--reference", str(tmp_path / "kept.npz")]
+    assert main(*kept, "--batch", "48", "--out", again) == 0
+    assert read(again)["metrics"] == pytest.approx(read(one)["metrics"], rel=1e-6)
+
+
+def test_a_process_without_images_takes_part(files: Path, tmp_path: Path) -> None:
+    out = tmp_path / "two.json"
+    on_two(*sets(files), "--batch", "1000", "--metrics", "fid,is", "--out", out)
+    assert read(out)["count"] == 260
+
+
+def test_folders_of_images_and_some_metrics(main: Main, files: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for i, image in enumerate(np.load(files / "samples.npz")["arr_0"]):
+        Image.fromarray(image).save(folder / f"{i:06d}.png")
+    reference = ["--reference", files / "reference.npz"]
+    assert main("--samples", folder, *reference, "--metrics", "kid,fid") == 0
+    result = read(tmp_path / "set.metrics.json")
+    assert list(result["metrics"]) == ["kid", "fid"]
+    assert main("--samples", folder, "--metrics", "is", "--out", tmp_path / "is.json") == 0
+    assert read(tmp_path / "is.json")["metrics"]["is"] > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--samples", "few.npz", "--reference", "reference.npz"], "fid needs at least 65 images"),
+        (["--samples", "gone.npz", "--reference", "reference.npz"], "gone.npz is not there"),
+        (["--samples", "samples.npz"], "--reference is missing"),
+        (["--samples", "samples.npz", "--metrics", "fids"], "'fids'; there are fid, sfid"),
+        (["--samples", "samples.npz", "--metrics", "is", "--save-reference", "a"], "give both"),
+        (["--samples", "samples.npz", "--sweep", "steps=1"], "--sweep and --num draw from a run"),
+        (["--samples", "samples.npz", "--run", "run"], "either --samples"),
+        (["--run", "run", "--sweep", "steps=1"], "--run needs --sweep and --num"),
+        (["--samples", "samples.npz", "--batch", "0"], "--batch is 0"),
+        (["--run", ".", "--sweep", "seed=1", "--num", "9", "--metrics", "is"], "'seed' cannot be"),
+        (["--run", ".", "--sweep", "steps=1.5", "--num", "9", "--metrics", "is"], "no list of num"),
+        (["--run", ".", "--sweep", "steps=1", "--num", "9", "--metrics", "is"], "no config.json"),
+    ],
+)
+def test_what_cannot_be_used_is_one_sentence_and_exit_code_2(
+    main: Main,
+    files: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(files)
+    assert main(*arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+    assert not list(files.glob("*.json"))
+
+
+def test_missing_weights_say_where_they_are_looked_for(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch_fidelity")
+    weights = tmp_path / "weights.pth"
+    assert load("evaluate")([*sets(files), "--weights", str(weights)]) == 2
+    assert f"not at {weights}; fetch https://" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = RunConfig(
+        name="run",
+        out=str(tmp_path_factory.mktemp("runs")),
+        data=EmojiData(size=8),
+        model=DiMConfig(image_size=8, channels=3, n_classes=9, dim=32, depth=3, pads=1),
+        objective=EDM(),
+        routing=RoutingConfig(routes=(Route(1, 3),)),
+        train=TrainConfig(steps=30, batch_size=16, lr=3e-3, save_every=20, ema_decay=0.5),
+        sample=SampleConfig(every=0, steps=3, guidance=1.5),
+    )
+    write_config(config)
+    assert train(config, check(config)) is None
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return config.folder
+
+
+SWEEP = ["--num", "70", "--batch", "16", "--metrics", "fid,recall,kid", "--seed", "3"]
+
+
+def test_a_sweep_draws_what_sample_draws_and_writes_a_table_and_a_plot(
+    main: Main, run: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, reference = tmp_path / "sweep.json", ["--reference", files / "reference.npz"]
+    sweep = ["--run", run, *SWEEP, *reference, "--out", out]
+    assert main(*sweep, "--sweep", "guidance=2.5,1") == 0
+    rows = dict(read(out)["rows"])
+    assert list(rows) == [1.0, 2.5] and rows[1.0] != rows[2.5]
+    table = (tmp_path / "sweep.md").read_text()
+    assert table.startswith("| guidance | FID (emoji) | recall (emoji) | KID (emoji) |\n")
+    assert table in capsys.readouterr().out and table.count("\n") == 4
+    picture = np.asarray(Image.open(tmp_path / "sweep.png").convert("RGB"))
+    assert picture.shape[1] > 800 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 20
+
+    # On two processes, with a value more: those that are there are not drawn again.
+    two = tmp_path / "two.json"
+    two.write_text(out.read_text().replace(f"{rows[1.0]['fid']!r}", "123.5"))
+    on_two(*sweep[:-1], two, "--sweep", "guidance=1,1.7,2.5")
+    more = dict(read(two)["rows"])
+    assert list(more) == [1.0, 1.7, 2.5] and more[1.0]["fid"] == 123.5
+    assert main(*sweep, "--sweep", "guidance=1.7") == 0
+    assert dict(read(out)["rows"])[1.7] == pytest.approx(more[1.7], rel=1e-5)
+
+    drawn, result = tmp_path / "drawn.npz", tmp_path / "result.json"
+    command = ["--run", run, "--device", "cpu", "--npz", drawn, "--guidance", "2.5"]
+    assert load("sample")([*map(str, command), *SWEEP[:4], *SWEEP[6:]]) == 0
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main("--samples", drawn, *reference, *SWEEP[2:6], "--out", result) == 0
+    assert read(result)["metrics"] == pytest.approx(rows[2.5], rel=1e-5)
+
+
+@pytest.mark.parametrize("sweep", ["weak-drop=0.3,0.7", "steps=2,4"])
+def test_other_options_can_be_swept(
+    main: Main, run: Path, files: Path, tmp_path: Path, sweep: str
+) -> None:
+    out = tmp_path / "sweep.json"
+    common = ["--run", run, *SWEEP, "--reference", files / "reference.npz", "--out", out]
+    assert main(*common, "--sweep", sweep, "--checkpoint", "20") == 0
+    first, second = (row for _, row in read(out)["rows"])
+    assert first["fid"] != second["fid"]
+    record = read(out)["record"]
+    assert record["step"] == 20 and record["recipe"]["guidance"] == 1.5
+
+
+def test_a_sweep_is_refused_before_it_draws(
+    main: Main, run: Path, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--run", run, "--reference", files / "reference.npz", "--sweep", "guidance=1,2"]
+    assert main(*common, "--num", "50") == 2
+    assert "the sample set has 50: add 15" in capsys.readouterr().err
+    assert main(*common, "--num", "200", "--checkpoint", "7") == 2
+    assert "has none of step 7; there are 20, 30" in capsys.readouterr().err
