@@ -17,3 +17,10 @@ def backbone_cost(config: ModelConfig, plan: RoutePlan, batch: int = 1) -> PlanC
         level = torch.empty(batch)
         labels = torch.empty(batch, dtype=torch.int64)
     return plan_cost(model, plan, (x, level, labels))
+
+
+def long_skips(config: ModelConfig) -> tuple[tuple[int, int], ...]:
+    """(source, target) blocks of a backbone's long skips; () where it has none."""
+    with torch.device("meta"):
+        model = build_model(config)
+    return tuple(getattr(model, "skips", ()))

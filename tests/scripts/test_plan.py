@@ -1,0 +1,51 @@
+"""scripts/plan.py on every configuration."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / "plan.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_table_ratio_and_picture(tmp_path: Path) -> None:
+    out = tmp_path / "plan.png"
+    run = plan("--config", "configs/dim_l.yaml", "--out", str(out))
+    assert run.returncode == 0, run.stderr
+    assert "| 4 to 45 | 366 | 238 |" in run.stdout
+    assert "0.70 times the dense one's time" in run.stdout
+    with Image.open(out) as picture:
+        assert picture.width > 1000
+        assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 50
+
+
+def test_overrides_and_errors() -> None:
+    run = plan("--config", "configs/dit_b.yaml", "routing.routes.0.drop=0.75")
+    assert "| 64 |" in run.stdout
+    assert "drops 75%" in run.stdout
+    wrong = plan("--config", "configs/dit_b.yaml", "routing.routes.0.stop=99")
+    assert wrong.returncode == 2
+    assert "stop is exclusive and may be at most 12" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
+def test_every_configuration_has_a_plan(config: Path) -> None:
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("plan_script", ROOT / "scripts" / "plan.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.main(["--config", str(config)]) == 0
