@@ -14,9 +14,9 @@
 # %% [markdown]
 # # Routes for your own model
 #
-# Routing needs to know nothing about a network but its stack of blocks. Here a Vision Transformer
-# of [timm](https://github.com/huggingface/pytorch-image-models), which nobody wrote with routes
-# in mind, gets one; then the speed is measured.
+# A network that nobody wrote with routes in mind gets them: first a Vision Transformer of
+# [timm](https://github.com/huggingface/pytorch-image-models), then a diffusion Transformer of
+# [diffusers](https://github.com/huggingface/diffusers). Nothing in either is edited.
 
 # %%
 # %matplotlib inline
@@ -25,8 +25,9 @@ import statistics
 
 import timm
 import torch
+from diffusers import DiTTransformer2DModel
 
-from tread_ssm import Layout, Route, RoutePlan, run_blocks
+from tread_ssm import Route, RoutePlan, attach
 from tread_ssm.plots import curves
 from tread_ssm.plots import tokens as show
 from tread_ssm.routing.cost import plan_cost
@@ -36,44 +37,27 @@ FAST = os.environ.get("TREAD_SSM_FAST") == "1"
 side, depth, batch, turns = (32, 6, 1, 2) if FAST else (64, 12, 2, 15)
 torch.manual_seed(0)
 vit = timm.create_model("vit_tiny_patch16_224", img_size=side, patch_size=4, depth=depth)
+images, grid = torch.randn(batch, 3, side, side), vit.patch_embed.grid_size
+dense = vit(images)
 
 # %% [markdown]
-# ## The change
+# ## Five lines
 #
-# `run_blocks` takes the place of the loop over the blocks: that is the line with `run_blocks`, and
-# the rest of `forward` is timm's own. A block is called as `block(x, cond, layout)`; a ViT's blocks
-# want `x` alone. The class token is a *prefix*: it has no place in the image and is never dropped.
-
-
-# %%
-class RoutedViT(torch.nn.Module):
-    def __init__(self, vit):
-        super().__init__()
-        self.vit, self.blocks, self.grid = vit, vit.blocks, vit.patch_embed.grid_size
-        self.layout = Layout(self.grid, n_prefix=vit.num_prefix_tokens)
-
-    def forward(self, images, *, routing=()):
-        x = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(images)))
-        blocks = [lambda x, cond, layout, block=block: block(x) for block in self.blocks]
-        x = run_blocks(blocks, x, None, self.layout, routing)
-        return self.vit.forward_head(self.vit.norm(x))
-
-
-model = RoutedViT(vit)
-images = torch.randn(batch, 3, side, side)
-print("without routes, bit for bit timm's own:", torch.equal(model(images), vit(images)))
-
-# %% [markdown]
-# ## A route
-#
-# It is drawn anew for each training step and passed in; `()` at inference is the dense network.
+# `attach` hangs hooks on the blocks. The class token is a *prefix*: it has no place in the image
+# and is never dropped. The draw is made anew for each training step; outside `using` the model is
+# bit for bit timm's own, and so it is after `detach()`.
 
 # %%
 plan = RoutePlan((Route(start=2, stop=-2, drop=0.5),), depth)
-draw = plan.draw(batch, model.grid)
-loss = model(images, routing=draw).square().mean()
+routing = attach(vit.blocks, n_prefix=vit.num_prefix_tokens)
+
+draw = plan.draw(batch, grid)
+with routing.using(draw):
+    loss = vit(images).square().mean()
 loss.backward()
-show.show_stream(draw, depth, model.grid, n_prefix=1)
+
+print("outside `using`, bit for bit timm's own:", torch.equal(vit(images), dense))
+show.show_stream(draw, depth, grid, n_prefix=1)
 
 # %% [markdown]
 # ## What it saves
@@ -84,10 +68,11 @@ show.show_stream(draw, depth, model.grid, n_prefix=1)
 
 # %%
 def training_step(plan):
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(vit.parameters(), lr=1e-4)
 
     def step():
-        model(images, routing=plan.draw(batch, model.grid)).square().mean().backward()
+        with routing.using(plan.draw(batch, grid)):
+            vit(images).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -105,10 +90,58 @@ curves.plot_turns(seconds)
 # %% [markdown]
 # Beside the measurement, what counting FLOPs predicts before any training:
 
+
 # %%
+class Counted(torch.nn.Module):
+    """What `plan_cost` asks for: the blocks, the grid, and a draw as an argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks, self.grid = vit.blocks, grid
+
+    def forward(self, images, *, routing):
+        with attached.using(routing):
+            return vit(images)
+
+
+attached = routing
 for name in list(plans)[1:]:
     measured = median_of_pairs(seconds[name], seconds["dense"])
-    predicted = plan_cost(model, plans[name], (images,)).step_share
+    predicted = plan_cost(Counted(), plans[name], (images,)).step_share
     print(f"{name}: {measured:.2f} of the dense step measured, {predicted:.2f} predicted")
 median, threads = statistics.median(seconds["dense"]) * 1e3, torch.get_num_threads()
 print(f"{median:.0f} ms a dense step: {batch} images, {threads} thread(s)")
+
+# %% [markdown]
+# ## A diffusion Transformer of diffusers
+#
+# The same lines. Blocks that get more than their stream for each token (rotary tables, masks) have
+# that *declared*, and a forgotten declaration is refused in a sentence:
+#
+# - `DiTTransformer2DModel`, `PixArtTransformer2DModel`: `attach(model.transformer_blocks)`.
+# - `SD3Transformer2DModel`: its blocks hand on text and image, and the image is the stream:
+#   `attach(model.transformer_blocks, streams=("hidden_states",), returns=(1,))`.
+# - `FluxTransformer2DModel`: the same for `[*model.transformer_blocks,
+#   *model.single_transformer_blocks]`, and `per_token=("image_rotary_emb",)`. One table serves the
+#   whole batch, so one draw does: `plan.draw(1, grid)`.
+# - timm's EVA-02: `attach(model.blocks, n_prefix=1, per_token={"rope":
+#   PerToken(per_sample="heads")})`.
+# - transformers' `MambaModel`: `attach(model.layers)`; the grid is `(1, length)`.
+
+# %%
+dit = DiTTransformer2DModel(
+    num_attention_heads=4, attention_head_dim=16, in_channels=4, num_layers=8, sample_size=16
+)
+latents, noise_levels, classes = (
+    torch.randn(2, 4, 16, 16),
+    torch.tensor([20, 900]),
+    torch.tensor([1, 7]),
+)
+dit_plan = RoutePlan((Route(start=2, stop=-2, drop=0.5),), 8)
+
+dit_routing = attach(dit.transformer_blocks)
+with dit_routing.using(dit_plan.draw(2, (8, 8))):
+    prediction = dit(latents, timestep=noise_levels, class_labels=classes).sample
+prediction.square().mean().backward()
+dit_routing.detach()
+print("prediction:", tuple(prediction.shape))
