@@ -36,7 +36,6 @@ from tread_ssm.models.cost import backbone_cost
 from tread_ssm.training.batch import BatchMaker
 from tread_ssm.training.checkpoint import checkpoints
 from tread_ssm.training.config import RunConfig, check, load_config
-from tread_ssm.training.data import PixelValues
 from tread_ssm.training.ema import Ema
 from tread_ssm.training.export import load_export
 from tread_ssm.training.folder import write_config
@@ -46,6 +45,7 @@ from tread_ssm.training.metrics import read_metrics
 from tread_ssm.training.optimizer import make_optimizer
 from tread_ssm.training.randomness import generator
 from tread_ssm.training.sampling import draw, starting_noise
+from tread_ssm.training.sources import PixelValues
 from tread_ssm.training.step import Stepper
 from tread_ssm.training.timing import take_turns
 

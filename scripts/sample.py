@@ -25,11 +25,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from tread_ssm.training.checkpoint import checkpoints
-from tread_ssm.training.data import LatentValues
 from tread_ssm.training.export import Export, load_export
 from tread_ssm.training.grid import Decode, decoder, save_grid, spread, to_uint8
 from tread_ssm.training.npz import Parts, file_digest
 from tread_ssm.training.sampling import Drawn, Recipe, draw_labels, generate, shares
+from tread_ssm.training.sources import LatentValues
 from tread_ssm.training.strict import ConfigError, nearest, plain
 
 

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from tread_ssm.training.config import RunConfig, check, load_config
-from tread_ssm.training.data import Data, MissingDataError
+from tread_ssm.training.data import MissingDataError
 from tread_ssm.training.describe import describe
 from tread_ssm.training.folder import check_folder, write_config
+from tread_ssm.training.sources import Data
 from tread_ssm.training.strict import ConfigError
 
 

@@ -9,16 +9,9 @@ import pytest
 import torch
 
 from tread_ssm.data import load_emoji
-from tread_ssm.training.data import (
-    ArrayData,
-    EmojiData,
-    LatentData,
-    Latents,
-    Pixels,
-    batch_index,
-    open_data,
-)
+from tread_ssm.training.data import ArrayData, EmojiData, LatentData, batch_index, open_data
 from tread_ssm.training.randomness import generator
+from tread_ssm.training.sources import Latents, Pixels
 from tread_ssm.training.strict import ConfigError
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tread_ssm.training.data import EmojiData, LatentValues, PixelValues, open_data
+from tread_ssm.training.data import EmojiData, open_data
 from tread_ssm.training.grid import save_grid, spread, to_uint8
+from tread_ssm.training.sources import LatentValues, PixelValues
 
 
 def test_pixels_survive_the_way_to_the_network_and_back() -> None:

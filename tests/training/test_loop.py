@@ -25,12 +25,13 @@ from tread_ssm.training.config import (
     check,
     load_config,
 )
-from tread_ssm.training.data import EmojiData, LatentData, LatentValues
+from tread_ssm.training.data import EmojiData, LatentData
 from tread_ssm.training.export import load_export
 from tread_ssm.training.folder import check_folder, write_config
 from tread_ssm.training.log import TrainingError
 from tread_ssm.training.loop import is_finished, train
 from tread_ssm.training.metrics import read_metrics
+from tread_ssm.training.sources import LatentValues
 from tread_ssm.training.strict import ConfigError
 
 

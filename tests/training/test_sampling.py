@@ -13,7 +13,6 @@ from tread_ssm.diffusion import EDM, Flow, NoisePrediction, Objective
 from tread_ssm.models import DiMConfig, DiTConfig, build_model
 from tread_ssm.routing import Cells, Draw, Route, RoutePlan, Segments
 from tread_ssm.training.config import SampleConfig
-from tread_ssm.training.data import PixelValues
 from tread_ssm.training.export import Export
 from tread_ssm.training.grid import decoder
 from tread_ssm.training.sampling import (
@@ -26,6 +25,7 @@ from tread_ssm.training.sampling import (
     shares,
     starting_noise,
 )
+from tread_ssm.training.sources import PixelValues
 
 DIM = DiMConfig(image_size=8, channels=3, n_classes=4, dim=32, depth=3, pads=1)
 DIT = DiTConfig(image_size=8, channels=3, n_classes=4, dim=32, depth=3, heads=2)

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from tread_ssm.diffusion import Objective
 from tread_ssm.routing import Draw, RoutePlan
-from tread_ssm.training.data import Data, batch_index
+from tread_ssm.training.data import batch_index
 from tread_ssm.training.randomness import generator
+from tread_ssm.training.sources import Data
 
 
 @dataclass(frozen=True)

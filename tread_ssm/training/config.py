@@ -15,8 +15,9 @@ from tread_ssm.diffusion import AllTokens, Objective, PerRoute
 from tread_ssm.diffusion.sampler import Sampler
 from tread_ssm.models import ModelConfig
 from tread_ssm.routing import Route, RoutePlan, RouteSchedule
-from tread_ssm.training.data import Data, DataConfig, open_data
+from tread_ssm.training.data import DataConfig, open_data
 from tread_ssm.training.schedule import Shape
+from tread_ssm.training.sources import Data
 from tread_ssm.training.strict import ConfigError, build, plain, read
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]

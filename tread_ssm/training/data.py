@@ -1,9 +1,9 @@
-"""Training data that can be addressed by the step.
+"""Which data a run reads, and in which order: both can be known from the configuration.
 
 Which samples a step sees is a pure function of (seed, step): resuming costs nothing, an epoch
 loses and doubles no sample, and any number of processes sees the same global batches.
 
-Shape legend: B global batch, C channels, H rows, W columns, n samples.
+Shape legend: n samples, C channels, H rows, W columns.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from tread_ssm.data import load_emoji
 from tread_ssm.training.randomness import generator
+from tread_ssm.training.sources import Data, Latents, Pixels
 from tread_ssm.training.strict import ConfigError
 
 
@@ -63,100 +63,6 @@ class LatentData:
 
 
 DataConfig = EmojiData | ArrayData | LatentData
-
-
-@dataclass(frozen=True)
-class PixelValues:
-    """The model's numbers are pixels between `low` (black) and `high`."""
-
-    kind: Literal["pixels"] = "pixels"
-    low: float = -1.0
-    high: float = 1.0
-
-
-@dataclass(frozen=True)
-class LatentValues:
-    """The model's numbers are latents of the autoencoder `vae`, times `scale`."""
-
-    kind: Literal["latents"] = "latents"
-    scale: float = 0.18215
-    vae: str | None = None
-
-
-Values = PixelValues | LatentValues
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """Images (n, H, W, C) uint8, read as (B, C, H, W) float32 in [-1, 1]."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    class_names: tuple[str, ...]
-    flip: bool
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one sample."""
-        _, height, width, channels = self.images.shape
-        return channels, height, width
-
-    @property
-    def values(self) -> PixelValues:
-        """What the numbers mean."""
-        return PixelValues()
-
-    def draw(self, batch: int, rng: torch.Generator) -> Tensor:
-        """(batch,) bool, which samples are mirrored."""
-        return torch.rand(batch, generator=rng) < (0.5 if self.flip else 0.0)
-
-    def read(self, index: np.ndarray, drawn: Tensor) -> Tensor:
-        """The samples `index`, with this part of what `draw` gave."""
-        x = torch.from_numpy(self.images[index]).permute(0, 3, 1, 2).to(torch.float32)
-        x = x.div_(127.5).sub_(1.0)
-        return torch.where(drawn[:, None, None, None], x.flip(3), x) if self.flip else x
-
-
-@dataclass(frozen=True)
-class Latents:
-    """Moments (n, 2C, H, W), read as samples of the posterior (B, C, H, W) float32, scaled."""
-
-    moments: np.ndarray
-    mirrored: np.ndarray | None
-    labels: np.ndarray
-    class_names: tuple[str, ...]
-    scale: float
-    vae: str | None = None
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one sample."""
-        _, channels, height, width = self.moments.shape
-        return channels // 2, height, width
-
-    @property
-    def values(self) -> LatentValues:
-        """What the numbers mean."""
-        return LatentValues(scale=self.scale, vae=self.vae)
-
-    def draw(self, batch: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(batch,) bool, which samples are mirrored, and the posterior's noise (batch, C, H, W)."""
-        mirror = torch.rand(batch, generator=rng) < (0.0 if self.mirrored is None else 0.5)
-        return mirror, torch.randn(batch, *self.shape, generator=rng)
-
-    def read(self, index: np.ndarray, drawn: tuple[Tensor, Tensor]) -> Tensor:
-        """The samples `index`, with this part of what `draw` gave."""
-        mirror, noise = drawn
-        moments = torch.from_numpy(self.moments[index]).to(torch.float32)
-        if self.mirrored is not None and bool(mirror.any()):
-            chosen = mirror.numpy()
-            moments[mirror] = torch.from_numpy(self.mirrored[index[chosen]]).to(torch.float32)
-        mean, log_variance = moments.chunk(2, dim=1)
-        deviation = log_variance.clamp_(-30.0, 20.0).mul_(0.5).exp_()
-        return mean.addcmul_(deviation, noise).mul_(self.scale)
-
-
-Data = Pixels | Latents
 
 
 def open_data(config: DataConfig) -> Data:

@@ -20,7 +20,7 @@ from tread_ssm.diffusion import Objective
 from tread_ssm.models import ModelConfig, build_model
 from tread_ssm.routing import Route
 from tread_ssm.training.config import SampleConfig
-from tread_ssm.training.data import Values
+from tread_ssm.training.sources import Values
 from tread_ssm.training.strict import ConfigError, Source, build, plain
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from tread_ssm.training.data import PixelValues, Values
+from tread_ssm.training.sources import PixelValues, Values
 from tread_ssm.training.strict import ConfigError
 
 Decode = Callable[[Tensor], np.ndarray]

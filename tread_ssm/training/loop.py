@@ -18,7 +18,6 @@ from tread_ssm.training import checkpoint
 from tread_ssm.training.batch import Batch, BatchMaker, ahead
 from tread_ssm.training.checkpoint import Progress
 from tread_ssm.training.config import RunConfig
-from tread_ssm.training.data import Data
 from tread_ssm.training.ema import Ema
 from tread_ssm.training.export import Export, export
 from tread_ssm.training.log import Log
@@ -26,6 +25,7 @@ from tread_ssm.training.optimizer import make_optimizer
 from tread_ssm.training.preview import Preview
 from tread_ssm.training.schedule import learning_rate
 from tread_ssm.training.signals import StopSignals
+from tread_ssm.training.sources import Data
 from tread_ssm.training.step import Stepper
 from tread_ssm.training.strict import plain
 

@@ -20,12 +20,12 @@ from tread_ssm.evaluation import EmojiFeatures, feature_moments, frechet_distanc
 from tread_ssm.routing import RoutePlan
 from tread_ssm.training.batch import Batch, BatchMaker
 from tread_ssm.training.config import RunConfig
-from tread_ssm.training.data import Data, Pixels, Values
 from tread_ssm.training.export import load_export
 from tread_ssm.training.grid import to_uint8
 from tread_ssm.training.optimizer import make_optimizer
 from tread_ssm.training.randomness import generator
 from tread_ssm.training.sampling import draw, starting_noise
+from tread_ssm.training.sources import Data, Pixels, Values
 from tread_ssm.training.step import Stepper
 from tread_ssm.training.timing import median_of_pairs, take_turns
 

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from tread_ssm.training.config import RunConfig
-from tread_ssm.training.data import Data
 from tread_ssm.training.grid import save_grid, spread, to_uint8
 from tread_ssm.training.sampling import draw, starting_noise
+from tread_ssm.training.sources import Data
 
 
 class Preview:

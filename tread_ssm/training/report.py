@@ -23,7 +23,7 @@ from tread_ssm.routing.cost import Cost, PlanCost
 from tread_ssm.scan.dispatch import choose_backend
 from tread_ssm.training.checkpoint import checkpoints
 from tread_ssm.training.config import RunConfig, load_config
-from tread_ssm.training.data import Data, EmojiData, Pixels, open_data
+from tread_ssm.training.data import EmojiData, open_data
 from tread_ssm.training.export import load_export
 from tread_ssm.training.measure import (
     SAMPLE_STEPS,
@@ -34,6 +34,7 @@ from tread_ssm.training.measure import (
     step_times,
 )
 from tread_ssm.training.metrics import read_metrics
+from tread_ssm.training.sources import Data, Pixels
 from tread_ssm.training.strict import ConfigError
 
 PICTURES = "report"
