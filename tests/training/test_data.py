@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tread_ssm.data import load_emoji
-from tread_ssm.training.data import ArrayData, EmojiData, LatentData, batch_index, open_data
+from tread_ssm.data.shards import Manifest, Shard, write_array, write_manifest
+from tread_ssm.training.data import (
+    ArrayData,
+    EmojiData,
+    FolderData,
+    LatentData,
+    batch_index,
+    open_data,
+)
 from tread_ssm.training.randomness import generator
-from tread_ssm.training.sources import Latents, Pixels
+from tread_ssm.training.sources import Latents, LatentValues, Pixels
 from tread_ssm.training.strict import ConfigError
 
 
@@ -66,40 +76,70 @@ def test_pixels_are_read_in_range_and_mirrored_half_the_time() -> None:
     assert torch.equal(x[~drawn], straight[~drawn])
 
 
-def write_latents(folder: Path, n: int = 200, flip: bool = False) -> None:
+def write_latents(folder: Path, n: int = 200, flip: bool = False) -> np.ndarray:
+    """Shards of 64 and an odd rest; the mirrored images' means are 100 higher."""
     rng = np.random.default_rng(0)
     mean, variance = rng.normal(size=(n, 4, 4, 4)), np.full((n, 4, 4, 4), -2.0)
     moments = np.concatenate([mean, variance], axis=1).astype(np.float16)
+    other = moments.copy()
+    other[:, :4] += 100
     folder.mkdir()
-    np.save(folder / "moments.npy", moments)
-    np.save(folder / "labels.npy", rng.integers(0, 5, n).astype(np.int32))
-    if flip:
-        moments[:, :4] += 100
-        np.save(folder / "moments_flip.npy", moments[..., ::-1])
+
+    def write(name: str, array: np.ndarray) -> tuple[Shard, ...]:
+        starts = range(0, n, 64)
+        return tuple(
+            write_array(folder / f"{name}-{i:05d}.npy", array[s : s + 64])
+            for i, s in enumerate(starts)
+        )
+
+    write_manifest(
+        folder,
+        Manifest(
+            vae="some/vae",
+            scale=0.5,
+            resolution=None,
+            count=n,
+            shape=(8, 4, 4),
+            class_names=("a", "b", "c", "d", "e"),
+            shards=write("moments", moments),
+            mirrored=write("flip", other) if flip else (),
+            labels=write_array(folder / "labels.npy", rng.integers(0, 5, n)),
+        ),
+    )
+    return moments
 
 
 def test_latents_are_sampled_anew_from_their_posterior(tmp_path: Path) -> None:
-    write_latents(tmp_path / "latents")
-    data = open_data(LatentData(path=str(tmp_path / "latents"), scale=0.5))
+    moments = write_latents(tmp_path / "latents")
+    data = open_data(LatentData(path=str(tmp_path / "latents")))
     assert isinstance(data, Latents)
-    assert isinstance(data.moments, np.memmap)
+    assert [type(part) for part in data.moments.parts] == [np.memmap] * 4
+    assert data.values == LatentValues(scale=0.5, vae="some/vae")
     assert data.shape == (4, 4, 4)
-    assert data.class_names == ("0", "1", "2", "3", "4")
+    assert data.class_names == ("a", "b", "c", "d", "e")
     index = np.arange(200)
     draws = [data.read(index, data.draw(200, generator(0, s, "step"))) / 0.5 for s in range(2)]
-    mean = torch.from_numpy(np.array(data.moments)[:, :4]).float()
+    mean = torch.from_numpy(moments[:, :4]).float()
     for x in draws:
         error = (x - mean).std()
         assert abs(error - np.exp(-1.0)) < 0.01
     assert not torch.equal(*draws)
 
 
+def test_samples_come_in_the_order_asked_for_across_shards(tmp_path: Path) -> None:
+    moments = write_latents(tmp_path / "latents")
+    data = open_data(LatentData(path=str(tmp_path / "latents")))
+    assert isinstance(data, Latents)
+    index = np.random.default_rng(1).permutation(200)
+    assert np.array_equal(data.moments.take(index), moments[index])
+
+
 def test_mirrored_latents_take_the_moments_of_mirrored_images(tmp_path: Path) -> None:
     write_latents(tmp_path / "latents", flip=True)
-    data = open_data(LatentData(path=str(tmp_path / "latents"), scale=1.0, flip=True))
+    data = open_data(LatentData(path=str(tmp_path / "latents"), flip=True))
     mirror, noise = data.draw(200, generator(0, 0, "step"))  # type: ignore[misc]
     x = data.read(np.arange(200), (mirror, noise))  # type: ignore[arg-type]
-    assert torch.equal(x.mean(dim=(1, 2, 3)) > 50, mirror)
+    assert torch.equal(x.mean(dim=(1, 2, 3)) > 25, mirror)
     assert 70 < int(mirror.sum()) < 130
 
 
@@ -133,5 +173,60 @@ def test_broken_data_is_refused_with_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
         open_data(LatentData(path=str(tmp_path / "gone")))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match=r"holds no moments\.npy"):
+    with pytest.raises(ConfigError, match=r"holds no manifest\.json"):
         open_data(LatentData(path=str(tmp_path / "empty")))
+
+
+def test_a_shard_that_is_missing_or_cut_short_is_named_before_training(tmp_path: Path) -> None:
+    folder = tmp_path / "latents"
+    write_latents(folder)
+    config = LatentData(path=str(folder))
+    with pytest.raises(ConfigError, match=r"data\.flip: .* no mirrored images"):
+        open_data(replace(config, flip=True))
+    shard = folder / "moments-00001.npy"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-100])
+    with pytest.raises(ConfigError, match=r"moments-00001\.npy is cut short or damaged"):
+        open_data(config)
+    np.save(shard, np.zeros((3, 8, 4, 4), dtype=np.float16))
+    with pytest.raises(ConfigError, match=r"shape \(3, 8, 4, 4\); expected \(64, 8, 4, 4\)"):
+        open_data(config)
+    shard.unlink()
+    with pytest.raises(ConfigError, match=r"moments-00001\.npy is missing"):
+        open_data(config)
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    images, *_ = load_emoji(32)
+    for name, count in (("cat", 5), ("dog", 3)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(images[i]).save(tmp_path / "images" / name / f"{i}.png")
+    return tmp_path / "images"
+
+
+def test_a_folder_of_images_is_read_as_pixels(image_folder: Path) -> None:
+    data = open_data(FolderData(path=str(image_folder), size=16, flip=True))
+    assert data.class_names == ("cat", "dog")
+    assert data.labels.tolist() == [0] * 5 + [1] * 3
+    assert data.shape == (3, 16, 16)
+    index = np.array([6, 0])
+    x = data.read(index, torch.tensor([True, False]))  # type: ignore[arg-type]
+    images, *_ = load_emoji(32)
+    for got, k, mirrored in zip(x, (1, 0), (True, False), strict=True):
+        expected = images[k].reshape(16, 2, 16, 2, 3).mean(axis=(1, 3)) / 127.5 - 1
+        seen = (got.flip(2) if mirrored else got).permute(1, 2, 0).numpy()
+        assert np.abs(seen - expected).max() < 1 / 127.5  # rounded to whole levels
+    (image_folder / "cat" / "0.png").write_bytes(b"no picture")
+    with pytest.raises(ConfigError, match=r"cat/0\.png is no readable image"):
+        data.read(index, torch.tensor([True, False]))  # type: ignore[arg-type]
+
+
+def test_images_in_no_class_folder_have_no_class(image_folder: Path) -> None:
+    data = open_data(FolderData(path=str(image_folder / "dog"), size=32))
+    assert data.class_names == ()
+    assert data.labels.tolist() == [0] * 3
+    with pytest.raises(ConfigError, match=r"data\.path: .* holds no images"):
+        (image_folder / "none").mkdir()
+        open_data(FolderData(path=str(image_folder / "none"), size=32))

@@ -13,6 +13,8 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tread_ssm.data.importers import Imported
+from tread_ssm.data.prepare import begin, finish, write_shard
 from tread_ssm.diffusion import Flow, NoisePrediction, PerRoute
 from tread_ssm.models import DiMConfig, DiTConfig
 from tread_ssm.routing import Route
@@ -171,13 +173,14 @@ def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:
 
 def test_latents_without_labels_train_and_are_shown(tmp_path: Path) -> None:
     folder = tmp_path / "latents"
-    folder.mkdir()
-    moments = np.random.default_rng(0).normal(size=(10, 8, 8, 8)).astype(np.float16)
-    np.save(folder / "moments.npy", moments)
-    np.save(folder / "labels.npy", np.arange(10) % 3)
+    moments = np.random.default_rng(0).normal(size=(10, 8, 8, 8)).astype(np.float32)
+    source = Imported(10, None, None, moments.__getitem__, scale=0.5)
+    begin(folder, {})
+    write_shard(source, folder, range(10), 64, int)
+    finish(source, folder, 64, None)
     config = replace(
         tiny(tmp_path),
-        data=LatentData(path=str(folder), scale=0.5),
+        data=LatentData(path=str(folder)),
         model=DiTConfig(image_size=8, channels=4, n_classes=0, dim=16, depth=3, heads=2),
         objective=NoisePrediction(),
         routing=RoutingConfig(routes=(Route(0, 2),), loss=PerRoute()),

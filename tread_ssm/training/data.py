@@ -18,8 +18,10 @@ import numpy as np
 import torch
 
 from tread_ssm.data import load_emoji
+from tread_ssm.data.images import list_images
+from tread_ssm.data.shards import open_labels, open_moments, read_manifest
 from tread_ssm.training.randomness import generator
-from tread_ssm.training.sources import Data, Latents, Pixels
+from tread_ssm.training.sources import Data, FolderPixels, Latents, Pixels
 from tread_ssm.training.strict import ConfigError
 
 
@@ -46,23 +48,41 @@ class ArrayData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentData:
-    """A folder of autoencoder moments: moments.npy (n, 2C, H, W) with the posterior's means and
-    log-variances, labels.npy (n,), and perhaps class_names.txt, one name a line.
+class FolderData:
+    """A folder of images in ImageNet's layout, a sub-folder a class, or of images alone.
 
-    A latent is sampled anew whenever it is read, then multiplied by `scale`. A folder with
-    `moments_flip.npy`, the moments of the mirrored images, may be read with `flip`. `vae` says
-    which autoencoder decodes: a folder, or an identifier such as stabilityai/sd-vae-ft-ema.
+    Each is cut to its central square (as ADM does) and brought to `size` pixels whenever it is
+    read, by `threads` threads a process.
+    """
+
+    kind: Literal["folder"] = "folder"
+    path: str
+    size: int
+    flip: bool = False
+    threads: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("size", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentData:
+    """A folder of autoencoder moments that scripts/prepare_latents.py made.
+
+    A latent is sampled anew whenever it is read, then multiplied by the manifest's scale. `flip`
+    takes the moments of the mirrored image half of the time, where they were stored. `vae` says
+    which autoencoder decodes (a folder, or an identifier); null: the one in the manifest.
     """
 
     kind: Literal["latents"] = "latents"
     path: str
-    scale: float = 0.18215
     vae: str | None = None
     flip: bool = False
 
 
-DataConfig = EmojiData | ArrayData | LatentData
+DataConfig = EmojiData | ArrayData | FolderData | LatentData
 
 
 def open_data(config: DataConfig) -> Data:
@@ -73,7 +93,14 @@ def open_data(config: DataConfig) -> Data:
     path = Path(config.path)
     if not path.exists():
         raise MissingDataError(f"data.path: {path} does not exist.")
-    return _open_array(path, config) if isinstance(config, ArrayData) else _open_latents(config)
+    if isinstance(config, ArrayData):
+        return _open_array(path, config)
+    try:
+        return _open_folder(config) if isinstance(config, FolderData) else _open_latents(config)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"data.path: {error}") from None
 
 
 def _open_array(path: Path, config: ArrayData) -> Pixels:
@@ -93,30 +120,27 @@ def _open_array(path: Path, config: ArrayData) -> Pixels:
     return Pixels(images, *_labels(labels, names, len(images), path), config.flip)
 
 
+def _open_folder(config: FolderData) -> FolderPixels:
+    images = list_images(config.path)
+    labels, names = _labels(images.labels, images.class_names, len(images), images.root)
+    return FolderPixels(images, config.size, labels, names, config.flip, config.threads)
+
+
 def _open_latents(config: LatentData) -> Latents:
     path = Path(config.path)
-    for name in ("moments.npy", "labels.npy", *(["moments_flip.npy"] if config.flip else [])):
-        if not (path / name).is_file():
-            raise ConfigError(f"data.path: {path} holds no {name}.")
-    moments = np.load(path / "moments.npy", mmap_mode="r", allow_pickle=False)
-    if moments.ndim != 4 or moments.shape[1] % 2 or moments.dtype.kind != "f":
+    manifest = read_manifest(path)
+    if config.flip and not manifest.mirrored:
         raise ConfigError(
-            f"data.path: moments.npy of {path} is {moments.dtype} of shape {moments.shape}; "
-            f"expected floats (n, 2 * channels, height, width)."
+            f"data.flip: {path} holds no mirrored images; prepare it with --flip, or set flip to "
+            f"false."
         )
-    mirrored = None
-    if config.flip:
-        mirrored = np.load(path / "moments_flip.npy", mmap_mode="r", allow_pickle=False)
-        if mirrored.shape != moments.shape:
-            raise ConfigError(
-                f"data.path: moments_flip.npy of {path} has shape {mirrored.shape}, moments.npy "
-                f"{moments.shape}; they must agree."
-            )
-    given = path / "class_names.txt"
-    names = given.read_text(encoding="utf-8").splitlines() if given.is_file() else None
-    labels = np.load(path / "labels.npy", allow_pickle=False)
-    described = _labels(labels, names, len(moments), path)
-    return Latents(moments, mirrored, *described, config.scale, config.vae)
+    return Latents(
+        open_moments(path, manifest.shards, manifest.shape),
+        open_moments(path, manifest.mirrored, manifest.shape) if config.flip else None,
+        *_labels(open_labels(path, manifest), manifest.class_names, manifest.count, path),
+        manifest.scale,
+        config.vae or manifest.vae,
+    )
 
 
 def _labels(

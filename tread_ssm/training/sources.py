@@ -5,12 +5,18 @@ Shape legend: B global batch, C channels, H rows, W columns, n samples.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from tread_ssm.data.images import ImageFolder, read_image
+from tread_ssm.data.shards import Moments
+from tread_ssm.training.strict import ConfigError
 
 
 @dataclass(frozen=True)
@@ -56,21 +62,60 @@ class Pixels:
 
     def draw(self, batch: int, rng: torch.Generator) -> Tensor:
         """(batch,) bool, which samples are mirrored."""
-        return torch.rand(batch, generator=rng) < (0.5 if self.flip else 0.0)
+        return draw_mirrored(batch, self.flip, rng)
 
     def read(self, index: np.ndarray, drawn: Tensor) -> Tensor:
         """The samples `index`, with this part of what `draw` gave."""
-        x = torch.from_numpy(self.images[index]).permute(0, 3, 1, 2).to(torch.float32)
-        x = x.div_(127.5).sub_(1.0)
-        return torch.where(drawn[:, None, None, None], x.flip(3), x) if self.flip else x
+        return to_model(self.images[index], drawn if self.flip else None)
+
+
+@dataclass(frozen=True)
+class FolderPixels:
+    """Image files, decoded and cut to squares whenever they are read, by `threads` threads."""
+
+    images: ImageFolder
+    size: int
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    flip: bool
+    threads: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one sample."""
+        return 3, self.size, self.size
+
+    @property
+    def values(self) -> PixelValues:
+        """What the numbers mean."""
+        return PixelValues()
+
+    def draw(self, batch: int, rng: torch.Generator) -> Tensor:
+        """(batch,) bool, which samples are mirrored."""
+        return draw_mirrored(batch, self.flip, rng)
+
+    def read(self, index: np.ndarray, drawn: Tensor) -> Tensor:
+        """The samples `index`, with this part of what `draw` gave.
+
+        Raises ConfigError where a file cannot be read.
+        """
+        paths = [self.images.root / self.images.paths[i] for i in index]
+        try:
+            with ThreadPoolExecutor(self.threads) as pool:
+                images = list(pool.map(read_image, paths, repeat(self.size)))
+        except ValueError as error:
+            raise ConfigError(
+                f"data.path: {error} Mend or replace it, and the same command goes on."
+            ) from None
+        return to_model(np.stack(images), drawn if self.flip else None)
 
 
 @dataclass(frozen=True)
 class Latents:
     """Moments (n, 2C, H, W), read as samples of the posterior (B, C, H, W) float32, scaled."""
 
-    moments: np.ndarray
-    mirrored: np.ndarray | None
+    moments: Moments
+    mirrored: Moments | None
     labels: np.ndarray
     class_names: tuple[str, ...]
     scale: float
@@ -95,13 +140,27 @@ class Latents:
     def read(self, index: np.ndarray, drawn: tuple[Tensor, Tensor]) -> Tensor:
         """The samples `index`, with this part of what `draw` gave."""
         mirror, noise = drawn
-        moments = torch.from_numpy(self.moments[index]).to(torch.float32)
+        moments = torch.from_numpy(self.moments.take(index)).to(torch.float32)
         if self.mirrored is not None and bool(mirror.any()):
             chosen = mirror.numpy()
-            moments[mirror] = torch.from_numpy(self.mirrored[index[chosen]]).to(torch.float32)
+            moments[mirror] = torch.from_numpy(self.mirrored.take(index[chosen])).to(torch.float32)
         mean, log_variance = moments.chunk(2, dim=1)
         deviation = log_variance.clamp_(-30.0, 20.0).mul_(0.5).exp_()
         return mean.addcmul_(deviation, noise).mul_(self.scale)
 
 
-Data = Pixels | Latents
+Data = Pixels | FolderPixels | Latents
+
+
+def draw_mirrored(batch: int, flip: bool, rng: torch.Generator) -> Tensor:
+    """(batch,) bool: half of the samples, or none."""
+    return torch.rand(batch, generator=rng) < (0.5 if flip else 0.0)
+
+
+def to_model(images_BHWC: np.ndarray, mirrored_B: Tensor | None) -> Tensor:
+    """uint8 images as (B, C, H, W) float32 in [-1, 1], some of them mirrored."""
+    x = torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).to(torch.float32)
+    x = x.div_(127.5).sub_(1.0)
+    if mirrored_B is None:
+        return x
+    return torch.where(mirrored_B[:, None, None, None], x.flip(3), x)

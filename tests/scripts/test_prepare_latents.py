@@ -1,0 +1,187 @@
+"""The command that makes latents: images of several kinds, interrupted, on two processes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+
+from tread_ssm.data import load_emoji
+from tread_ssm.data.autoencoder import Autoencoder
+from tread_ssm.data.images import read_image
+
+ROOT = Path(__file__).parents[2]
+PER_CLASS = 8
+BROKEN = "b_dogs/003.jpg"
+SETTINGS = ("--resolution", "32", "--batch", "3", "--shard-size", "5", "--workers", "2", "--flip")
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`images` in ImageNet's layout, one of them damaged, and an autoencoder in `vae`."""
+    folder = tmp_path_factory.mktemp("parts")
+    emoji, *_ = load_emoji(32)
+    for c, name in enumerate(("a_cats", "b_dogs")):
+        (folder / "images" / name).mkdir(parents=True)
+        for i in range(PER_CLASS):
+            image = Image.fromarray(emoji[c * PER_CLASS + i]).resize((40 + 7 * i, 48))
+            image = image.convert("L") if i == 1 else image.convert("CMYK") if i == 2 else image
+            suffix = "jpg" if i % 2 or i == 2 else "png"
+            image.save(folder / "images" / name / f"{i:03d}.{suffix}")
+    damaged = folder / "images" / BROKEN
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    torch.manual_seed(0)
+    AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+    ).save_pretrained(folder / "vae")
+    return folder
+
+
+def command(parts: Path, out: Path, *more: str, processes: int = 1) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
+    return [
+        *(sys.executable, *(launcher if processes > 1 else ()), "scripts/prepare_latents.py"),
+        *("--data", str(parts / "images"), "--vae", str(parts / "vae"), "--out", str(out)),
+        *SETTINGS,
+        *more,
+    ]
+
+
+def call(words: list[str], code: int = 0) -> str:
+    env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def latents(parts: Path) -> Path:
+    said = call(command(parts, parts / "latents"))
+    assert f"{2 * PER_CLASS - 1} samples of 2 classes, moments (8, 16, 16)" in said
+    assert "1 images could not be read" in said
+    return parts / "latents"
+
+
+def test_moments_are_the_autoencoders_and_the_damaged_image_is_left_out(
+    parts: Path, latents: Path
+) -> None:
+    manifest = json.loads((latents / "manifest.json").read_text())
+    assert manifest["class_names"] == ["a_cats", "b_dogs"]
+    assert manifest["vae"] == str(parts / "vae")
+    assert (manifest["scale"], manifest["resolution"], manifest["count"]) == (0.18215, 32, 15)
+    assert [s["count"] for s in manifest["shards"]] == [5, 5, 4, 1]
+    (line,) = (latents / "unreadable.txt").read_text().splitlines()
+    assert line.startswith(f"{BROKEN}\t")
+    assert np.load(latents / "labels.npy").tolist() == [0] * 8 + [1] * 7
+    paths = sorted(p for p in (parts / "images").rglob("*.*") if not str(p).endswith(BROKEN))
+    images = np.stack([read_image(path, 32) for path in paths])
+    autoencoder = Autoencoder.load(str(parts / "vae"))
+    for name, seen in (("moments", images), ("flip", images[:, :, ::-1].copy())):
+        shards = [np.load(p) for p in sorted(latents.glob(f"{name}-*.npy"))]
+        expected = autoencoder.encode(seen)
+        stored = torch.from_numpy(np.concatenate(shards)).float()
+        assert torch.allclose(stored, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_two_processes_make_the_same_folder(parts: Path, latents: Path) -> None:
+    call(command(parts, parts / "two", processes=2))
+    assert content(parts / "two") == content(latents)
+
+
+def test_an_interrupted_command_goes_on_to_the_same_folder(parts: Path, latents: Path) -> None:
+    out = parts / "cut"
+    words = command(parts, out)
+    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not (out / "parts" / "00000.json").is_file():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    first = out / "moments-00000.npy"
+    written = first.stat().st_mtime_ns
+    (out / "moments-00003.npy.tmp").write_bytes(b"half a shard")
+    if (out / "manifest.json").is_file():  # it was too fast: as if killed earlier
+        (out / "manifest.json").unlink()
+        shutil.rmtree(out / "parts" / "00002.json", ignore_errors=True)
+    call(words)
+    assert first.stat().st_mtime_ns == written  # not made again
+    (out / "moments-00003.npy.tmp").unlink(missing_ok=True)
+    assert content(out) == content(latents)
+
+
+@pytest.fixture(scope="module")
+def main() -> Callable[[list[str]], int]:
+    path = ROOT / "scripts" / "prepare_latents.py"
+    spec = importlib.util.spec_from_file_location("prepare_latents", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main  # type: ignore[no-any-return]
+
+
+def test_verify_finds_one_altered_byte(
+    main: Callable[[list[str]], int],
+    parts: Path,
+    latents: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = parts / "altered"
+    shutil.copytree(latents, out)
+    assert main(["--verify", "--out", str(out)]) == 0
+    assert f"{out} is as it was written." in capsys.readouterr().out
+    shard = bytearray((out / "flip-00001.npy").read_bytes())
+    shard[-7] ^= 4
+    (out / "flip-00001.npy").write_bytes(shard)
+    (out / "labels.npy").write_bytes((out / "labels.npy").read_bytes()[:-1])
+    assert main(["--verify", "--out", str(out)]) == 1
+    said = capsys.readouterr().out
+    assert "flip-00001.npy was altered" in said
+    assert "labels.npy was altered" in said
+
+
+def test_what_cannot_be_prepared_is_refused(
+    main: Callable[[list[str]], int],
+    parts: Path,
+    latents: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(said: str, words: list[str]) -> None:
+        assert main(words) == 2
+        assert said in capsys.readouterr().err
+
+    def arguments(out: Path, *more: str) -> list[str]:
+        return command(parts, out, *more)[2:]
+
+    refuse("settings (resolution 32 -> 48)", arguments(latents, "--resolution", "48"))
+    refuse("it must be a multiple of 2", arguments(parts / "odd", "--resolution", "33"))
+    refuse("--shard-size is 0", arguments(parts / "odd", "--shard-size", "0"))
+    refuse("Give --data and --vae", ["--out", str(parts / "odd")])
+    refuse("--flip encodes images", arguments(parts / "odd", "--from", "edm2"))
+    refuse("holds no manifest.json", ["--verify", "--out", str(parts / "images")])
+    (parts / "broken").mkdir()
+    (parts / "broken" / "a.png").write_text("no image")
+    words = arguments(parts / "none", "--data", str(parts / "broken"))
+    refuse("Not one of 1 samples could be read", words)

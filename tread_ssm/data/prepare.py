@@ -1,0 +1,271 @@
+"""Make a folder of latents, shard by shard, so that an interruption costs one shard at most.
+
+Which samples a shard holds, and in which batches they are encoded, follows from their numbers
+alone: the folder is the same however many processes made it, and however often they stopped.
+
+Shape legend: B batch, C latent channels, h, w latent places, H, W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tread_ssm.data.autoencoder import Autoencoder
+from tread_ssm.data.images import ImageFolder, read_image
+from tread_ssm.data.shards import (
+    LABELS,
+    Manifest,
+    Shard,
+    write_array,
+    write_manifest,
+)
+
+UNREADABLE = "unreadable.txt"
+_JOB, _PARTS = "job.json", "parts"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a source read at once.
+
+    moments:  (B, 2C, h, w) float32, means, then log-variances.
+    mirrored: the same of the mirrored images; None: not asked for.
+    failed:   number and reason of each sample that could not be read and is not in `moments`.
+    """
+
+    moments: Tensor
+    mirrored: Tensor | None
+    failed: tuple[tuple[int, str], ...] = ()
+
+
+class Source(Protocol):
+    """Where moments come from: images and an autoencoder, or another project's files.
+
+    labels:      (n,) int64 for n samples; None: no classes.
+    vae, scale, resolution: as in the manifest.
+    """
+
+    @property
+    def labels(self) -> np.ndarray | None: ...
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+    @property
+    def vae(self) -> str | None: ...
+    @property
+    def scale(self) -> float: ...
+    @property
+    def resolution(self) -> int | None: ...
+
+    def __len__(self) -> int:
+        """n."""
+        ...
+
+    def read(self, part: range) -> Iterator[Encoded]:
+        """The samples of these numbers, in order, a batch at a time. Raises ValueError."""
+        ...
+
+
+class EncodedImages:
+    """A folder of images, seen by an autoencoder."""
+
+    def __init__(
+        self,
+        images: ImageFolder,
+        vae: str,
+        autoencoder: Autoencoder,
+        *,
+        resolution: int,
+        flip: bool,
+        batch: int,
+        workers: int,
+        autocast: torch.dtype | None,
+    ) -> None:
+        """batch: images encoded at once; workers: threads that decode files; autocast: None is
+        full precision. Raises ValueError where `resolution` does not suit the autoencoder."""
+        if resolution < 1 or resolution % autoencoder.factor:
+            raise ValueError(
+                f"resolution is {resolution}; it must be a multiple of {autoencoder.factor}, the "
+                f"pixels to a latent of {vae}."
+            )
+        self.labels, self.class_names = images.labels, images.class_names
+        self.vae, self.scale, self.resolution = vae, autoencoder.scale, resolution
+        self._images, self._autoencoder, self._autocast = images, autoencoder, autocast
+        self._flip, self._batch, self._workers = flip, batch, workers
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self._images)
+
+    def read(self, part: range) -> Iterator[Encoded]:
+        """The moments of these images; files are decoded while the batch before is encoded."""
+        groups = [part[i : i + self._batch] for i in range(0, len(part), self._batch)]
+        with ThreadPoolExecutor(self._workers) as pool:
+
+            def submit(group: range) -> list[Future[np.ndarray | str]]:
+                return [pool.submit(self._image, i) for i in group]
+
+            waiting = [submit(group) for group in groups[:1]]
+            for k, group in enumerate(groups):
+                if k + 1 < len(groups):
+                    waiting.append(submit(groups[k + 1]))
+                yield self._encode(group, [future.result() for future in waiting.pop(0)])
+
+    def _image(self, i: int) -> np.ndarray | str:
+        """The image, or why there is none."""
+        assert self.resolution is not None
+        try:
+            return read_image(self._images.root / self._images.paths[i], self.resolution)
+        except ValueError as error:
+            return str(error)
+
+    def _encode(self, group: range, read: Sequence[np.ndarray | str]) -> Encoded:
+        failed = [(i, r) for i, r in zip(group, read, strict=True) if isinstance(r, str)]
+        good = [r for r in read if not isinstance(r, str)]
+        if not good:
+            return Encoded(torch.zeros(0), torch.zeros(0) if self._flip else None, tuple(failed))
+        images = torch.from_numpy(np.stack(good))
+        device = self._autoencoder.device.type
+        half = self._autocast is not None
+        with torch.autocast(device, self._autocast) if half else nullcontext():
+            straight = self._autoencoder.encode(images)
+            mirrored = self._autoencoder.encode(images.flip(2)) if self._flip else None
+        return Encoded(straight, mirrored, tuple(failed))
+
+
+def begin(out: Path, settings: dict[str, Any]) -> None:
+    """Make the folder, or take it up again. Raises ValueError where it holds another job."""
+    job = out / _JOB
+    if job.is_file():
+        held = json.loads(job.read_text(encoding="utf-8"))
+        changed = [k for k in {**held, **settings} if held.get(k) != settings.get(k)]
+        if changed:
+            told = ", ".join(f"{k} {held.get(k)!r} -> {settings.get(k)!r}" for k in changed)
+            raise ValueError(f"{out} was begun with other settings ({told}); use another folder.")
+        return
+    if out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty and holds no {_JOB}; use another folder.")
+    (out / _PARTS).mkdir(parents=True, exist_ok=True)
+    _write_json(job, settings)
+
+
+def fingerprint(names: Sequence[str]) -> str:
+    """A few letters that change when a list of files does."""
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+
+def missing(out: Path, n: int, shard_size: int) -> list[range]:
+    """The stretches of samples whose shards are not there yet."""
+    return [p for p in _stretches(n, shard_size) if _held(out, p, shard_size) is None]
+
+
+def write_shard(
+    source: Source, out: Path, part: range, shard_size: int, progress: Callable[[int], object]
+) -> None:
+    """Read one stretch and write its files; the record that says so comes last.
+
+    progress: called with the number of samples done since the last call. Raises ValueError.
+    """
+    straight: list[np.ndarray] = []
+    mirrored: list[np.ndarray] = []
+    failed: list[tuple[int, str]] = []
+    done = 0
+    for encoded in source.read(part):
+        failed += encoded.failed
+        if len(encoded.moments):
+            straight.append(_stored(encoded.moments, part))
+            if encoded.mirrored is not None:
+                mirrored.append(_stored(encoded.mirrored, part))
+        now = sum(map(len, straight)) + len(failed)
+        progress(now - done)
+        done = now
+    number = part.start // shard_size
+    files = {
+        name: asdict(write_array(out / f"{name}-{number:05d}.npy", np.concatenate(arrays)))
+        for name, arrays in (("moments", straight), ("flip", mirrored))
+        if arrays
+    }
+    _write_json(out / _PARTS / f"{number:05d}.json", {"files": files, "failed": failed})
+
+
+def finish(source: Source, out: Path, shard_size: int, names: Sequence[str] | None) -> Manifest:
+    """Write labels, the list of what could not be read, and the manifest.
+
+    names: of the samples, for that list. Raises ValueError where nothing at all could be read.
+    """
+    stretches = _stretches(len(source), shard_size)
+    held = [_held(out, part, shard_size) for part in stretches]
+    if None in held:
+        raise ValueError(f"{out} lacks {held.count(None)} shards; give the same command again.")
+    records = [record for record in held if record is not None]
+    failed = {int(i): str(why) for record in records for i, why in record["failed"]}
+    shards, mirrored = (
+        tuple(Shard(**r["files"][name]) for r in records if name in r["files"])
+        for name in ("moments", "flip")
+    )
+    if not shards:
+        raise ValueError(f"Not one of {len(source)} samples could be read: {failed[0]}")
+    told = [f"{names[i] if names else i}\t{why}\n" for i, why in sorted(failed.items())]
+    (out / UNREADABLE).write_text("".join(told), encoding="utf-8")
+    labels = None
+    if source.labels is not None:
+        kept = np.delete(source.labels, sorted(failed))
+        labels = write_array(out / LABELS, kept.astype(np.int64))
+    shape = np.load(out / shards[0].name, mmap_mode="r").shape[1:]
+    manifest = Manifest(
+        vae=source.vae,
+        scale=source.scale,
+        resolution=source.resolution,
+        count=sum(s.count for s in shards),
+        shape=shape,
+        class_names=source.class_names,
+        shards=shards,
+        mirrored=mirrored,
+        labels=labels,
+    )
+    write_manifest(out, manifest)
+    return manifest
+
+
+def _stretches(n: int, shard_size: int) -> list[range]:
+    return [range(i, min(i + shard_size, n)) for i in range(0, n, shard_size)]
+
+
+def _held(out: Path, part: range, shard_size: int) -> dict[str, Any] | None:
+    """The record of a shard whose files are there."""
+    path = out / _PARTS / f"{part.start // shard_size:05d}.json"
+    if not path.is_file():
+        return None
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if any(not (out / file["name"]).is_file() for file in record["files"].values()):
+        return None
+    return record
+
+
+def _stored(moments: Tensor, part: range) -> np.ndarray:
+    """float16; log-variances in the range that autoencoders themselves clip them to."""
+    mean, log_variance = moments.float().cpu().chunk(2, dim=1)
+    half = torch.cat([mean, log_variance.clamp(-30.0, 20.0)], dim=1).half()
+    if not bool(half.isfinite().all()):
+        raise ValueError(
+            f"Samples {part.start} to {part.stop - 1}: the moments are not finite in half "
+            f"precision; encode with full precision (--precision fp32)."
+        )
+    return half.numpy()
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
