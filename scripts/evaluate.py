@@ -44,11 +44,18 @@ from tread_ssm.evaluation import (
 )
 from tread_ssm.evaluation.processes import gathered, own_share, world
 from tread_ssm.evaluation.statistics import check_metrics
-from tread_ssm.training.checkpoint import checkpoints
 from tread_ssm.training.export import Export, load_export
 from tread_ssm.training.grid import decoder
-from tread_ssm.training.npz import file_digest
-from tread_ssm.training.sampling import Drawn, Recipe, draw_labels, generate, shares
+from tread_ssm.training.npz import check_same, file_digest
+from tread_ssm.training.sampling import (
+    Drawn,
+    Recipe,
+    draw_labels,
+    find_weights,
+    generate,
+    recipe_of,
+    shares,
+)
 from tread_ssm.training.strict import ConfigError, plain
 
 NAMES: dict[Metric, str] = {
@@ -71,8 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             _evaluate(args, job)
         else:
             _sweep(args, job)
-    except ValueError as error:  # ConfigError among them
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:  # ConfigError among them
+        # Each process says it: what goes wrong may go wrong on one of them alone.
+        rank = os.environ.get("RANK", "0")
+        print(f"error{f' (process {rank})' if rank != '0' else ''}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if world()[0] == 0:
@@ -105,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--seed", type=int, default=0)
     sweep.add_argument("--steps", type=int, help="sampling steps (default: the run's)")
     sweep.add_argument("--guidance", type=float, help="1 is none (default: the run's)")
+    sweep.add_argument("--interval", type=float, nargs=2, metavar=("LOW", "HIGH"))
     sweep.add_argument("--weak-drop", type=float, help="route guidance, as in sample.py")
     sweep.add_argument("--strong-drop", type=float, default=0.0)
     sweep.add_argument("--sampler", choices=["euler", "heun", "dpm_solver_pp"])
@@ -138,6 +148,10 @@ def _job(args: argparse.Namespace) -> _Job:
         raise ConfigError("--reference is missing: all metrics but is compare with real images.")
     if args.reference is None and args.save_reference is not None:
         raise ConfigError("--save-reference keeps the statistics of --reference; give both.")
+    if args.reference is not None and not args.reference.exists():
+        raise ConfigError(f"--reference: {args.reference} is not there.")
+    if args.out is not None and args.out.suffix != ".json":
+        raise ConfigError(f"--out: {args.out} does not end in .json.")
     device = _device(args.device)
     return _Job(metrics, load_extractor(args.extractor, device, args.weights), device)
 
@@ -163,8 +177,14 @@ def _evaluate(args: argparse.Namespace, job: _Job) -> None:
         return
     values = score(samples, reference, job.metrics, job.device)
     out = args.out or args.samples.with_name(args.samples.name + ".metrics.json")
-    described = _described(args, job) | {"samples": str(args.samples), "shape": images.shape}
-    _write_json(out, described | {"count": samples.count, "metrics": values})
+    described = _described(args, job) | {
+        "samples": str(args.samples),
+        "drawn": _drawn(args.samples),
+        "shape": images.shape,
+        "count": samples.count,
+        "reference_count": (reference and reference.count) or None,
+    }
+    _write_json(out, described | {"metrics": values})
     first = {"samples": args.samples.name, "images": f"{samples.count}"}
     print(_table([(first, values)], job), end="")
 
@@ -183,24 +203,26 @@ def _reference(args: argparse.Namespace, job: _Job) -> Statistics | None:
 def _sweep(args: argparse.Namespace, job: _Job) -> None:
     """Draw and evaluate with each value; values that an earlier, equal command has done stay."""
     name, points = _points(args.sweep)
-    folder = _weights(args.run, args.checkpoint)
+    folder = find_weights(args.run, args.checkpoint)
     model, run = load_export(folder, job.device)
-    base = _recipe(args, run)
-    reference = _reference(args, job)
-    check_comparable(args.num, job.extractor.name, reference, job.metrics)
+    base = recipe_of(run, vars(args))
+    _check_points(name, points, base, run)
     decode = decoder(run.values, args.vae, job.device)
     labels = draw_labels(args.num, range(max(1, run.model.n_classes)), args.seed)
     out = args.out or args.run / f"sweep_{name}.json"
     record = _described(args, job) | {
         "weights": file_digest(folder / "ema.safetensors"),
-        **{key: getattr(args, key) for key in ("num", "seed", "batch", "vae")},
-        "changed": args.reference and args.reference.stat().st_mtime_ns,
+        **{key: getattr(args, key) for key in ("num", "seed", "batch")},
+        "vae": args.vae or getattr(run.values, "vae", None),
+        "reference_time": args.reference and args.reference.stat().st_mtime_ns,
         "run": str(args.run),
         "step": run.step,
         "sweep": name,
         "recipe": {k: v for k, v in plain(base).items() if k != name},
     }
     rows: dict[float, Mapping[Metric, float]] = gathered(_done(out, record))[0]
+    reference = _reference(args, job)
+    check_comparable(args.num, job.extractor.name, reference, job.metrics)
     for value in points:
         if value in rows:
             continue
@@ -215,22 +237,13 @@ def _sweep(args: argparse.Namespace, job: _Job) -> None:
             rows[value] = score(samples, reference, job.metrics, job.device)
             _write_json(out, {"record": record, "rows": sorted(rows.items())})
     if world()[0] == 0:
+        from tread_ssm.plots.sweep import plot_sweep  # matplotlib
+
         table = _table([({name: f"{v:g}"}, rows[v]) for v in points], job)
         _write(out.with_suffix(".md"), table.encode())
-        _plot(out.with_suffix(".png"), name, {v: rows[v] for v in points}, job)
+        curves = {_title(m, job): [rows[v][m] for v in points] for m in job.metrics}
+        plot_sweep(out.with_suffix(".png"), name.replace("_", " "), points, curves)
         print(f"{table}\n{out}, and beside it the table (.md) and the plot (.png)")
-
-
-def _recipe(args: argparse.Namespace, run: Export) -> Recipe:
-    """The run's way to draw, as far as no argument says otherwise."""
-    return Recipe(
-        steps=run.sample.steps if args.steps is None else args.steps,
-        guidance=run.sample.guidance if args.guidance is None else args.guidance,
-        weak_drop=args.weak_drop,
-        strong_drop=args.strong_drop,
-        sampler=args.sampler or run.sample.sampler,
-        precision=args.precision,
-    )
 
 
 def _watched(drawn: Iterable[Drawn], total: int, text: str) -> Iterator[Tensor]:
@@ -253,32 +266,49 @@ def _points(text: str) -> tuple[str, list[float]]:
         raise ConfigError(f"--sweep: {values!r} is no list of numbers, as {name}=1,2,4.") from None
 
 
-def _weights(run: Path, step: int | None) -> Path:
-    if step is None:
-        return run
-    found = dict(checkpoints(run))
-    if step not in found:
-        steps = ", ".join(map(str, found)) or "none"
-        raise ConfigError(f"--checkpoint: {run} has none of step {step}; there are {steps}.")
-    return found[step]
+def _check_points(name: str, points: Sequence[float], base: Recipe, run: Export) -> None:
+    """Raises ConfigError where values cannot be drawn with, or make no difference."""
+    if name == "weak_drop":
+        if not base.strong_drop <= points[0] <= points[-1] < 1:
+            raise ConfigError("--sweep: weak_drop goes from --strong-drop to below 1.")
+        if base.guidance == 1:
+            raise ConfigError("--sweep: weak_drop is without effect at guidance 1; set --guidance.")
+    if name == "guidance" and base.weak_drop is None and not run.model.n_classes:
+        raise ConfigError(
+            "--sweep: guidance is without effect on a run without classes; guide by --weak-drop."
+        )
 
 
 def _done(out: Path, record: Mapping[str, Any]) -> dict[float, Mapping[Metric, float]]:
-    """The rows that a file holds of a sweep like this one."""
+    """The rows that an earlier, equal sweep has written. Raises ConfigError for other files."""
+    if not out.exists():
+        return {}
     try:
         held = json.loads(out.read_text(encoding="utf-8"))
-        if held["record"] == json.loads(json.dumps(record)):
-            return {value: row for value, row in held["rows"]}
-    except (OSError, ValueError, KeyError, TypeError):  # none, or another file
-        pass
-    return {}
+        before, rows = held["record"], {value: row for value, row in held["rows"]}
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"{out} is there already and holds no sweep; name another --out."
+        ) from None
+    check_same(before, json.loads(json.dumps(record)), f"{out} holds a sweep that was drawn")
+    return rows
+
+
+def _drawn(samples: Path) -> Any:
+    """How scripts/sample.py drew the samples, where it did."""
+    try:
+        return json.loads(samples.with_name(samples.name + ".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _described(args: argparse.Namespace, job: _Job) -> dict[str, Any]:
     """With what it was measured."""
+    weights = getattr(job.extractor, "weights", None)
     return {
         "reference": None if args.reference is None else str(args.reference),
         "extractor": job.extractor.name,
+        "extractor_weights": weights and file_digest(weights),
         "wanted": job.metrics,
         "versions": {n: _version(n) for n in ("tread_ssm", "torch", "numpy", "torch-fidelity")},
     }
@@ -303,25 +333,6 @@ def _table(rows: Sequence[tuple[Mapping[str, str], Mapping[Metric, float]]], job
     lines = [head, ["---"] * len(head)]
     lines += [[*first.values(), *(f"{v[m]:.4g}" for m in job.metrics)] for first, v in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _plot(path: Path, name: str, rows: Mapping[float, Mapping[Metric, float]], job: _Job) -> None:
-    from tread_ssm.plots.colours import KEPT, new_figure
-    from tread_ssm.plots.colours import plain as plain_axes
-
-    columns = min(3, len(job.metrics))
-    height = -(-len(job.metrics) // columns)
-    figure, axes = new_figure(3.6 * columns, 2.8 * height, height, columns)
-    for ax, metric in zip(axes, job.metrics, strict=False):
-        ax.plot(list(rows), [row[metric] for row in rows.values()], color=KEPT, marker="o")
-        ax.set(xlabel=name.replace("_", " "), ylabel=_title(metric, job))
-        plain_axes(ax)
-    for ax in axes[len(job.metrics) :]:
-        ax.set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, dpi=130, format="png")
-    os.replace(temporary, path)
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

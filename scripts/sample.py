@@ -24,11 +24,18 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from tread_ssm.training.checkpoint import checkpoints
 from tread_ssm.training.export import Export, load_export
 from tread_ssm.training.grid import Decode, decoder, save_grid, spread, to_uint8
 from tread_ssm.training.npz import Parts, file_digest
-from tread_ssm.training.sampling import Drawn, Recipe, draw_labels, generate, shares
+from tread_ssm.training.sampling import (
+    Drawn,
+    Recipe,
+    draw_labels,
+    find_weights,
+    generate,
+    recipe_of,
+    shares,
+)
 from tread_ssm.training.sources import LatentValues
 from tread_ssm.training.strict import ConfigError, nearest, plain
 
@@ -42,9 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             _draw_grid(args)
         else:
             _draw_set(args)
-    except ValueError as error:  # ConfigError among them
-        if _is_main():
-            print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:  # ConfigError among them
+        # Each process says it: what goes wrong may go wrong on one of them alone.
+        where = "" if _is_main() else f" (process {os.environ['RANK']})"
+        print(f"error{where}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if _is_main():
@@ -109,10 +117,10 @@ def _draw_grid(args: argparse.Namespace) -> None:
     if not _is_main():
         return
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model, run = load_export(_weights(args.run, args.checkpoint), device)
+    model, run = load_export(_weights(args), device)
     rows, names = _rows(run, args.classes)
     labels = torch.tensor(rows).repeat_interleave(args.per_class)
-    recipe, batches = _recipe(args, run), shares(len(labels), args.batch)
+    recipe, batches = recipe_of(run, vars(args)), shares(len(labels), args.batch)
     decode = _grid_decoder(run, args.vae, device)
     with tqdm(total=len(batches) * recipe.steps, unit="step", desc="sampling") as bar:
 
@@ -149,17 +157,22 @@ def _draw_set(args: argparse.Namespace) -> None:
     state = PartialState(cpu=cpu, timeout=timedelta(days=7))
     alone = state.num_processes == 1 and args.device is not None
     device = torch.device(args.device) if alone else state.device
-    folder = _weights(args.run, args.checkpoint)
+    folder = _weights(args)
     model, run = load_export(folder, device)
     rows = _rows(run, args.classes, most=None)[0]
-    recipe = _recipe(args, run)
+    recipe = recipe_of(run, vars(args))
     digest = file_digest(folder / "ema.safetensors")
     parts = Parts(args.npz, _record(args, run, recipe, digest))
     if parts.finished():
+        if state.is_main_process:
+            parts.tidy()
         _say(f"{args.npz} is there already; remove it to draw it anew.")
         return
     decode = decoder(run.values, args.vae, device)
     if state.is_main_process:
+        if args.png is not None and not parts.begun() and any(args.png.glob("*.png")):
+            # Those of a larger set would stay, and be taken for this one's.
+            raise ConfigError(f"--png: {args.png} holds images already; name another folder.")
         parts.begin()
     state.wait_for_everyone()
     labels = draw_labels(args.num, rows, args.seed, balanced=args.balanced)
@@ -244,35 +257,12 @@ def _write_png(folder: Path, drawn: Drawn) -> None:
         Image.fromarray(image).save(folder / f"{number:06d}.png")
 
 
-def _recipe(args: argparse.Namespace, run: Export) -> Recipe:
-    """The run's way to draw, as far as no argument says otherwise."""
-    return Recipe(
-        steps=run.sample.steps if args.steps is None else args.steps,
-        guidance=run.sample.guidance if args.guidance is None else args.guidance,
-        interval=None if args.interval is None else tuple(args.interval),
-        weak_drop=args.weak_drop,
-        strong_drop=args.strong_drop,
-        sampler=args.sampler or run.sample.sampler,
-        precision=args.precision,
-    )
-
-
-def _weights(run: Path, step: int | None) -> Path:
+def _weights(args: argparse.Namespace) -> Path:
     """The folder that holds the weights asked for. Raises ConfigError."""
-    if not run.is_dir():
-        raise ConfigError(f"--run: {run} is no folder.")
-    found = dict(checkpoints(run))
-    if step is not None:
-        if step not in found:
-            steps = ", ".join(map(str, found)) or "none"
-            raise ConfigError(f"--checkpoint: {run} has none of step {step}; there are {steps}.")
-        return found[step]
-    if (run / "ema.safetensors").is_file() or not found:
-        return run
-    newest = max(found)
-    if _is_main():
-        print(f"{run} is not finished; taking its checkpoint of step {newest}.", file=sys.stderr)
-    return found[newest]
+    folder = find_weights(args.run, args.checkpoint)
+    if args.checkpoint is None and folder != args.run and _is_main():
+        print(f"{args.run} is not finished; taking its {folder.name}.", file=sys.stderr)
+    return folder
 
 
 def _rows(

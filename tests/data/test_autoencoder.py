@@ -54,6 +54,11 @@ def test_what_cannot_be_loaded(tmp_path: Path) -> None:
         Autoencoder.load(str(tmp_path))
 
 
+def test_latents_of_another_autoencoder(folder: Path) -> None:
+    with pytest.raises(ValueError, match="latents have 16 channels, the autoencoder's have 4"):
+        Autoencoder.load(str(folder)).decode(torch.zeros(1, 16, 4, 4))
+
+
 def test_sizes_that_do_not_fit(folder: Path) -> None:
     with pytest.raises(ValueError, match="multiples of 2"):
         Autoencoder.load(str(folder)).encode(torch.zeros(1, 15, 16, 3, dtype=torch.uint8))

@@ -152,6 +152,10 @@ def test_saved_statistics_say_what_they_do_not_serve_for(
     np.savez(tmp_path / "saved.npz", mu=np.zeros(3), sigma=np.zeros((2, 2)), extractor="emoji")
     with pytest.raises(ValueError, match=r"saved.npz: a mean of shape \(3,\)"):
         reference_statistics(tmp_path / "saved.npz", extractor, ["fid"])
+    bad = np.full((3, 3), np.nan)
+    np.savez(tmp_path / "saved.npz", mu=np.zeros(3), sigma=bad, extractor="emoji")
+    with pytest.raises(ValueError, match=r"saved.npz: its mean or covariance is not finite"):
+        reference_statistics(tmp_path / "saved.npz", extractor, ["fid"])
 
 
 class Inception(EmojiFeatures):

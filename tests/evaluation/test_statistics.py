@@ -161,3 +161,19 @@ def test_any_callable_serves_as_far_as_it_goes() -> None:
         statistics(Pixels(), [images(5, 0)], ["sfid"])
     with pytest.raises(ValueError, match="pixels features come without classes"):
         statistics(Pixels(), [images(5, 0)], ["is"])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_features_that_are_not_finite_are_refused_for_every_metric(metric: Metric) -> None:
+    class Broken:
+        name = "broken"
+
+        def __call__(self, x: Tensor) -> Features:
+            y = x.float().flatten(1)[:, :3].softmax(1)
+            y[x.flatten(1).amax(1) == 0] = torch.nan
+            return Features(y, y, y)
+
+    x = torch.ones(10, 3, 2, 2, dtype=torch.uint8)
+    x[7] = 0
+    with pytest.raises(ValueError, match="not finite"):
+        statistics(Broken(), x.split(4), [metric])

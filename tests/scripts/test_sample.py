@@ -14,17 +14,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from accelerate.state import AcceleratorState
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from tread_ssm.diffusion import EDM
-from tread_ssm.models import DiMConfig
+from tread_ssm.models import DiMConfig, DiTConfig, build_model
 from tread_ssm.routing import Route
 from tread_ssm.training.config import RoutingConfig, RunConfig, SampleConfig, TrainConfig, check
 from tread_ssm.training.data import EmojiData
+from tread_ssm.training.export import Export, export, load_export
 from tread_ssm.training.folder import write_config
 from tread_ssm.training.loop import train
-from tread_ssm.training.sampling import draw_labels
+from tread_ssm.training.sampling import draw_labels, find_weights, noise_of
+from tread_ssm.training.sources import LatentValues, PixelValues
 
 ROOT = Path(__file__).parents[2]
 
@@ -279,3 +283,92 @@ def test_a_wrong_argument_does_not_bind_the_next_command(
     assert draw_set(out, "--steps", "0") == 2
     assert draw_set(out, "--num", "3", "--steps", "1", "--balanced", "--class", "Flags") == 0
     assert np.load(out)["arr_1"].tolist() == [2, 2, 2]
+
+
+def exported(folder: Path, n_classes: int, channels: int, vae: Path | None) -> Path:
+    """A transformer as it is initialised: it predicts 0."""
+    folder.mkdir()
+    config = DiTConfig(
+        image_size=8, channels=channels, n_classes=n_classes, dim=32, depth=2, heads=2
+    )
+    torch.manual_seed(0)
+    description = Export(
+        step=0,
+        model=config,
+        objective=EDM(sigma_max=2.0),
+        class_names=tuple("abcd"),
+        values=PixelValues() if vae is None else LatentValues(scale=0.5, vae=str(vae)),
+        routes=(),
+        sample=SampleConfig(steps=2),
+    )
+    export(folder, build_model(config).state_dict(), description)
+    return folder
+
+
+def test_latents_are_decoded_by_the_autoencoder_of_the_data(
+    draw_set: Callable[..., int], main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+    ).save_pretrained(tmp_path / "vae")
+    folder, out = exported(tmp_path / "latents", 4, 4, tmp_path / "vae"), tmp_path / "set.npz"
+    # One step from sigma = 2 to 0 ends at the estimate of the data, which is c_skip * x for a
+    # network that predicts 0.
+    command = ["--run", str(folder), "--num", "7", "--batch", "3", "--steps", "1"]
+    assert draw_set(out, *command, "--guidance", "1") == 0
+    x = (2**2 + 1) ** 0.5 * noise_of(range(7), load_export(folder)[1].model, seed=0)
+    latents = 0.5**2 / (2**2 + 0.5**2) * x / 0.5  # 0.5 is sigma_data, and the data's scale
+    vae = AutoencoderKL.from_pretrained(tmp_path / "vae").eval()
+    with torch.no_grad():
+        expected = (vae.decode(latents).sample + 1) * 127.5
+    images = np.load(out)["arr_0"]
+    assert images.shape == (7, 16, 16, 3)
+    difference = torch.from_numpy(images).permute(0, 3, 1, 2) - expected.clamp(0, 255)
+    assert difference.abs().max() < 0.6
+    assert json.loads((tmp_path / "set.npz.json").read_text())["vae"] == str(tmp_path / "vae")
+
+    other = exported(tmp_path / "other", 4, 8, tmp_path / "vae")
+    capsys.readouterr()
+    assert draw_set(tmp_path / "other.npz", "--run", str(other), "--steps", "1") == 2
+    assert "have 8 channels, the autoencoder's have 4" in capsys.readouterr().err
+
+
+def test_a_run_without_classes_is_drawn_and_guides_by_no_label(
+    draw_set: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = exported(tmp_path / "run", 0, 3, None), tmp_path / "set.npz"
+    command = [out, "--run", str(folder), "--steps", "1", "--num", "3"]
+    assert draw_set(*command, "--guidance", "2") == 2
+    assert "--guidance is 2, but this run was trained without classes" in capsys.readouterr().err
+    assert draw_set(*command) == 0
+    assert np.load(out)["arr_1"].tolist() == [0, 0, 0]
+
+
+def test_pictures_of_two_sets_are_not_mixed(
+    draw_set: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = exported(tmp_path / "run", 0, 3, None)
+    command = ["--run", str(folder), "--steps", "1", "--png", str(tmp_path / "png")]
+    assert draw_set(tmp_path / "a.npz", *command, "--num", "5") == 0
+    assert draw_set(tmp_path / "b.npz", *command, "--num", "3") == 2
+    assert "png holds images already; name another folder" in capsys.readouterr().err
+    # The first one killed before its first part was kept, but behind its pictures, goes on.
+    written = (tmp_path / "a.npz").read_bytes()
+    (tmp_path / "a.npz").unlink()
+    (tmp_path / "a.npz.parts").mkdir()
+    (tmp_path / "a.npz.json").rename(tmp_path / "a.npz.parts" / "record.json")
+    assert draw_set(tmp_path / "a.npz", *command, "--num", "5") == 0
+    assert (tmp_path / "a.npz").read_bytes() == written
+
+
+def test_the_weights_of_a_run_are_found(run: Path, tmp_path: Path) -> None:
+    assert find_weights(run) == run
+    assert find_weights(run, 20) == run / "checkpoints" / "step-0000020"
+    shutil.copytree(run / "checkpoints", tmp_path / "checkpoints")
+    assert find_weights(tmp_path).name == "step-0000030"  # it is not finished

@@ -55,6 +55,16 @@ class Autoencoder:
         """Pixels to a latent place, along each side; 8 for Stable Diffusion's."""
         return int(2 ** (len(self._network.config.block_out_channels) - 1))
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._device
+
+    @property
+    def scale(self) -> float:
+        """What latents are multiplied by for a model; 0.18215 for Stable Diffusion's."""
+        return float(self._network.config.scaling_factor)
+
     @torch.no_grad()
     def encode(self, images_BHWC: Tensor | np.ndarray) -> Tensor:
         """uint8 images (B, H, W, 3) -> moments (B, 2C, h, w) float32: means, then log-variances.
@@ -74,7 +84,16 @@ class Autoencoder:
 
     @torch.no_grad()
     def decode(self, z_BChw: Tensor) -> Tensor:
-        """Latents (B, C, h, w), not scaled, -> uint8 images (B, H, W, 3)."""
+        """Latents (B, C, h, w), not scaled, -> uint8 images (B, H, W, 3).
+
+        Raises ValueError where the autoencoder's latents have another number of channels.
+        """
+        channels = self._network.config.latent_channels
+        if z_BChw.shape[1] != channels:
+            raise ValueError(
+                f"Autoencoder.decode: the latents have {z_BChw.shape[1]} channels, the "
+                f"autoencoder's have {channels}; name the one that they were made with."
+            )
         z = z_BChw.to(self._device, self._dtype)
         x = self._network.decode(z).sample.float()
         x = ((x + 1) * 127.5).clamp(0, 255).round()

@@ -36,7 +36,8 @@ class InceptionFeatures:
 
         Raises ValueError where torch-fidelity or the file is missing, or the file is another one.
         """
-        self._net = _network(weights or Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS)
+        self.weights = weights or Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
+        self._net = _network(self.weights)
         self._net.to(device)
         self._device = torch.device(device)
 

@@ -108,6 +108,8 @@ def _moments(
             f"not belong together; expected (F,) and (F, F)."
         )
     m, c = (torch.from_numpy(x.astype(np.float64)) for x in (mean, covariance))
+    if not bool(m.isfinite().all() and c.isfinite().all()):
+        raise ValueError(f"{path}: its mean or covariance is not finite; make the file anew.")
     return Moments(count, m, c * (count - 1)) if count > 1 else Gaussian(m, c)
 
 

@@ -101,6 +101,7 @@ def statistics(
     for images in batches:
         found = extractor(images)
         _check_complete(found, extractor.name, metrics)
+        _check_finite(found, needs, count)
         count += len(images)
         if "pooled" in needs:
             pooled.add(found.pooled)
@@ -157,6 +158,16 @@ def _check_complete(found: Features, extractor: str, metrics: Sequence[Metric]) 
         raise ValueError(f"sfid: the {extractor} features have no spatial part; leave sfid out.")
     if "is" in metrics and found.probabilities is None:
         raise ValueError(f"is: the {extractor} features come without classes; leave is out.")
+
+
+def _check_finite(found: Features, needs: set[str], before: int) -> None:
+    """Moments refuse such numbers by themselves; distances and scores of them would mislead."""
+    looked_at = {"features": found.pooled, "probabilities": found.probabilities}
+    for name, x in looked_at.items():
+        if name not in needs or x is None or bool(torch.isfinite(x).all()):
+            continue
+        first = int((~torch.isfinite(x)).any(dim=1).nonzero()[0])
+        raise ValueError(f"The {name} of image {before + first} of this process are not finite.")
 
 
 def _total(a: Moments | Gaussian | None, b: Moments | Gaussian | None) -> Moments | None:

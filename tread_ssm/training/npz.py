@@ -36,8 +36,18 @@ class Parts:
         """Whether `out` is there, and was drawn in this way. Raises ConfigError if otherwise."""
         if not self._out.exists():
             return False
-        self._compare(self._described, f"{self._out} is there already and")
+        old = _read(self._described)
+        if not old:
+            raise ConfigError(
+                f"{self._out} is there already, and no {self._described.name} says how it was "
+                f"drawn; remove it or choose another name."
+            )
+        check_same(old, self._record, f"{self._out} is there already and was drawn")
         return True
+
+    def begun(self) -> bool:
+        """Whether an earlier command began to draw the set in this way."""
+        return _read(self._folder / "record.json") == self._record
 
     def begin(self) -> None:
         """Make the folder and write down how the set is drawn; for one process.
@@ -46,7 +56,8 @@ class Parts:
         """
         written = self._folder / "record.json"
         if any(self._folder.glob("[0-9]*.npy")):
-            self._compare(written, f"{self._folder} holds parts of a set that")
+            what = f"{self._folder} holds parts of a set that was drawn"
+            check_same(_read(written), self._record, what)
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         _write_text(written, json.dumps(self._record, indent=2) + "\n")
@@ -84,10 +95,15 @@ class Parts:
             )
         n = sum(map(len, batches))
         shape = (n, *self._open(batches[0]).shape[1:])
-        _write_npz(self._out, map(self._open, batches), shape, labels)
+        # The description first: a set that is there can always say how it was drawn.
         _write_text(self._described, json.dumps(self._record, indent=2) + "\n")
-        shutil.rmtree(self._folder)
+        _write_npz(self._out, map(self._open, batches), shape, labels)
+        self.tidy()
         return shape
+
+    def tidy(self) -> None:
+        """Remove the parts, for one process, where `out` is there."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _path(self, numbers: range) -> Path:
         return self._folder / f"{numbers.start:08d}-{numbers.stop - 1:08d}.npy"
@@ -95,19 +111,19 @@ class Parts:
     def _open(self, numbers: range) -> np.ndarray:
         return np.load(self._path(numbers), mmap_mode="r", allow_pickle=False)
 
-    def _compare(self, path: Path, what: str) -> None:
-        try:
-            old = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            old = {}
-        changed = [k for k in self._record if k not in old or old[k] != self._record[k]]
-        if changed:
-            key = changed[0]
-            raise ConfigError(
-                f"{what} was drawn with other settings for {', '.join(changed)} ({key}: "
-                f"{old.get(key, 'unknown')}, now {self._record[key]}); remove it or choose "
-                f"another name."
-            )
+
+def check_same(old: Record, new: Record, what: str) -> None:
+    """Raises ConfigError where work that is there was done otherwise than it would be now.
+
+    what: the beginning of the sentence, such as "set.npz was drawn".
+    """
+    changed = [k for k in new if k not in old or old[k] != new[k]]
+    if changed:
+        key = changed[0]
+        raise ConfigError(
+            f"{what} with other settings for {', '.join(changed)} ({key}: "
+            f"{old.get(key, 'unknown')}, now {new[key]}); remove it or choose another name."
+        )
 
 
 def file_digest(path: Path) -> str:
@@ -144,6 +160,14 @@ def _write_npz(
 def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
     # A fixed date: the time of writing would make the bytes differ.
     return archive.open(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), "w", force_zip64=True)
+
+
+def _read(path: Path) -> Record:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none, or none of ours
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -10,10 +10,11 @@ Shape legend: B batch, C channels, H rows, W columns.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,9 +24,11 @@ from tread_ssm.diffusion import Network, Objective, classifier_free, route_guida
 from tread_ssm.diffusion.sampler import OnStep, Sampler
 from tread_ssm.models import ModelConfig
 from tread_ssm.routing import Draw, RoutePlan
+from tread_ssm.training.checkpoint import checkpoints
 from tread_ssm.training.export import Export
 from tread_ssm.training.grid import Decode
 from tread_ssm.training.randomness import generator
+from tread_ssm.training.strict import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +111,48 @@ def generate(
                 on_step=on_step,
             )
         yield Drawn(numbers, mine.cpu(), decode(x))
+
+
+def recipe_of(run: Export, options: Mapping[str, Any]) -> Recipe:
+    """A run's own way to draw, but for what a command's options say.
+
+    options: all fields of Recipe by name, None where nothing is said; others are not looked at.
+
+    Raises ConfigError.
+    """
+    guidance, interval = options["guidance"], options["interval"]
+    if guidance not in (None, 1) and options["weak_drop"] is None and not run.model.n_classes:
+        raise ConfigError(
+            f"--guidance is {guidance:g}, but this run was trained without classes; guide it by "
+            f"routes (--weak-drop)."
+        )
+    return Recipe(
+        steps=run.sample.steps if options["steps"] is None else options["steps"],
+        guidance=run.sample.guidance if guidance is None else guidance,
+        interval=None if interval is None else tuple(interval),
+        weak_drop=options["weak_drop"],
+        strong_drop=options["strong_drop"],
+        sampler=options["sampler"] or run.sample.sampler,
+        precision=options["precision"],
+    )
+
+
+def find_weights(run: Path, step: int | None = None) -> Path:
+    """The folder with a run's averaged weights: of its end, or of its checkpoint of that step.
+
+    A run that is not finished has those of its newest checkpoint. Raises ConfigError.
+    """
+    if not run.is_dir():
+        raise ConfigError(f"--run: {run} is no folder.")
+    found = dict(checkpoints(run))
+    if step is not None:
+        if step not in found:
+            steps = ", ".join(map(str, found)) or "none"
+            raise ConfigError(f"--checkpoint: {run} has none of step {step}; there are {steps}.")
+        return found[step]
+    if (run / "ema.safetensors").is_file() or not found:
+        return run
+    return found[max(found)]
 
 
 def shares(n: int, batch: int, process: int = 0, processes: int = 1) -> list[range]:

@@ -1,0 +1,27 @@
+"""The plot of a sweep: as many panels as metrics, and a curve in each."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from tread_ssm.plots.colours import KEPT
+from tread_ssm.plots.sweep import plot_sweep
+
+
+@pytest.mark.parametrize(("panels", "columns", "rows"), [(1, 1, 1), (3, 3, 1), (4, 3, 2)])
+def test_each_metric_has_its_panel(tmp_path: Path, panels: int, columns: int, rows: int) -> None:
+    metrics = {f"m{i}": [3.0, 1.0 + i, 2.0] for i in range(panels)}
+    plot_sweep(tmp_path / "new" / "sweep.png", "guidance", [1.0, 1.5, 4.0], metrics)
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["sweep.png"]
+    picture = np.asarray(Image.open(tmp_path / "new" / "sweep.png").convert("RGB"))
+    height, width = picture.shape[0] // rows, picture.shape[1] // columns
+    blue = np.abs(picture / 255 - to_rgb(KEPT)).max(axis=2) < 0.02
+    found = [
+        int(blue[r * height : (r + 1) * height, c * width : (c + 1) * width].sum()) > 100
+        for r in range(rows)
+        for c in range(columns)
+    ]
+    assert found == [i < panels for i in range(rows * columns)]
