@@ -45,10 +45,10 @@ def make_inputs(
 ) -> list[Tensor]:
     """u, delta, A, B, C, D, z, delta_bias as a Mamba block sees them at initialisation."""
     batch, length, dim, state = shape
-    g = torch.Generator().manual_seed(0)
+    g = torch.Generator(device).manual_seed(0)
 
     def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=g)
+        return torch.randn(size, generator=g, device=device)
 
     u, delta, z = (
         normal(batch, length, dim),
@@ -104,15 +104,20 @@ def loop_scan(
     return (torch.stack(ys, 1) + D * u) * F.silu(z)
 
 
+def grid_columns(length: int) -> int:
+    """The largest divisor of the length up to 16."""
+    return next(c for c in range(16, 0, -1) if length % c == 0)
+
+
 def column_order(length: int) -> Tensor:
     """Columns of a grid 16 wide (or as wide as divides the length)."""
-    columns = next(c for c in range(16, 0, -1) if length % c == 0)
+    columns = grid_columns(length)
     return rank_table("column", (length // columns, columns)).argsort()
 
 
 def zigzag_order(length: int) -> Tensor:
     """A serpentine along columns of the same grid."""
-    columns = next(c for c in range(16, 0, -1) if length % c == 0)
+    columns = grid_columns(length)
     return rank_table("zigzag_1", (length // columns, columns)).argsort()
 
 
@@ -130,8 +135,11 @@ def forward_call(function: Callable[..., Tensor], inputs: list[Tensor]) -> Call:
     return call
 
 
-def medians(calls: dict[str, Call], repeats: dict[str, int]) -> dict[str, float]:
-    """Median milliseconds of each call; the runs are interleaved, after one that does not count."""
+def medians(calls: dict[str, Call], repeats: dict[str, int], in_a_row: int = 1) -> dict[str, float]:
+    """Median milliseconds of each call; the runs are interleaved, after one that does not count.
+
+    A run is `in_a_row` calls, waited for once: on a GPU the next is prepared while one runs.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
@@ -141,9 +149,10 @@ def medians(calls: dict[str, Call], repeats: dict[str, int]) -> dict[str, float]
             if turn % every == 0:
                 synchronise()
                 start = time.perf_counter()
-                call()
+                for _ in range(in_a_row):
+                    call()
                 synchronise()
-                times[name].append(1e3 * (time.perf_counter() - start))
+                times[name].append(1e3 * (time.perf_counter() - start) / in_a_row)
     return {name: statistics.median(t) for name, t in times.items()}
 
 
@@ -319,15 +328,37 @@ def mamba_scan(
     D: Tensor,
     z: Tensor,
     delta_bias: Tensor,
-    order: Tensor | None = None,
+    columns: int | None = None,
 ) -> Tensor:
-    """mamba-ssm's kernel on channel-first tensors, with the copies that an order costs it."""
+    """mamba-ssm's kernel on channel-first tensors; `columns` of a grid: along these.
+
+    For that it needs transposed copies: the cheapest there are, for an index_select would
+    add up its gradient by atomics.
+    """
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
-    if order is not None:
-        u, delta, B, C, z = (t.index_select(-1, order) for t in (u, delta, B, C, z))
+    if columns is not None:
+        u, delta, B, C, z = (transposed(t, columns) for t in (u, delta, B, C, z))
     y = selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus=True)
-    return y if order is None else y.index_select(-1, order.argsort())
+    return y if columns is None else transposed(y, y.shape[-1] // columns)
+
+
+def transposed(x: Tensor, columns: int) -> Tensor:
+    """A grid with this many columns, row by row along the last axis -> column by column."""
+    return x.unflatten(-1, (-1, columns)).transpose(-1, -2).flatten(-2)
+
+
+def that_run(calls: dict[str, Call]) -> tuple[dict[str, Call], dict[str, str]]:
+    """(calls that run, errors of the others): one that fails must not cost the session the rest."""
+    good, errors = {}, {}
+    for name, call in calls.items():
+        try:
+            call()
+            synchronise()
+            good[name] = call
+        except Exception as error:  # whatever a kernel or a compiler may raise
+            errors[name] = f"{type(error).__name__}: {error}"[:500]
+    return good, errors
 
 
 def gpu_speed(shape: Shape, repeats: int) -> dict[str, object]:
@@ -345,7 +376,7 @@ def gpu_speed(shape: Shape, repeats: int) -> dict[str, object]:
             f"{backend}_both": gradient_call(scan, ours),
             f"{backend}_both_column": gradient_call(scan, ours, order=order),
         }
-    if find_spec("mamba_ssm"):
+    if find_spec("mamba_ssm") and find_spec("selective_scan_cuda"):
         theirs = [
             (x.detach().transpose(1, 2).contiguous() if x.ndim == 3 else x.detach()) for x in ours
         ]
@@ -353,25 +384,30 @@ def gpu_speed(shape: Shape, repeats: int) -> dict[str, object]:
         calls |= {
             "mamba_forward": forward_call(mamba_scan, theirs),
             "mamba_both": gradient_call(mamba_scan, theirs),
-            "mamba_both_column": gradient_call(mamba_scan, theirs, order=order),
+            "mamba_both_column": gradient_call(mamba_scan, theirs, columns=grid_columns(shape[1])),
         }
-    ms = medians(calls, dict.fromkeys(calls, repeats))
+    calls, errors = that_run(calls)
+    ms = medians(calls, dict.fromkeys(calls, repeats), in_a_row=5) if calls else {}
     floor = floor_ms(shape, 2, GPU_BANDWIDTH, GPU_EXPONENTIALS)
     return {
         "shape": shape,
         "backend": choose_backend(None, "cuda", torch.bfloat16),
         "ms": ms,
+        "errors": errors,
         "floor_ms": floor,
         "share_of_floor": {
-            f"{b}_{k}": floor[k] / ms[f"{b}_{k}"] for b in backends for k in ("forward", "both")
+            f"{b}_{k}": floor[k] / ms[f"{b}_{k}"]
+            for b in backends
+            for k in ("forward", "both")
+            if f"{b}_{k}" in ms
         },
         "times_faster_than_mamba": {
             f"{b}_{k}": ms[f"mamba_{k}"] / ms[f"{b}_{k}"]
             for b in backends
             for k in ("forward", "both", "both_column")
-            if f"mamba_{k}" in ms
+            if f"mamba_{k}" in ms and f"{b}_{k}" in ms
         }
-        or "mamba-ssm is not installed",
+        or "mamba-ssm's kernel is not installed, or failed",
     }
 
 
@@ -444,6 +480,12 @@ def cpu_markdown(report: dict) -> str:
     return "\n".join(lines)
 
 
+def save(report: dict, folder: Path, device: str) -> None:
+    """Write results/scan_<device>.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"scan_{device}.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -462,16 +504,17 @@ def main() -> None:
         if not torch.cuda.is_available():
             print("GPU: not run: no CUDA device")
             return
-        report: dict = {"machine": machine()}
-        report["speed"] = [gpu_speed(shape, args.repeats) for shape in GPU_SHAPES]
-        print(json.dumps(report, indent=1))
+        report: dict = {"machine": machine(), "speed": []}
+        for shape in GPU_SHAPES:
+            report["speed"].append(gpu_speed(shape, args.repeats))
+            print(json.dumps(report["speed"][-1], indent=1), flush=True)
+            save(report, args.out, "cuda")  # now: the next may fail
     else:
         report = {"machine": machine(), **cpu_report(args.repeats)}
         text = cpu_markdown(report)
         print(text)
-        args.out.mkdir(exist_ok=True)
+        save(report, args.out, "cpu")
         (args.out / "scan_cpu.md").write_text(text)
-    (args.out / f"scan_{args.device}.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

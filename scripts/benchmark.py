@@ -20,6 +20,7 @@ import platform
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -53,7 +54,12 @@ class Row:
 
 
 def training_step(
-    config: ModelConfig, plan: RoutePlan, batch: int, *, compiled: bool = False
+    config: ModelConfig,
+    plan: RoutePlan,
+    batch: int,
+    *,
+    compiled: bool = False,
+    checkpoint: bool = False,
 ) -> Callable[[], None]:
     """A step of forward, backward and AdamW on random latents; draws its routes anew."""
     torch.manual_seed(0)
@@ -70,7 +76,8 @@ def training_step(
     def step() -> None:
         draw = plan.draw(batch, model.grid, generator, device=device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss = (model(x, level, labels, routing=draw).float() - x).square().mean()
+            out = model(x, level, labels, routing=draw, checkpoint=checkpoint)
+            loss = (out.float() - x).square().mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -99,25 +106,37 @@ def compare(name: str, config: ModelConfig, route: Route, batch: int, repeats: i
     )
 
 
-def throughput(size: str, batch: int, repeats: int) -> str:
-    """Images per second of dense training steps, by backend, as a Markdown table."""
+def images_per_second(step: Callable[[], None], batch: int, repeats: int) -> float:
+    """From the median of the steps' times."""
+    return batch / statistics.median(take_turns({"step": step}, repeats)["step"])
+
+
+def throughput(
+    size: str, batch: int, repeats: int, backends: tuple[str, ...], checkpoint: bool
+) -> None:
+    """Print images per second of dense training steps, by backend, as a Markdown table."""
     config = sized(size, image_size=32, channels=4, n_classes=1000)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    plan, lines = RoutePlan((), config.depth), ["| backend | eager | compiled |", "|---|---|---|"]
-    for backend in BACKENDS:
+    plan = RoutePlan((), config.depth)
+    print("| backend | eager | compiled |\n|---|---|---|")
+    for backend in backends:
         reason = unavailable(backend, device, torch.float32)
         if reason:
-            lines.append(f"| {backend} | cannot run: {reason} | |")
+            print(f"| {backend} | cannot run: {reason} | |", flush=True)
             continue
         os.environ[ENVIRONMENT_VARIABLE] = backend
-        speeds = []
+        print(f"| {backend} |", end="", flush=True)
         for compiled in (False, True):
             torch.compiler.reset()  # the backend is frozen into compiled code
-            step = training_step(config, plan, batch, compiled=compiled)
-            seconds = take_turns({"step": step}, repeats)["step"]
-            speeds.append(f"{batch / statistics.median(seconds):.1f}")
-        lines.append(f"| {backend} | {speeds[0]} | {speeds[1]} |")
-    return "\n".join(lines)
+            try:
+                step = partial(training_step, compiled=compiled, checkpoint=checkpoint)
+                speed = f"{images_per_second(step(config, plan, batch), batch, repeats):.1f}"
+            except RuntimeError as error:  # out of memory; the next may need less
+                speed = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            print(f" {speed} |", end="", flush=True)
+        print()
 
 
 def table(rows: list[Row]) -> str:
@@ -143,10 +162,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, help="also write the rows as JSON")
     parser.add_argument("--size", default="dim_l", help="throughput: a size of the size table")
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
+    parser.add_argument("--checkpoint", action="store_true", help="throughput: recompute blocks")
     options = parser.parse_args()
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     if options.what == "throughput":
-        print(throughput(options.size, options.batch, options.repeats))
+        throughput(
+            options.size,
+            options.batch,
+            options.repeats,
+            tuple(options.backends),
+            options.checkpoint,
+        )
         return
     dim, dit = (
         sized(name, image_size=32, channels=4, n_classes=1000) for name in ("dim_s", "dit_s")

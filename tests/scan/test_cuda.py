@@ -157,6 +157,11 @@ def test_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "hip", None)
     assert "float64" in str(cuda.unavailable(gpu_device, torch.float64))
 
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (99, 0))
+    monkeypatch.setattr(nvrtc, "library", lambda: None)
+    monkeypatch.setattr(nvrtc, "architecture", lambda capability: None)
+    assert "99.0 is newer than" in str(cuda.unavailable(gpu_device, torch.float32))
+
     def missing() -> None:
         raise OSError("libnvrtc.so.13 was not found")
 

@@ -48,6 +48,12 @@ def test_kernels_compile(capability: int) -> None:
             assert 5 < needs["instructions"] <= MOST_INSTRUCTIONS[kernel], needs
 
 
+def test_a_gpu_gets_the_code_of_the_nearest_lower_one_of_its_generation() -> None:
+    assert [nvrtc.architecture(c) for c in (80, 90, 100)] == [80, 90, 100]
+    assert nvrtc.architecture(109) in (100, 103)
+    assert nvrtc.architecture(999) is None
+
+
 def test_three_blocks_of_backward_fit_a_multiprocessor() -> None:
     tile = cuda.CHUNK * (2 * cuda.STATES + 2) * 4
     slots = (cuda.CHUNK // cuda.PART + 1) * cuda.THREADS * cuda.STATES * 4

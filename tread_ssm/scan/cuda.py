@@ -44,6 +44,11 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
         return f"compute capability {major}.{minor}; the kernels need 8.0 or higher"
+    if nvrtc.architecture(10 * major + minor) is None:
+        return (
+            f"compute capability {major}.{minor} is newer than the NVRTC of CUDA "
+            f"{torch.version.cuda}; a torch for a newer CUDA brings one that knows it"
+        )
     return None
 
 

@@ -8,7 +8,6 @@ kernels per device, both for the life of the process; each takes about a second 
 from __future__ import annotations
 
 import ctypes
-import sysconfig
 import threading
 from functools import cache
 from pathlib import Path
@@ -22,17 +21,34 @@ _loaded: dict[tuple[object, ...], ctypes.c_void_p] = {}
 
 @cache
 def library() -> ctypes.CDLL:
-    """libnvrtc of torch's CUDA version; OSError where there is none."""
+    """libnvrtc of torch's CUDA version; OSError where there is none.
+
+    The one beside torch comes first: one of a system's toolkit may be older and know fewer GPUs.
+    """
     if torch.version.cuda is None:
         raise OSError("this build of torch has no CUDA, and brings no NVRTC")
     name = f"libnvrtc.so.{torch.version.cuda.split('.')[0]}"
-    packages = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
-    for candidate in (name, *map(str, sorted(packages.glob(f"*/lib/{name}")))):
+    packages = Path(torch.__file__).parents[1] / "nvidia"
+    for candidate in (*map(str, sorted(packages.glob(f"*/lib/{name}"))), name):
         try:
             return ctypes.CDLL(candidate)
         except OSError:
             continue
     raise OSError(f"{name} was not found; torch's CUDA wheels bring it")
+
+
+@cache
+def architecture(capability: int) -> int | None:
+    """The GPU to compile for so that the code runs on `capability` (90 for 9.0), or None.
+
+    Code for 8.0 runs on 8.9 too, but on no other major version.
+    """
+    nvrtc, count = library(), ctypes.c_int()
+    _check_nvrtc(nvrtc.nvrtcGetNumSupportedArchs(ctypes.byref(count)))
+    known = (ctypes.c_int * count.value)()
+    _check_nvrtc(nvrtc.nvrtcGetSupportedArchs(known))
+    fit = [a for a in known if a // 10 == capability // 10 and a <= capability]
+    return max(fit, default=None)
 
 
 @cache
@@ -103,7 +119,10 @@ def _kernel(
     with _lock:
         if key not in _loaded:
             major, minor = torch.cuda.get_device_capability(device)
-            code = machine_code(source, 10 * major + minor, options)
+            target = architecture(10 * major + minor)
+            if target is None:
+                raise RuntimeError(f"NVRTC of CUDA {torch.version.cuda} knows no sm_{major}{minor}")
+            code = machine_code(source, target, options)
             driver, module, function = _driver(), ctypes.c_void_p(), ctypes.c_void_p()
             _check_driver(driver.cuModuleLoadData(ctypes.byref(module), code), "cuModuleLoadData")
             found = driver.cuModuleGetFunction(ctypes.byref(function), module, name.encode())
