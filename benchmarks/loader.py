@@ -44,7 +44,7 @@ def write_all(folder: Path, n: int) -> None:
     # Random bits are slow to make for 20,000 samples; a few hundred in turns read the same.
     some = np.random.default_rng(0).normal(size=(min(n, 500), *SHAPE)).astype(np.float32)
     labels = np.arange(n) % 1000
-    source = Imported(n, labels, None, lambda i: some[i % len(some)])
+    source = Imported(n, labels, lambda i: some[i % len(some)], 0.18215)
     begin(folder / "shards", {})
     for part in missing(folder / "shards", n, SHARD):
         write_shard(source, folder / "shards", part, SHARD, int)

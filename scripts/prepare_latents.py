@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from tread_ssm.data.autoencoder import Autoencoder
 from tread_ssm.data.images import list_images
-from tread_ssm.data.importers import FORMATS, open_source
+from tread_ssm.data.importers import FORMATS, SCALE, open_source
 from tread_ssm.data.prepare import (
     UNREADABLE,
     EncodedImages,
@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", type=Path, help="folder of images, or what --from reads")
     add("--vae", help="autoencoder: a folder, or an identifier on the Hugging Face Hub")
     add("--from", dest="source", choices=FORMATS, help="whose latents --data holds")
+    add("--scale", type=float, help="of the latents that --from reads (0.18215)")
     add("--resolution", type=int, default=256, help="pixels a side (256)")
     add("--flip", action="store_true", help="store the moments of mirrored images as well")
     add("--precision", choices=AUTOCAST, default="fp32", help="of the autoencoder (fp32)")
@@ -104,6 +105,8 @@ def _prepare(args: argparse.Namespace) -> int:
         if getattr(args, name) < 1:
             option = name.replace("_", "-")
             raise ValueError(f"--{option} is {getattr(args, name)}; it must be at least 1.")
+    if args.scale is not None and args.source is None:
+        raise ValueError("--scale belongs to --from; an autoencoder has its own.")
     device = _device(args.device)
     source, settings, names = (_images if args.source is None else _imported)(args, device)
     if world()[0] == 0:
@@ -148,8 +151,12 @@ def _imported(args: argparse.Namespace, device: torch.device) -> Prepared:
     """Another project's latents; they are read, not computed."""
     if args.flip:
         raise ValueError("--flip encodes images; latents that exist cannot be mirrored.")
-    source = open_source(args.source, args.data, vae=args.vae)
-    return source, {"from": args.source, "data": str(args.data), "vae": source.vae}, None
+    scale = SCALE if args.scale is None else args.scale
+    source = open_source(args.source, args.data, vae=args.vae, scale=scale)
+    for note in source.notes:
+        _say(f"note: {note}")
+    settings = {"from": args.source, "data": str(args.data), "vae": source.vae, "scale": scale}
+    return source, settings, None
 
 
 def _device(wanted: str | None) -> torch.device:

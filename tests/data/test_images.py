@@ -27,6 +27,17 @@ def test_sub_folders_are_classes_in_sorted_order(tmp_path: Path) -> None:
     assert found.class_names == ("n01", "n02", "n10")
 
 
+def test_classes_may_be_links_as_in_subsets_of_imagenet(tmp_path: Path) -> None:
+    for name in ("whole/n01/a.png", "whole/n02/b.png", "whole/n03/c.png"):
+        save(tmp_path / name)
+    (tmp_path / "part").mkdir()
+    for name in ("n03", "n01"):
+        (tmp_path / "part" / name).symlink_to(tmp_path / "whole" / name)
+    found = list_images(tmp_path / "part")
+    assert found.paths == ("n01/a.png", "n03/c.png")
+    assert read_image(found.root / found.paths[1], 4).shape == (4, 4, 3)
+
+
 def test_images_alone_have_no_classes(tmp_path: Path) -> None:
     save(tmp_path / "b.png")
     save(tmp_path / "a.png")

@@ -6,7 +6,6 @@ import io
 import json
 import pickle
 import tarfile
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,84 +14,22 @@ import numpy as np
 import pytest
 import torch
 
-from tread_ssm.data import importers
-from tread_ssm.data.importers import FORMATS, SCALE, open_source
-
-N, SIDE = 12, 8
-RNG = np.random.default_rng(0)
-MEAN = (5.5 * RNG.normal(size=(N, 4, SIDE, SIDE))).astype(np.float32)
-DEVIATION = RNG.uniform(0.01, 0.5, size=(N, 4, SIDE, SIDE)).astype(np.float32)
-MOMENTS = np.concatenate([MEAN, 2 * np.log(DEVIATION)], axis=1)
-LABELS = RNG.integers(0, 1000, N)
-
-
-def npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
-
-
-def fast_dit(path: Path) -> Path:
-    for kind, values in (("features", MEAN[:, None] * SCALE), ("labels", LABELS[:, None])):
-        folder = path / f"imagenet256_{kind}"
-        folder.mkdir(parents=True)
-        for i in range(N):
-            np.save(folder / f"{i}.npy", values[i])
-    return path
-
-
-def maskdit(path: Path) -> Path:
-    with lmdb.open(str(path), map_size=1 << 24) as store, store.begin(write=True) as transaction:
-        for i in range(N):
-            transaction.put(f"z-{i}".encode(), MOMENTS[i].tobytes())
-            transaction.put(f"y-{i}".encode(), str(LABELS[i]).encode())
-        transaction.put(b"length", str(N).encode())
-    return path
-
-
-def tread(path: Path, arrays: np.ndarray = MOMENTS) -> Path:
-    """Webdataset: shards of tars, the members of a sample side by side under one key."""
-    path.mkdir()
-    for shard in range(3):
-        with tarfile.open(path / f"latents-{shard:06d}.tar", "w") as archive:
-            for i in range(shard * 4, shard * 4 + 4):
-                label = str(LABELS[i]).encode()
-                for name, content in ((f"{i:08d}.npy", npy(arrays[i])), (f"{i:08d}.cls", label)):
-                    info = tarfile.TarInfo(name)
-                    info.size = len(content)
-                    archive.addfile(info, io.BytesIO(content))
-    return path
-
-
-def edm2_files() -> dict[str, bytes]:
-    names = [f"{i // 5:05d}/img-mean-std-{i:08d}.npy" for i in range(N)]
-    files = {name: npy(np.concatenate([MEAN[i], DEVIATION[i]])) for i, name in enumerate(names)}
-    labels = [[name, int(label)] for name, label in zip(names, LABELS, strict=True)]
-    return files | {"dataset.json": json.dumps({"labels": labels[::-1]}).encode()}
-
-
-def edm2(path: Path) -> Path:
-    path = path.with_suffix(".zip")
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in edm2_files().items():
-            archive.writestr(name, content)
-    return path
-
-
-def repa(path: Path) -> Path:
-    for name, content in edm2_files().items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(content)
-    return path
-
-
-WRITERS: dict[str, Callable[[Path], Path]] = {
-    "fast-dit": fast_dit,
-    "maskdit": maskdit,
-    "tread": tread,
-    "edm2": edm2,
-    "repa": repa,
-}
+from tests.data.foreign_latents import (
+    DEVIATION,
+    LABELS,
+    MEAN,
+    MOMENTS,
+    WRITERS,
+    N,
+    edm2,
+    fast_dit,
+    maskdit,
+    npy,
+    repa,
+    tread,
+)
+from tread_ssm.data.importers import open_source
+from tread_ssm.data.importers.imported import SCALE
 
 
 @pytest.mark.parametrize("project", WRITERS)
@@ -138,31 +75,190 @@ def test_edm2_without_labels_has_no_classes(tmp_path: Path) -> None:
     assert source.class_names == ()
 
 
-def test_what_cannot_be_right_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_edm2_labels_may_name_the_images(tmp_path: Path) -> None:
+    path = repa(tmp_path / "data")
+    entries = [[f"some/img{i:08d}.png", int(label)] for i, label in enumerate(LABELS)]
+    (path / "dataset.json").write_text(json.dumps({"labels": entries}))
+    labels = open_source("edm2", path).labels
+    assert labels is not None
+    assert labels.tolist() == LABELS.tolist()
+
+
+def test_samples_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    source = open_source("fast-dit", fast_dit(tmp_path / "data") / "imagenet256_features")
+    assert "10.npy" < "2.npy"
+    means = [source.one(i)[:4] for i in (2, 10)]
+    assert np.abs(np.stack(means) - MEAN[[2, 10]]).max() < 1e-5
+
+
+def test_webdataset_keys_end_at_the_first_dot_of_the_name(tmp_path: Path) -> None:
+    """Tars made by `tar cf x.tar .`, with names that tell what the array is, and metadata."""
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for i in range(3):
+            content = {
+                "json": b'{"width": 256}',
+                "moments.npy": npy(MOMENTS[i]),
+                "cls": str(LABELS[i]).encode() + b"\n",
+            }
+            for ending, data in content.items():
+                info = tarfile.TarInfo(f"./v1.0/{i}.{ending}")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    source = open_source("tread", tmp_path / "x.tar")
+    assert source.labels is not None
+    assert source.labels.tolist() == LABELS[:3].tolist()
+    assert np.array_equal(next(source.read(range(3))).moments, MOMENTS[:3])
+
+
+def test_tars_that_webdataset_wrote(tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    with webdataset.TarWriter(str(tmp_path / "x.tar")) as writer:
+        for i in range(N):
+            writer.write({"__key__": f"{i:06d}", "npy": MOMENTS[i], "cls": int(LABELS[i])})
+    source = open_source("tread", tmp_path)
+    assert source.labels is not None
+    assert source.labels.tolist() == LABELS.tolist()
+    assert np.array_equal(next(source.read(range(N))).moments, MOMENTS)
+
+
+def test_a_label_may_stand_in_json(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for name, data in (("0.npy", npy(MOMENTS[0])), ("0.json", b'{"label": 7}')):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    labels = open_source("tread", tmp_path / "x.tar").labels
+    assert labels is not None
+    assert labels.tolist() == [7]
+
+
+def test_what_the_user_should_know_is_noted(tmp_path: Path) -> None:
+    (fast,) = open_source("fast-dit", fast_dit(tmp_path / "fast")).notes
+    assert "no variance" in fast
+    (masked,) = open_source("maskdit", maskdit(tmp_path / "masked")).notes
+    assert "--vae names it" in masked
+    assert open_source("tread", tread(tmp_path / "tars"), vae="mine").notes == ()
+    (sampled,) = open_source("tread", tread(tmp_path / "sampled", MEAN), vae="mine").notes
+    assert "vary by 5." in sampled
+    assert "not scaled" in sampled
+    assert open_source("edm2", edm2(tmp_path / "data")).notes == ()
+
+
+def test_another_scale_divides_scaled_samples(tmp_path: Path) -> None:
+    source = open_source("fast-dit", fast_dit(tmp_path / "fast"), scale=SCALE / 2)
+    assert source.scale == SCALE / 2
+    assert np.abs(source.one(4)[:4] - 2 * MEAN[4]).max() < 1e-4
+
+
+Refuse = Callable[[str, Path, str], None]
+
+
+@pytest.fixture
+def refuse() -> Refuse:
     def refuse(name: str, path: Path, match: str) -> None:
         with pytest.raises(ValueError, match=match):
             next(open_source(name, path).read(range(N)))
 
+    return refuse
+
+
+def test_what_is_not_there_is_refused(tmp_path: Path, refuse: Refuse) -> None:
     refuse("dit", tmp_path, "no format 'dit'; there are fast-dit")
     refuse("edm2", tmp_path / "gone", "does not exist")
-    for name in FORMATS:
-        if name != "maskdit":
-            (tmp_path / "empty").mkdir(exist_ok=True)
-            refuse(name, tmp_path / "empty", r"holds (no|0) ")
-    (fast_dit(tmp_path / "fast") / "imagenet256_labels" / "3.npy").unlink()
-    refuse("fast-dit", tmp_path / "fast", r"12 features and 11 labels.*\[3\]")
-    (edm2_folder := repa(tmp_path / "edm2"))
-    np.save(edm2_folder / "00000/img-mean-std-00000002.npy", MOMENTS[2])
-    refuse("edm2", edm2_folder, "expected standard deviations, which are above 0")
-    (edm2_folder / "00000/img-mean-std-00000002.npy").write_bytes(pickle.dumps([1]))
-    refuse("edm2", edm2_folder, "is no readable .npy")
-    (edm2_folder / "dataset.json").write_text('{"labels": [["00000/img00000000.png", 1]]}')
-    refuse("edm2", edm2_folder, "labels 1 files, but not 11 of those that are there")
+    refuse("fast-dit", tmp_path, r"holds 0 folders named \*_features; expected one")
+    refuse("maskdit", tmp_path, "no LMDB that can be opened")
+    refuse("tread", tmp_path, r"holds no \.tar with \.npy")
+    refuse("edm2", tmp_path, r"holds no \.npy")
+    with pytest.raises(ValueError, match="scale is 0"):
+        open_source("edm2", tmp_path, scale=0.0)
+
+
+def test_bad_fast_dit_folders_are_refused(tmp_path: Path, refuse: Refuse) -> None:
+    labels = fast_dit(tmp_path) / "imagenet256_labels"
+    np.save(labels / "3.npy", np.array([1, 2]))
+    refuse("fast-dit", tmp_path, r"3\.npy is int64 of shape \(2,\); expected one whole number")
+    (labels / "3.npy").unlink()
+    refuse("fast-dit", tmp_path, r"12 features and 11 labels.*\(3\.npy is not\)")
+    np.save(labels / "three.npy", np.array([1]))
+    refuse("fast-dit", tmp_path, "expected a number as its name")
+    (labels / "three.npy").unlink()
+    np.save(labels / "3.npy", np.array([-1]))
+    refuse("fast-dit", tmp_path, "a label is -1")
+    np.save(labels / "3.npy", np.array([1]))
+    features = tmp_path / "imagenet256_features"
+    np.save(features / "5.npy", np.zeros((2, 4, 8, 8), dtype=np.float32))
+    refuse("fast-dit", tmp_path, r"5\.npy is float32 of shape \(2, 4, 8, 8\)")
+    np.save(features / "5.npy", np.zeros((1, 4, 4, 4), dtype=np.float32))
+    refuse("fast-dit", tmp_path, r"Sample 5 .* \(8, 4, 4\), sample 0 of \(8, 8, 8\)")
+    (tmp_path / "other_features").mkdir()
+    refuse("fast-dit", tmp_path, "holds 2 folders")
+    refuse("fast-dit", tmp_path / "other_features", "has no partner other_labels")
+
+
+def test_bad_lmdbs_are_refused(
+    tmp_path: Path, refuse: Refuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no LMDB")
+    refuse("maskdit", tmp_path / "file", "no LMDB that can be opened")
+
+    def change(key: str, value: bytes) -> Path:
+        path = tmp_path / key
+        maskdit(path)
+        with lmdb.open(str(path)) as store, store.begin(write=True) as transaction:
+            transaction.put(key.encode(), value)
+        return path
+
+    refuse("maskdit", change("length", b"13"), "holds no 'y-12'")
+    refuse("maskdit", change("y-2", b"dog"), "y-2 is b'dog'; expected a whole number")
+    refuse("maskdit", change("z-4", b"1234"), "z-4 has 4 bytes")
+    deviations = np.concatenate([MEAN[5], DEVIATION[5]]).tobytes()
+    refuse("maskdit", change("z-5", deviations), "z-5 .* nowhere below 0; expected log-variances")
+    monkeypatch.setattr("tread_ssm.data.importers.maskdit.find_spec", lambda name: None)
+    refuse("maskdit", tmp_path, r"pip install \"tread_ssm\[import\]\"")
+
+
+def test_bad_tars_are_refused(tmp_path: Path, refuse: Refuse) -> None:
+    (tmp_path / "bad.tar").write_text("no tar")
+    refuse("tread", tmp_path / "bad.tar", "bad.tar cannot be used")
+    refuse("tread", tread(tmp_path / "odd", MOMENTS[:, :6]), r"shape \(6, 8, 8\)")
+
+    def tar(name: str, *members: tuple[str, bytes]) -> Path:
+        with tarfile.open(tmp_path / name, "w") as archive:
+            for key, data in members:
+                info = tarfile.TarInfo(key)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+        return tmp_path / name
+
+    array = ("0.npy", npy(MOMENTS[0]))
+    refuse("tread", tar("a.tar", array), "0 lacks one")
+    refuse("tread", tar("b.tar", array, ("0.cls", b"dog")), r"\.cls is b'dog'")
+    refuse("tread", tar("c.tar", array, ("0.json", b"{}")), r"\.json is b'{}'")
+    refuse("tread", tar("d.tar", array, ("0.x.npy", b"")), "0 has two .npy")
+
+
+def test_bad_edm2_data_is_refused(tmp_path: Path, refuse: Refuse) -> None:
+    folder = repa(tmp_path / "edm2")
+    array = folder / "00000/img-mean-std-00000002.npy"
+    np.save(array, MOMENTS[2])
+    refuse("edm2", folder, "00000002.* expected standard deviations, which are above 0")
+    array.write_bytes(pickle.dumps([1]))
+    refuse("edm2", folder, r"is no readable \.npy")
+    array.unlink()
+    refuse("edm2", folder, "12 labels for 11 files; 1 stand without a file, as 00000/img-mean-std")
+    described = folder / "dataset.json"
+    described.write_text('{"labels": [["00000/img00000000.png", 1]]}')
+    refuse("edm2", folder, "1 labels for 11 files; 10 stand without a label")
+    described.write_text('{"labels": [["a/1.png", 1], ["b/1.png", 2]]}')
+    refuse("edm2", folder, "numbers repeat")
+    described.write_text('{"labels": {"a": 1}}')
+    refuse("edm2", folder, "no usable labels")
+    described.unlink()
+    refuse("edm2", folder, "holds no dataset.json")
     (tmp_path / "bad.zip").write_text("no zip")
     refuse("edm2", tmp_path / "bad.zip", "no readable zip")
-    (tmp_path / "bad.tar").write_text("no tar")
-    refuse("tread", tmp_path / "bad.tar", "cannot be read")
-    refuse("tread", tread(tmp_path / "odd", MOMENTS[:, :6]), r"shape \(6, 8, 8\)")
-    refuse("maskdit", tmp_path / "bad.zip", "is no LMDB")
-    monkeypatch.setattr(importers, "find_spec", lambda name: None)
-    refuse("maskdit", tmp_path, r"pip install \"tread_ssm\[import\]\"")
+    whole = edm2(tmp_path / "data")
+    content = bytearray(whole.read_bytes())
+    content[300:400] = bytes(100)
+    whole.write_bytes(content)
+    refuse("edm2", whole, "is damaged")

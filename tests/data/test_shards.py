@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def make(out: Path, size: int = 8) -> None:
-    source = Imported(N, LABELS, "some/vae", MOMENTS.__getitem__)
+    source = Imported(N, LABELS, MOMENTS.__getitem__, 0.18215, "some/vae")
     begin(out, {"of": "the test"})
     for part in missing(out, N, size):
         write_shard(source, out, part, size, int)
@@ -90,7 +90,7 @@ def test_another_job_does_not_write_into_the_folder(folder: Path, tmp_path: Path
 def test_moments_that_half_precision_cannot_hold_are_refused(tmp_path: Path) -> None:
     moments = MOMENTS.copy()
     moments[5, 0, 0, 0] = 1e6
-    source = Imported(N, None, None, moments.__getitem__)
+    source = Imported(N, None, moments.__getitem__, 1.0)
     begin(tmp_path / "out", {})
     with pytest.raises(ValueError, match="Samples 0 to 7: the moments are not finite"):
         write_shard(source, tmp_path / "out", range(8), 8, int)

@@ -217,7 +217,7 @@ def test_a_folder_of_images_is_read_as_pixels(image_folder: Path) -> None:
     for got, k, mirrored in zip(x, (1, 0), (True, False), strict=True):
         expected = images[k].reshape(16, 2, 16, 2, 3).mean(axis=(1, 3)) / 127.5 - 1
         seen = (got.flip(2) if mirrored else got).permute(1, 2, 0).numpy()
-        assert np.abs(seen - expected).max() < 1 / 127.5  # rounded to whole levels
+        assert np.abs(seen - expected).max() < 1.01 / 127.5  # Pillow rounds in each direction
     (image_folder / "cat" / "0.png").write_bytes(b"no picture")
     with pytest.raises(ConfigError, match=r"cat/0\.png is no readable image"):
         data.read(index, torch.tensor([True, False]))  # type: ignore[arg-type]

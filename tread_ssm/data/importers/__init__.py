@@ -1,0 +1,49 @@
+"""Latents that other projects prepared, as sources for `tread_ssm.data.prepare`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from tread_ssm.data.importers.edm2 import open_edm2
+from tread_ssm.data.importers.fast_dit import open_fast_dit
+from tread_ssm.data.importers.imported import SCALE, Imported
+from tread_ssm.data.importers.maskdit import open_maskdit
+from tread_ssm.data.importers.tread import open_tread
+
+__all__ = ["FORMATS", "SCALE", "Imported", "open_source"]
+
+FORMATS = ("fast-dit", "maskdit", "tread", "edm2")
+
+
+def open_source(
+    name: str, path: str | Path, vae: str | None = None, scale: float = SCALE
+) -> Imported:
+    """The latents at `path`, in the format `name`, one of FORMATS.
+
+    vae:   the autoencoder that they were made with; None: what the project is known to have used.
+    scale: of the latents that a model sees; also what a format's scaled samples are divided by.
+
+    Raises ValueError where something is missing or cannot be right.
+    """
+    path = Path(path)
+    if name not in FORMATS:
+        raise ValueError(f"There is no format {name!r}; there are {', '.join(FORMATS)}.")
+    if not path.exists():
+        raise ValueError(f"{path} does not exist.")
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"scale is {scale}; it must be greater than 0.")
+    opened = {
+        "fast-dit": open_fast_dit,
+        "maskdit": open_maskdit,
+        "tread": open_tread,
+        "edm2": open_edm2,
+    }[name](path, scale)
+    if opened.labels is not None and int(opened.labels.min()) < 0:
+        raise ValueError(f"{path}: a label is {opened.labels.min()}; they must be at least 0.")
+    if vae is not None:
+        return replace(opened, vae=vae)
+    if opened.vae is None:
+        unknown = "Nothing says which autoencoder made these latents; --vae names it."
+        return replace(opened, notes=(*opened.notes, unknown))
+    return opened
