@@ -153,11 +153,12 @@ def begin(out: Path, settings: dict[str, Any]) -> None:
         if changed:
             told = ", ".join(f"{k} {held.get(k)!r} -> {settings.get(k)!r}" for k in changed)
             raise ValueError(f"{out} was begun with other settings ({told}); use another folder.")
-        return
-    if out.is_dir() and any(out.iterdir()):
+    elif out.is_dir() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no {_JOB}; use another folder.")
-    (out / _PARTS).mkdir(parents=True, exist_ok=True)
-    _write_json(job, settings)
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        _write_json(job, settings)
+    (out / _PARTS).mkdir(exist_ok=True)
 
 
 def fingerprint(names: Sequence[str]) -> str:

@@ -84,10 +84,10 @@ class Moments:
         """The samples of these numbers, (B, 2C, h, w) float16, in their order."""
         shards = np.searchsorted(self.starts, index_B, side="right") - 1
         rows = index_B - self.starts[shards]
-        out = np.empty((len(index_B), *self.shape[1:]), dtype=self.parts[0].dtype)
-        for i, (shard, row) in enumerate(zip(shards.tolist(), rows.tolist(), strict=True)):
-            out[i] = self.parts[shard][row]
-        return out
+        # Views of rows, copied at once: measured faster than row by row or an index for each shard.
+        return np.stack(
+            [self.parts[s][row] for s, row in zip(shards.tolist(), rows.tolist(), strict=True)]
+        )
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -133,7 +133,8 @@ def write_array(path: Path, array: np.ndarray) -> Shard:
 def open_moments(folder: Path, shards: tuple[Shard, ...], shape: tuple[int, ...]) -> Moments:
     """The shards as one array. Raises ValueError where one is missing, cut short or of another
     shape; bytes that were altered are found by `verify` alone."""
-    parts = tuple(_open(folder / s.name, (s.count, *shape)) for s in shards)
+    # Plain arrays, still on disk: a row of an np.memmap costs as much to look up as to copy.
+    parts = tuple(np.asarray(_open(folder / s.name, (s.count, *shape))) for s in shards)
     return Moments(parts, np.cumsum([0, *(s.count for s in shards)]))
 
 

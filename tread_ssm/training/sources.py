@@ -140,16 +140,20 @@ class Latents:
     def read(self, index: np.ndarray, drawn: tuple[Tensor, Tensor]) -> Tensor:
         """The samples `index`, with this part of what `draw` gave."""
         mirror, noise = drawn
-        moments = torch.from_numpy(self.moments.take(index)).to(torch.float32)
+        moments = torch.from_numpy(self.moments.take(index))
         if self.mirrored is not None and bool(mirror.any()):
-            chosen = mirror.numpy()
-            moments[mirror] = torch.from_numpy(self.mirrored.take(index[chosen])).to(torch.float32)
-        mean, log_variance = moments.chunk(2, dim=1)
-        deviation = log_variance.clamp_(-30.0, 20.0).mul_(0.5).exp_()
-        return mean.addcmul_(deviation, noise).mul_(self.scale)
+            moments[mirror] = torch.from_numpy(self.mirrored.take(index[mirror.numpy()]))
+        return sample_posterior(moments, noise, self.scale)
 
 
 Data = Pixels | FolderPixels | Latents
+
+
+def sample_posterior(moments: Tensor, noise: Tensor, scale: float) -> Tensor:
+    """Latents (B, C, H, W) float32, scaled, of moments (B, 2C, H, W) and normal noise."""
+    mean, log_variance = moments.chunk(2, dim=1)
+    deviation = log_variance.to(torch.float32).clamp(-30.0, 20.0).mul_(0.5).exp_()
+    return deviation.mul_(noise).add_(mean).mul_(scale)
 
 
 def draw_mirrored(batch: int, flip: bool, rng: torch.Generator) -> Tensor:
