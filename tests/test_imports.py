@@ -23,7 +23,7 @@ ALLOWED = {
     },
     "plots": {"tokens", "routing", "scan", "models"},
     "data": set(),
-    "__init__": {"routing", "scan", "models"},
+    "__init__": {"routing", "scan", "models", "training.export"},
 }
 
 

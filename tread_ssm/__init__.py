@@ -27,6 +27,7 @@ from tread_ssm.routing import (
 if TYPE_CHECKING:
     from tread_ssm.models import DiM, DiMConfig, DiT, DiTConfig, ZigMamba, ZigMambaConfig
     from tread_ssm.scan import causal_conv, selective_scan
+    from tread_ssm.training.export import from_pretrained
 
 _WHERE = {
     "DiM": "tread_ssm.models",
@@ -36,6 +37,7 @@ _WHERE = {
     "ZigMamba": "tread_ssm.models",
     "ZigMambaConfig": "tread_ssm.models",
     "causal_conv": "tread_ssm.scan",
+    "from_pretrained": "tread_ssm.training.export",
     "selective_scan": "tread_ssm.scan",
 }
 
@@ -59,6 +61,7 @@ __all__ = [
     "ZigMambaConfig",
     "attach",
     "causal_conv",
+    "from_pretrained",
     "guided_by_routes",
     "run_blocks",
     "selective_scan",

@@ -204,3 +204,29 @@ def test_noise_prediction_tells_the_network_0_to_999() -> None:
 def test_impossible_numbers_are_refused(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()  # type: ignore[operator]  # a lambda
+
+
+def test_linear_betas_are_the_chain_of_dit() -> None:
+    objective = NoisePrediction(betas="linear", beta_start=1e-4, beta_end=0.02)
+    alpha, product = objective.alpha(torch.arange(1001, dtype=torch.float64)), 1.0
+    for i in range(1000):
+        product *= 1 - (1e-4 + i / 999 * (0.02 - 1e-4))
+        assert math.isclose(float(alpha[i + 1]) ** 2, product, rel_tol=1e-9)
+    with pytest.raises(ValueError, match="betas is 'cosine'; use 'scaled_linear' or 'linear'"):
+        NoisePrediction(betas=wrong("cosine"))
+
+
+def test_a_learned_variance_is_left_aside_in_sampling_and_refused_in_training() -> None:
+    x, labels, level, noise = batch(NoisePrediction())
+    plain = Tiny()
+
+    def learned(x: Tensor, noise_level: Tensor, labels: Tensor, *, routing: Any = ()) -> Tensor:
+        output = plain(x, noise_level, labels, routing=routing)
+        return torch.cat([output, torch.full_like(output, 9.0)], dim=1)
+
+    denoise, same = NoisePrediction().denoiser(learned), NoisePrediction().denoiser(plain)
+    assert torch.equal(denoise(x, 500.0, labels), same(x, 500.0, labels))
+    with pytest.raises(ValueError, match="build it with 2 output channels"):
+        NoisePrediction().loss_terms(learned, x, labels, level, noise)
+    with pytest.raises(ValueError, match="build it with 2 output channels"):
+        EDM().denoiser(learned)(x, 1.0, labels)

@@ -30,8 +30,9 @@ class NoisePrediction:
     """x = alpha * x0 + sqrt(1 - alpha^2) * noise; the level is the number of noising steps.
 
     n_steps:              T, the length of the noising chain.
-    beta_start, beta_end: variance added by the first and the last step; the square roots in
-                          between are evenly spaced ("scaled linear").
+    beta_start, beta_end: variance added by the first and the last step.
+    betas:                what is evenly spaced in between: "linear" the variances (Ho et al., and
+                          DiT, from 1e-4 to 0.02), "scaled_linear" their square roots.
 
     Levels 1..T are trained, 0 is clean data, and the network gets level - 1, the 0..T-1 by which
     models of this kind count their steps. Between whole levels ln(alpha) is interpolated linearly
@@ -42,6 +43,7 @@ class NoisePrediction:
     n_steps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
+    betas: Literal["scaled_linear", "linear"] = "scaled_linear"
 
     straight: ClassVar[bool] = False
 
@@ -52,6 +54,10 @@ class NoisePrediction:
             raise ValueError(
                 f"NoisePrediction: beta_start is {self.beta_start} and beta_end {self.beta_end}; "
                 f"they must satisfy 0 < beta_start <= beta_end < 1."
+            )
+        if self.betas not in ("scaled_linear", "linear"):
+            raise ValueError(
+                f"NoisePrediction: betas is {self.betas!r}; use 'scaled_linear' or 'linear'."
             )
 
     def alpha(self, level: Tensor) -> Tensor:
@@ -92,11 +98,16 @@ class NoisePrediction:
         return LossTerms((output - noise) ** 2, output, noisy)
 
     def denoiser(self, model: Network) -> Denoiser:
-        """The estimate of x0: (x - sigma * predicted noise) / alpha."""
+        """The estimate of x0: (x - sigma * predicted noise) / alpha.
+
+        Of a network with twice the channels the first half is the noise; the rest is a learned
+        variance (Nichol and Dhariwal, arXiv 2102.09672), which our samplers do not look at.
+        """
+        noise_of = _first_half(model)
 
         def denoise(x: Tensor, level: float, labels: Tensor, routing: Draw = ()) -> Tensor:
             levels = full_level(level, x)
-            output = predict(model, x, levels - 1, labels, routing)
+            output = predict(noise_of, x, levels - 1, labels, routing)
             alpha, sigma = per_sample(self.alpha(levels)), per_sample(self.sigma(levels))
             return (x - sigma * output) / alpha
 
@@ -105,10 +116,22 @@ class NoisePrediction:
     def _log_alpha(self, level: Tensor) -> Tensor:
         """ln(alpha) in float64. The table is made anew: it is small, and caching would tie it to a
         device and to the grad mode of its first use."""
-        ends = self.beta_start**0.5, self.beta_end**0.5
+        power = 1 if self.betas == "linear" else 2
+        ends = self.beta_start ** (1 / power), self.beta_end ** (1 / power)
         roots = torch.linspace(*ends, self.n_steps, dtype=torch.float64, device=level.device)
-        table = torch.log1p(-(roots**2)).cumsum(0) / 2
+        table = torch.log1p(-(roots**power)).cumsum(0) / 2
         table = torch.cat([table.new_zeros(1), table])
         level = level.to(torch.float64)
         below = level.floor().clamp(0, self.n_steps - 1).to(torch.int64)
         return torch.lerp(table[below], table[below + 1], level - below)
+
+
+def _first_half(model: Network) -> Network:
+    """The network without its upper channels, where it has two for each channel of the input."""
+
+    def network(x: Tensor, noise_level: Tensor, labels: Tensor, *, routing: Draw = ()) -> Tensor:
+        output = model(x, noise_level, labels, routing=routing)
+        channels = x.shape[1]
+        return output[:, :channels] if output.shape[1:2] == (2 * channels,) else output
+
+    return network

@@ -1,13 +1,16 @@
 """Weights and their description: what sampling and evaluation need of a run, and no more.
 
 `ema.safetensors` holds the averaged weights under the model's own names, `config.json` the
-model, the objective, the class names and what the values of the data mean.
+model, the objective, the class names and what the values of the data mean. The two files make a
+model on the Hugging Face Hub, too: hf upload USER/NAME FOLDER --include ema.safetensors
+--include config.json
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +25,8 @@ from tread_ssm.routing import Route
 from tread_ssm.training.config import SampleConfig
 from tread_ssm.training.sources import Values
 from tread_ssm.training.strict import ConfigError, Source, build, plain
+
+FILES = ("config.json", "ema.safetensors")
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def load_export(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.Mo
 
     Raises ConfigError where a file is missing or does not fit.
     """
-    for name in ("config.json", "ema.safetensors"):
+    for name in FILES:
         if not (folder / name).is_file():
             raise ConfigError(f"{folder} holds no {name}; it is no finished run or checkpoint.")
     text = (folder / "config.json").read_text(encoding="utf-8")
@@ -73,3 +78,36 @@ def load_export(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.Mo
     except RuntimeError as error:
         raise ConfigError(f"{folder}: the weights do not fit the model: {error}") from None
     return model.to(device).eval().requires_grad_(False), description
+
+
+def from_pretrained(
+    name: str | Path, *, revision: str | None = None, device: torch.device | str = "cpu"
+) -> tuple[nn.Module, Export]:
+    """The model with its averaged weights, in eval mode, and its description.
+
+        model, run = tread_ssm.from_pretrained("runs/quickstart")
+
+    name:     a folder that holds the two files (a finished run or a checkpoint), or else a model
+              on the Hugging Face Hub or in its cache, "user/name".
+    revision: branch, tag or commit of a model on the Hub.
+
+    Raises ConfigError, a ValueError, where there is no such model or it does not fit.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = _from_hub(str(name), revision)
+    return load_export(folder, device)
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ConfigError(f"{name} is no folder, and no name on the Hugging Face Hub (user/name).")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+    except (OSError, ValueError) as error:  # not there, no network, no such revision
+        reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+        raise ConfigError(
+            f"{name} is no folder, and cannot be had from the Hugging Face Hub: {reason}."
+        ) from None

@@ -1,0 +1,146 @@
+"""The command line: a published .pt to a folder that sample.py draws from, and back."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tread_ssm.models import DiMConfig, DiT, DiTConfig, build_model
+from tread_ssm.models.convert import to_published
+from tread_ssm.training.export import export, load_export
+
+ROOT = Path(__file__).parents[2]
+CONFIG = DiTConfig(image_size=8, channels=4, n_classes=3, dim=32, depth=2, heads=2, out_channels=8)
+
+
+def command(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    path = ROOT / "scripts" / "convert_checkpoint.py"
+    spec = importlib.util.spec_from_file_location("convert_script", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def weights() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    state = {n: 0.1 * torch.randn_like(t) for n, t in DiT(CONFIG).state_dict().items()}
+    return to_published(CONFIG, state)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Converted from a checkpoint as DiT's own training writes it."""
+    root = tmp_path_factory.mktemp("published")
+    ema = weights()
+    model = {n: torch.zeros_like(t) for n, t in ema.items()}
+    whole = {"model": model, "ema": ema, "opt": {}, "args": argparse.Namespace(lr=1e-4)}
+    torch.save(whole, root / "0400000.pt")
+    done = command(
+        "convert_checkpoint.py",
+        *("--from", "dit", "--weights", root / "0400000.pt", "--out", root / "run"),
+        *("--heads", 2, "--step", 400000),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 blocks, 32 channels, 2 heads, patch 2; 8 x 8 x 4, 3 classes" in done.stdout
+    return root / "run"
+
+
+def test_the_folder_tells_all_that_sampling_needs(folder: Path) -> None:
+    run = load_export(folder)[1]
+    assert run.model == CONFIG and run.step == 400000 and run.class_names == ("0", "1", "2")
+    assert json.loads((folder / "config.json").read_text())["objective"] == {
+        "kind": "noise",
+        "n_steps": 1000,
+        "beta_start": 1e-4,
+        "beta_end": 0.02,
+        "betas": "linear",
+    }
+    ours = load_file(folder / "ema.safetensors")
+    assert torch.equal(ours["blocks.1.attention.qkv.weight"], weights()["blocks.1.attn.qkv.weight"])
+
+
+def test_samples_are_drawn_from_it(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "grid.png"
+    arguments = ("--run", folder, "--steps", 2, "--per-class", 1, "--device", "cpu", "--out", out)
+    # No network here: without the autoencoder latents are shown as they are.
+    done = command("sample.py", *arguments, "--vae", tmp_path / "none")
+    assert done.returncode == 2 and "autoencoder" in done.stderr
+    config = json.loads((folder / "config.json").read_text())
+    config["values"]["vae"] = None
+    plain = tmp_path / "run"
+    plain.mkdir()
+    (plain / "config.json").write_text(json.dumps(config))
+    (plain / "ema.safetensors").symlink_to(folder / "ema.safetensors")
+    done = command("sample.py", *arguments[:1], plain, *arguments[2:])
+    assert done.returncode == 0, done.stderr
+    assert out.is_file() and "after 400000 training steps, guidance 1.5" in done.stdout
+
+
+def test_back_is_exact_and_overwrites_nothing(
+    script: ModuleType, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "back.pt"
+    arguments = ["--to", "dit", "--run", str(folder), "--out", str(out)]
+    assert script.main(arguments) == 0
+    back, expected = torch.load(out, weights_only=True), weights()
+    assert back.keys() == expected.keys()
+    assert all(torch.equal(back[n], t) for n, t in expected.items())
+    assert script.main(arguments) == 2
+    assert "is there already" in capsys.readouterr().err
+
+    # The bare state dict, as published.
+    new = ["--from", "dit", "--weights", str(out), "--out", str(tmp_path / "new")]
+    assert script.main(new) == 2  # of no published width
+    assert "pass --heads" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    assert script.main([*new, "--heads", "2"]) == 0
+    ours = load_file(folder / "ema.safetensors")
+    again = load_file(tmp_path / "new" / "ema.safetensors")
+    assert all(torch.equal(again[n], t) for n, t in ours.items())
+    assert script.main([*new, "--heads", "2"]) == 2
+    assert "holds weights already" in capsys.readouterr().err
+
+
+def test_what_is_no_dit_is_refused(
+    script: ModuleType, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.pt"
+    new = ["--from", "dit", "--weights", str(bad), "--out", str(tmp_path / "new")]
+    bad.write_text("no weights")
+    assert script.main(new) == 2
+    assert "no .pt file of tensors" in capsys.readouterr().err
+    torch.save({"epoch": 3}, bad)
+    assert script.main(new) == 2
+    assert "it holds no state dict" in capsys.readouterr().err
+    config = DiMConfig(image_size=8, channels=4, n_classes=3, dim=32, depth=3, pads=1)
+    description = replace(load_export(folder)[1], model=config)
+    (tmp_path / "dim").mkdir()
+    export(tmp_path / "dim", build_model(config).state_dict(), description)
+    dim = ["--to", "dit", "--run", str(tmp_path / "dim"), "--out", str(tmp_path / "x.pt")]
+    assert script.main(dim) == 2
+    assert "holds a dim; this layout is DiT's alone" in capsys.readouterr().err
+
+
+def test_a_thousand_classes_are_named_apart_as_imagenet_does(script: ModuleType) -> None:
+    names = script._class_names(1000)
+    assert len(set(names)) == 1000
+    assert (names[0], names[207], names[134]) == ("tench", "golden retriever", "crane 134")

@@ -1,0 +1,157 @@
+"""DiT's published weights under our names, and back.
+
+The published layout is that of facebookresearch/DiT's `.pt` files (Peebles and Xie, arXiv
+2212.09748): a state dict, whose layers compute what ours do, so that nothing but names changes.
+Position embeddings are in those files and a fixed table here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from tread_ssm.models.dit import DiT, DiTConfig, sincos_2d
+from tread_ssm.models.sizes import SIZES
+
+POSITION = "pos_embed"
+
+# Beginnings of names, published and ours; those of blocks follow "blocks.<number>.".
+_PAIRS = (
+    ("x_embedder.proj.", "patches.projection."),
+    ("t_embedder.mlp.0.", "level_cond.hidden."),
+    ("t_embedder.mlp.2.", "level_cond.out."),
+    ("y_embedder.embedding_table.", "label_cond."),
+    ("attn.", "attention."),
+    ("mlp.", "mlp."),
+    ("adaLN_modulation.1.", "modulation."),
+    ("final_layer.adaLN_modulation.1.", "head_modulation."),
+    ("final_layer.linear.", "head."),
+)
+# The weights whose shapes tell the sizes of the network, and their numbers of dimensions.
+_TELLING = {
+    "x_embedder.proj.weight": 4,
+    "y_embedder.embedding_table.weight": 2,
+    "blocks.0.mlp.fc1.weight": 2,
+    "final_layer.linear.weight": 2,
+    POSITION: 3,
+}
+
+
+def from_published(
+    weights: Mapping[str, Tensor], heads: int | None = None
+) -> tuple[DiTConfig, dict[str, Tensor]]:
+    """The config and the state dict of our DiT for published weights; tensors are not copied.
+
+    heads: attention heads, which no shape tells; None: those of the DiT of this width in SIZES.
+
+    Raises ValueError where names, shapes or the position table are not those of a DiT.
+    """
+    config = config_of(weights, heads)
+    shapes = published_shapes(config)
+    _check_names(shapes, weights)
+    for name, shape in shapes.items():
+        if tuple(weights[name].shape) != shape:
+            raise ValueError(
+                f"{name} has shape {tuple(weights[name].shape)}, but the other weights ask for "
+                f"{shape}; this is no DiT of the published layout."
+            )
+    table = sincos_2d(config.grid, config.dim)
+    found = weights[POSITION][0]
+    error = 0.0 if found.is_meta else float((found.to("cpu", table.dtype) - table).abs().max())
+    if not error <= 1e-4:
+        rows, columns = config.grid
+        raise ValueError(
+            f"{POSITION} differs by up to {error:.3g} from the sines and cosines of {rows} x "
+            f"{columns} tokens, and our DiT has no other positions."
+        )
+    return config, {_rename(n, _PAIRS): weights[n] for n in shapes if n != POSITION}
+
+
+def to_published(config: DiTConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The published layout of our DiT's state dict; its tensors are not copied."""
+    table = sincos_2d(config.grid, config.dim)[None]
+    return {POSITION: table, **{_published(n): t for n, t in weights.items()}}
+
+
+def published_shapes(config: DiTConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of this network in the published layout."""
+    with torch.device("meta"):
+        ours = DiT(config).state_dict()
+    positions = (1, config.grid[0] * config.grid[1], config.dim)
+    return {POSITION: positions, **{_published(n): tuple(t.shape) for n, t in ours.items()}}
+
+
+def config_of(weights: Mapping[str, Tensor], heads: int | None = None) -> DiTConfig:
+    """The sizes of a network, by the shapes of its published weights; heads as above.
+
+    Raises ValueError.
+    """
+    _check_names(_TELLING, weights, complete=False)
+    for name, dims in _TELLING.items():
+        if weights[name].dim() != dims:
+            raise ValueError(
+                f"{name} has shape {tuple(weights[name].shape)}; the published layout has {dims} "
+                f"dimensions there."
+            )
+    shapes = {name: weights[name].shape for name in _TELLING}
+    dim, channels, patch, _ = shapes["x_embedder.proj.weight"]
+    n_tokens = shapes[POSITION][1]
+    side = math.isqrt(n_tokens)
+    if side * side != n_tokens:
+        raise ValueError(f"{POSITION} has {n_tokens} tokens; our DiT takes square images alone.")
+    if heads is None:
+        known = {size.dim: size.heads for size in SIZES.values() if size.kind == "dit"}
+        if dim not in known:
+            raise ValueError(
+                f"The weights do not tell the number of heads, and {dim} channels are no published "
+                f"width ({', '.join(map(str, known))}); pass --heads."
+            )
+        heads = known[dim]
+    return DiTConfig(
+        image_size=side * patch,
+        channels=channels,
+        n_classes=shapes["y_embedder.embedding_table.weight"][0] - 1,
+        dim=dim,
+        depth=1 + max(_blocks(weights)),
+        heads=heads,
+        patch=patch,
+        mlp_ratio=shapes["blocks.0.mlp.fc1.weight"][0] / dim,
+        out_channels=shapes["final_layer.linear.weight"][0] // patch**2,
+    )
+
+
+def _blocks(names: Iterable[str]) -> list[int]:
+    matches = (re.match(r"blocks\.(\d+)\.", name) for name in names)
+    return [int(m.group(1)) for m in matches if m]
+
+
+def _published(ours: str) -> str:
+    return _rename(ours, [(new, old) for old, new in _PAIRS])
+
+
+def _rename(name: str, pairs: Iterable[tuple[str, str]]) -> str:
+    """`name` with its beginning, behind the number of its block, replaced by its partner."""
+    block = re.match(r"(blocks\.\d+\.)?", name)
+    start = block.group() if block else ""
+    rest = name.removeprefix(start)
+    old, new = next(pair for pair in pairs if rest.startswith(pair[0]))
+    return start + new + rest.removeprefix(old)
+
+
+def _check_names(expected: Iterable[str], given: Iterable[str], *, complete: bool = True) -> None:
+    """complete: there may be no others than those expected."""
+    missing = [n for n in expected if n not in given]
+    others = [n for n in given if n not in expected] if complete else []
+    parts = [
+        f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for what, names in (("missing", missing), ("unexpected", others))
+        if names
+    ]
+    if parts:
+        raise ValueError(
+            f"These are not the weights of a DiT in the published layout; {'; '.join(parts)}."
+        )
