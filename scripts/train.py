@@ -1,8 +1,8 @@
 """Train a model: accelerate launch scripts/train.py --config configs/quickstart.yaml
 
 Any key can be overridden: train.batch_size=512 routing.routes.0.drop=0.4. The same command again
-goes on from the newest checkpoint. Exit codes: 0 done (or saved after SIGTERM), 1 training
-failed, 2 the configuration cannot be used, 130 saved after Ctrl-C.
+goes on from the newest checkpoint. Exit codes: 0 done (or saved after SIGTERM), 1 training failed
+or another process was lost, 2 the configuration cannot be used, 130 saved after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -68,8 +68,12 @@ def _train(config: RunConfig, data: Data) -> int:
         write_config(config)
     try:
         stopped = train(config, data)
-    except TrainingError as error:
+    except TrainingError as error:  # all processes meet it alike
         return _fail(f"{error}", 1)
+    except ConfigError as error:  # perhaps one alone, as with an image that cannot be read
+        where = "" if _is_main() else f" (process {os.environ['RANK']})"
+        print(f"\nerror{where}: {error}", file=sys.stderr)
+        return 1
     if stopped is not None:
         _say(f"Saved after {signal.Signals(stopped).name}; the same command goes on.")
         return 130 if stopped == signal.SIGINT else 0

@@ -96,3 +96,19 @@ def test_batches_made_ahead_come_in_order_and_not_far_ahead(device: str, steps: 
         assert same(batch, maker().make(step, PLAN, slice(0, 2)))
         assert max(made) <= step + 1
     assert made == list(steps)
+
+
+def test_all_of_a_batch_moves() -> None:
+    moved = maker().make(0, PLAN, slice(0, 3)).to(torch.device("meta"))
+    assert all(t.is_meta for t in (moved.x, moved.labels, moved.level, moved.noise))
+    assert len(moved.draw) == 2
+    assert all(subset.index.is_meta for _, subset in moved.draw)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_all_of_a_batch_is_pinned() -> None:
+    batch = maker().make(0, PLAN, slice(0, 3)).pinned()
+    tensors = (batch.x, batch.labels, batch.level, batch.noise, *(s.index for _, s in batch.draw))
+    assert all(t.is_pinned() for t in tensors)
+    assert same(batch, maker().make(0, PLAN, slice(0, 3)))

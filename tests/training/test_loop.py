@@ -137,6 +137,13 @@ def test_a_loss_that_is_not_finite_stops_before_a_checkpoint_is_replaced(tmp_pat
         assert (folder / "model.safetensors").read_bytes() == weights
 
 
+def test_a_learned_variance_is_refused_before_training(tmp_path: Path) -> None:
+    dit = DiTConfig(image_size=8, channels=3, n_classes=9, dim=16, depth=3, heads=2, out_channels=6)
+    with pytest.raises(ConfigError, match=r"model\.out_channels is 6, model\.channels 3"):
+        check(replace(tiny(tmp_path), model=dit))
+    check(replace(tiny(tmp_path), model=replace(dit, out_channels=3)))
+
+
 def test_old_checkpoints_go_and_more_steps_continue(tmp_path: Path) -> None:
     config = tiny(tmp_path, save_every=2, keep=2)
     run(config)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tread_ssm.models.embed import (
     LevelEmbedding,
     PatchEmbedding,
+    WithTables,
     as_stream,
     check_inputs,
     check_shape,
@@ -100,7 +101,7 @@ def scan_orders(depth: int) -> tuple[OrderName, ...]:
     return tuple(CYCLE[min(i, depth - 1 - i) % 4] for i in range(depth))
 
 
-class DiM(nn.Module):
+class DiM(WithTables):
     """Diffusion Mamba: x_BCHW, noise level, label -> prediction_BCHW.
 
     The stream is [level, label, separators, padded grid]; the prefix (all before the grid) comes
@@ -119,8 +120,7 @@ class DiM(nn.Module):
         self.n_prefix = 2 + pads
         # The stream behind block i feeds block depth - i, last in first out; block 0 has no part.
         self.skips = tuple((i, self.depth - i) for i in range(1, (self.depth + 1) // 2))
-        self.register_buffer("positions", _image_positions(self.grid, pads), persistent=False)
-        self.register_buffer("pad_positions", _pad_positions(self.grid, pads), persistent=False)
+        self.register_tables()
 
         self.patches = PatchEmbedding(config.channels, config.patch, dim)
         self.label_token = label_embedding(config.n_classes, dim)
@@ -155,6 +155,13 @@ class DiM(nn.Module):
         self.head = nn.Linear(dim, config.patch**2 * config.channels)
         init_dim(self)
 
+    def tables(self) -> dict[str, Tensor]:
+        pads = self.config.pads
+        return {
+            "positions": _image_positions(self.grid, pads),
+            "pad_positions": _pad_positions(self.grid, pads),
+        }
+
     def forward(
         self,
         x: Tensor,
@@ -177,7 +184,7 @@ class DiM(nn.Module):
         """
         c = self.config
         shape = (c.channels, c.image_size, c.image_size)
-        check_inputs("DiM", shape, c.n_classes, x, noise_level, labels)
+        check_inputs("DiM", shape, c.n_classes, x, noise_level, labels, self.head.weight)
         level, label = sinusoid(noise_level, c.dim), self.label_token(labels)
         cond = self.modulation(F.silu(self.level_cond(noise_level) + self.label_cond(labels)))
         stream = run_blocks(

@@ -18,6 +18,7 @@ from tread_ssm.models.attention import DiTBlock
 from tread_ssm.models.embed import (
     LevelEmbedding,
     PatchEmbedding,
+    WithTables,
     as_stream,
     check_inputs,
     check_shape,
@@ -82,7 +83,7 @@ class DiTConfig:
         )
 
 
-class DiT(nn.Module):
+class DiT(WithTables):
     """x_BCHW, noise level, label -> prediction. Attributes: config, grid, depth, blocks."""
 
     position: Tensor
@@ -92,7 +93,7 @@ class DiT(nn.Module):
         dim = config.dim
         self.config, self.grid, self.depth = config, config.grid, config.depth
         self.patches = PatchEmbedding(config.channels, config.patch, dim)
-        self.register_buffer("position", sincos_2d(self.grid, dim), persistent=False)
+        self.register_tables()
         self.level_cond = LevelEmbedding(dim)
         self.label_cond = label_embedding(config.n_classes, dim)
         self.blocks = nn.ModuleList(
@@ -103,6 +104,9 @@ class DiT(nn.Module):
         out_channels = config.channels if config.out_channels is None else config.out_channels
         self.head = nn.Linear(dim, config.patch**2 * out_channels)
         init_dit(self)
+
+    def tables(self) -> dict[str, Tensor]:
+        return {"position": sincos_2d(self.grid, self.config.dim)}
 
     def forward(
         self,
@@ -116,7 +120,7 @@ class DiT(nn.Module):
         """The prediction, (B, out_channels or C, H, W); arguments and errors as for DiM."""
         c = self.config
         shape = (c.channels, c.image_size, c.image_size)
-        check_inputs("DiT", shape, c.n_classes, x, noise_level, labels)
+        check_inputs("DiT", shape, c.n_classes, x, noise_level, labels, self.head.weight)
         cond = self.level_cond(noise_level) + self.label_cond(labels)
         stream = run_blocks(
             tuple(self.blocks),
@@ -133,14 +137,15 @@ class DiT(nn.Module):
 
 def sincos_2d(grid: tuple[int, int], dim: int) -> Tensor:
     """(N, dim): half the channels tell the column, half the row, each as sines then cosines of
-    angular frequencies 1 down to about 1e-4."""
+    angular frequencies 1 down to about 1e-4. Made in float64, so that the rounded numbers are
+    those of the published weights."""
     quarter = dim // 4
-    frequency = torch.exp(torch.arange(quarter) * (-math.log(1e4) / quarter))
+    frequency = torch.exp(torch.arange(quarter, dtype=torch.float64) * (-math.log(1e4) / quarter))
     rows, columns = torch.arange(grid[0]), torch.arange(grid[1])
     column_angle = columns.repeat(grid[0])[:, None] * frequency
     row_angle = rows.repeat_interleave(grid[1])[:, None] * frequency
     parts = [column_angle.sin(), column_angle.cos(), row_angle.sin(), row_angle.cos()]
-    return torch.cat(parts, dim=1)
+    return torch.cat(parts, dim=1).to(torch.get_default_dtype())
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ token, P side of a patch.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -106,8 +107,11 @@ def check_inputs(
     x: Tensor,
     level: Tensor,
     labels: Tensor,
+    weight: Tensor,
 ) -> None:
     """Refuse a batch that a backbone for images of `shape` = (C, H, W) cannot take.
+
+    weight: one of its weights, for their dtype.
 
     Looks at values only where that is free (eager, on the CPU), so nothing waits for a device.
     Raises ValueError, TypeError.
@@ -128,6 +132,7 @@ def check_inputs(
     for argument, tensor in (("x", x), ("noise_level", level)):
         if not tensor.is_floating_point():
             raise TypeError(f"{name}: {argument} is {tensor.dtype}; pass a floating-point tensor.")
+    _check_precision(name, x, weight.dtype)
     if labels.dtype != torch.int64:
         raise TypeError(f"{name}: labels are {labels.dtype}; pass class numbers as torch.int64.")
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -137,3 +142,40 @@ def check_inputs(
                 f"{name}: labels run from {low} to {high}, but there are {n_classes} classes; "
                 f"use 0..{n_classes}, where {n_classes} stands for no class."
             )
+
+
+def _check_precision(name: str, x: Tensor, weights: torch.dtype) -> None:
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return
+    if weights in (torch.float16, torch.bfloat16):
+        raise TypeError(
+            f"{name}: its weights are {weights}, but its stream is float32; run it under "
+            f'torch.autocast("{device}", {weights}), which needs no weights in half precision.'
+        )
+    if x.dtype != weights:
+        raise TypeError(f"{name}: x is {x.dtype}, its weights are {weights}; pass x.to({weights}).")
+
+
+class WithTables(nn.Module):
+    """A module with buffers that its configuration determines and no state dict holds.
+
+    They are made anew whenever the module is converted, so that one that was built on the meta
+    device and then given memory (`to_empty`, sharded loading) does not compute with rubbish.
+    """
+
+    def tables(self) -> dict[str, Tensor]:
+        """The buffers by name."""
+        raise NotImplementedError
+
+    def register_tables(self) -> None:
+        """Add the buffers to the module, on the default device."""
+        for name, table in self.tables().items():
+            self.register_buffer(name, table, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WithTables:
+        super()._apply(fn, recurse)
+        with torch.device("cpu"):
+            for name, table in self.tables().items():
+                setattr(self, name, table.to(getattr(self, name)))  # its device and dtype
+        return self

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tread_ssm.models.embed import WithTables
 from tread_ssm.scan import causal_conv, selective_scan
 from tread_ssm.scan.order import OrderName, rank_table
 from tread_ssm.tokens import Layout
@@ -32,7 +33,7 @@ def check_mixer(name: str, d_state: int, d_conv: int, expand: int) -> None:
             raise ValueError(f"{name}: {field} is {value}; it must be {limits}.")
 
 
-class MambaMixer(nn.Module):
+class MambaMixer(WithTables):
     """x_BLD -> x_BLD by one selective scan along one order.
 
     The stream stays in raster order: the kernels get the visiting order and read and write in
@@ -62,7 +63,7 @@ class MambaMixer(nn.Module):
     ) -> None:
         super().__init__()
         inner, self.dt_rank, self.d_state = expand * dim, math.ceil(dim / 16), d_state
-        self.order: OrderName = order
+        self.grid, self.order = grid, order
         self.gap_decay, self.true_distance_conv = gap_decay, true_distance_conv
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
         self.conv1d = nn.Conv1d(inner, inner, d_conv, groups=inner)  # holds the parameters only
@@ -71,7 +72,10 @@ class MambaMixer(nn.Module):
         self.A_log = nn.Parameter(torch.empty(inner, d_state))
         self.D = nn.Parameter(torch.empty(inner))
         self.out_proj = nn.Linear(inner, dim, bias=False)
-        self.register_buffer("rank", rank_table(order, grid), persistent=False)
+        self.register_tables()
+
+    def tables(self) -> dict[str, Tensor]:
+        return {"rank": rank_table(self.order, self.grid)}
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """x_BLD of the stream that `layout` describes -> x_BLD."""

@@ -131,7 +131,7 @@ class ZigMamba(nn.Module):
         """The network's prediction for a batch; arguments, result and errors as for DiM."""
         c = self.config
         shape = (c.channels, c.image_size, c.image_size)
-        check_inputs("ZigMamba", shape, c.n_classes, x, noise_level, labels)
+        check_inputs("ZigMamba", shape, c.n_classes, x, noise_level, labels, self.head.weight)
         cond = self.level_cond(noise_level) + self.label_cond(labels)
         stream = run_blocks(
             tuple(self.blocks),

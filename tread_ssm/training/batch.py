@@ -53,16 +53,17 @@ class Batch:
             return [self]
         return [self.part(slice(i, i + size)) for i in range(0, len(self), size)]
 
+    def pinned(self) -> Batch:
+        """The batch in memory from which a GPU copies while the CPU goes on."""
+        return self._each(Tensor.pin_memory)
+
     def to(self, device: torch.device) -> Batch:
-        """The batch on `device`; from pinned memory where that is a GPU."""
-        if device.type == "cpu":
-            return self
-        pin = device.type == "cuda"
-        x, labels, level, noise = (
-            (t.pin_memory() if pin else t).to(device, non_blocking=True)
-            for t in (self.x, self.labels, self.level, self.noise)
-        )
-        return Batch(x, labels, level, noise, tuple((r, s.to(device)) for r, s in self.draw))
+        """The batch on `device`; does not wait where it is pinned."""
+        return self._each(lambda t: t.to(device, non_blocking=True))
+
+    def _each(self, f: Callable[[Tensor], Tensor]) -> Batch:
+        draw = tuple((route, replace(subset, index=f(subset.index))) for route, subset in self.draw)
+        return Batch(f(self.x), f(self.labels), f(self.level), f(self.noise), draw)
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ import torch
 
 from tread_ssm.diffusion import AllTokens, Objective, PerRoute
 from tread_ssm.diffusion.sampler import Sampler
-from tread_ssm.models import ModelConfig
+from tread_ssm.evaluation.statistics import Metric, check_metrics
+from tread_ssm.models import DiTConfig, ModelConfig
 from tread_ssm.routing import Route, RoutePlan, RouteSchedule
 from tread_ssm.training.data import DataConfig, open_data
 from tread_ssm.training.schedule import Shape
-from tread_ssm.training.sources import Data
+from tread_ssm.training.sources import Data, Pixels
 from tread_ssm.training.strict import ConfigError, build, plain, read
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
@@ -112,6 +113,37 @@ class SampleConfig:
             _at_least(name, getattr(self, name), 1)
 
 
+@dataclass(frozen=True)
+class EvalConfig:
+    """How the averaged weights are measured while training goes on; see scripts/evaluate.py.
+
+    every:     steps between evaluations; 0: none. The last step is evaluated besides.
+    num:       images drawn, always from the same noise and classes, shared by the processes.
+    batch:     images a process draws at once.
+    extractor: "emoji" needs no weights and gives no FID.
+    weights:   file of Inception's weights; null: where torch.hub keeps its files.
+    reference: .npz or folder of real images, or of their statistics; null: the training data,
+               where that is an array of images.
+    steps, guidance: of sampling; null: those of the section `sample`.
+    """
+
+    every: int = 0
+    num: int = 10_000
+    batch: int = 64
+    metrics: tuple[Metric, ...] = ("fid",)
+    extractor: Literal["inception", "emoji"] = "inception"
+    weights: str | None = None
+    reference: str | None = None
+    steps: int | None = None
+    guidance: float | None = None
+
+    def __post_init__(self) -> None:
+        _at_least("every", self.every, 0)
+        for name in ("num", "batch", "steps"):
+            _at_least(name, getattr(self, name), 1)
+        check_metrics(self.metrics)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One training run; its results go to the folder `out`/`name`."""
@@ -125,6 +157,7 @@ class RunConfig:
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     train: TrainConfig
     sample: SampleConfig = field(default_factory=SampleConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
 
     @property
     def folder(self) -> Path:
@@ -172,11 +205,17 @@ def check(config: RunConfig) -> Data:
         raise ConfigError(
             f"model.channels is {model.channels}, but the data has {channels}; they must agree."
         )
+    if isinstance(model, DiTConfig) and model.out_channels not in (None, model.channels):
+        raise ConfigError(
+            f"model.out_channels is {model.out_channels}, model.channels {model.channels}; a "
+            f"learned variance is sampled from, but not trained here: leave out_channels out."
+        )
     if model.n_classes not in (0, len(data.class_names)):
         raise ConfigError(
             f"model.n_classes is {model.n_classes}, but the data has {len(data.class_names)} "
             f"classes; they must agree (0 trains without labels)."
         )
+    _check_evaluation(config.eval, data)
     return data
 
 
@@ -225,6 +264,21 @@ def _check_machine(config: RunConfig) -> None:
     for tracker in train.trackers:
         if importlib.util.find_spec(tracker) is None:
             raise ConfigError(f"train.trackers names {tracker}; `pip install {tracker}` first.")
+
+
+def _check_evaluation(options: EvalConfig, data: Data) -> None:
+    if options.every == 0:
+        return
+    for name in ("reference", "weights"):
+        path = getattr(options, name)
+        if path is not None and not Path(path).exists():
+            raise ConfigError(f"eval.{name}: {path} does not exist.")
+    compared = set(options.metrics) != {"is"}
+    if compared and options.reference is None and not isinstance(data, Pixels):
+        raise ConfigError(
+            "eval.reference is missing: the real images to compare with cannot be had from this "
+            "data; name a file such as VIRTUAL_imagenet256_labeled.npz, or set eval.every to 0."
+        )
 
 
 def _at_least(name: str, value: int | None, least: int) -> None:

@@ -8,7 +8,7 @@ from tread_ssm.models import build_model
 from tread_ssm.models.cost import backbone_cost
 from tread_ssm.routing import RoutePlan
 from tread_ssm.routing.cost import Cost, PlanCost
-from tread_ssm.training.config import RunConfig
+from tread_ssm.training.config import EvalConfig, RunConfig
 from tread_ssm.training.strict import dump
 
 
@@ -25,6 +25,7 @@ def describe(config: RunConfig) -> str:
         *_plan_lines(config.plan, cost),
         f"dense       {_flops(cost.dense)}",
         f"routed      {_flops(cost.routed)}, {cost.step_share:.1%} of the dense training step",
+        *_eval_lines(config.eval),
     ]
     return "\n".join(lines)
 
@@ -49,6 +50,16 @@ def _plan_lines(plan: RoutePlan, cost: PlanCost) -> list[str]:
     ]
     lines.append(f"tokens      {cost.token_share:.1%} of the dense network's, over all blocks")
     return lines
+
+
+def _eval_lines(options: EvalConfig) -> list[str]:
+    if options.every == 0:
+        return []
+    metrics = ", ".join(options.metrics)
+    return [
+        f"eval        every {options.every:,} steps: {metrics} of {options.num:,} images, "
+        f"{options.extractor} features"
+    ]
 
 
 def _flops(cost: Cost) -> str:

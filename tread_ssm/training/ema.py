@@ -9,18 +9,24 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from tread_ssm.training.sharding import fill, is_sharded, local, reshard, whole
+
 
 class Ema:
     """An exponential moving average of a model's trained parameters.
 
-    It is a plain list of tensors beside the model rather than a second model
-    (torch's AveragedModel), so that it also holds where parameters are sharded, keys keep
-    their names, and nothing waits for the device.
+    It is a plain list of tensors beside the model rather than a second model (torch's
+    AveragedModel), so that keys keep their names and nothing waits for the device. Sharded
+    parameters have sharded averages: each process averages the parts that it holds.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        """decay: 0 <= decay < 1, of the long run; the first steps forget faster."""
+        """decay: 0 <= decay < 1, of the long run; the first steps forget faster.
+
+        Sharding replaces a model's parameters: shard first.
+        """
         self.decay = decay
+        self._model = model
         named = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._live: list[Tensor] = list(named.values())
         self.average: dict[str, Tensor] = {n: p.detach().clone() for n, p in named.items()}
@@ -29,27 +35,42 @@ class Ema:
         """min(decay, (1 + step) / (10 + step)): the start is forgotten soon."""
         return min(self.decay, (1 + step) / (10 + step))
 
+    @torch.no_grad()
     def update(self, step: int) -> None:
         """Take the model's weights after `step` (0-based) into the average."""
-        get_ema_multi_avg_fn(self.decay_at(step))(list(self.average.values()), self._live, 0)
+        average = [local(t) for t in self.average.values()]
+        get_ema_multi_avg_fn(self.decay_at(step))(average, [local(p) for p in self._live], 0)
 
-    def state(self, model: nn.Module) -> dict[str, Tensor]:
-        """The model's state dict with the averages in place of its trained parameters."""
-        state = {n: t.detach() for n, t in model.state_dict().items()}
-        return state | self.average
+    @torch.no_grad()
+    def state(self, model: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
+        """The model's state dict with the averages in place of its trained parameters.
 
+        Sharded tensors are gathered one by one and come on the CPU: every process calls; those
+        without `keep` get nothing.
+        """
+        state: dict[str, Tensor] = {}
+        for name, tensor in (model.state_dict() | self.average).items():
+            full = whole(tensor.detach())
+            if keep:
+                state[name] = full.cpu() if is_sharded(tensor) else full
+        return state
+
+    @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Continue from a state that `state` gave."""
         for name, average in self.average.items():
-            average.copy_(state[name])
+            fill(average, state[name])
 
     @contextmanager
     @torch.no_grad()
     def applied(self) -> Iterator[None]:
         """The model carries the averaged weights inside; its own come back bit for bit."""
-        own = [p.detach().clone() for p in self._live]
-        torch._foreach_copy_(self._live, list(self.average.values()))
+        reshard(self._model)
+        live = [local(p) for p in self._live]
+        own = [p.clone() for p in live]
+        torch._foreach_copy_(live, [local(t) for t in self.average.values()])
         try:
             yield
         finally:
-            torch._foreach_copy_(self._live, own)
+            reshard(self._model)
+            torch._foreach_copy_(live, own)

@@ -12,6 +12,7 @@ from tread_ssm.training.strict import ConfigError, dump
 _MAY_CHANGE = (
     "name",
     "out",
+    "eval",
     "sample",
     "train.checkpoint_gradients",
     "train.compile",

@@ -116,7 +116,8 @@ class Log:
 
     def progress(self, step: int) -> Progress:
         """What a checkpoint after `step` steps has to remember. Raises TrainingError."""
-        return Progress(step=step, seconds=self._now(), window=self.checked(step))
+        window = self.checked(step)  # first: it waits for the steps that are still computed
+        return Progress(step=step, seconds=self._now(), window=window)
 
     def close(self) -> None:
         """Close the progress bar; what it showed stays."""

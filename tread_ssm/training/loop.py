@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import signal
 from collections.abc import Iterator
 
 import torch
@@ -16,14 +15,17 @@ from tread_ssm.diffusion import Network
 from tread_ssm.models import build_model
 from tread_ssm.training import checkpoint
 from tread_ssm.training.batch import Batch, BatchMaker, ahead
-from tread_ssm.training.checkpoint import Progress
+from tread_ssm.training.checkpoint import Progress, Trained
 from tread_ssm.training.config import RunConfig
 from tread_ssm.training.ema import Ema
+from tread_ssm.training.evaluation import Evaluation
 from tread_ssm.training.export import Export, export
 from tread_ssm.training.log import Log
 from tread_ssm.training.optimizer import make_optimizer
+from tread_ssm.training.peers import Peers
 from tread_ssm.training.preview import Preview
 from tread_ssm.training.schedule import learning_rate
+from tread_ssm.training.sharding import fsdp_plugin, prepare
 from tread_ssm.training.signals import StopSignals
 from tread_ssm.training.sources import Data
 from tread_ssm.training.step import Stepper
@@ -40,22 +42,26 @@ def train(config: RunConfig, data: Data) -> int | None:
     accelerator = _accelerator(config)
     torch.manual_seed(config.seed)
     model = build_model(config.model).to(accelerator.device)
-    optimizer = make_optimizer(
+    optimizer: torch.optim.Optimizer = make_optimizer(
         model, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay
     )
-    module, optimizer = accelerator.prepare(model, optimizer)
+    module, optimizer = prepare(accelerator, model, optimizer)
     ema = Ema(model, options.ema_decay)
+    trained = Trained(accelerator, model, optimizer, ema)
     found = checkpoint.checkpoints(config.folder)
     start = Progress(step=0, seconds=0.0, window=[])
     if found:
-        start = checkpoint.load(found[-1][1], accelerator, ema)
+        start = checkpoint.load(found[-1][1], trained)
     if options.compile:
         module.compile()
     stepper = _stepper(config, accelerator, module, optimizer)
     preview = Preview(config, data, accelerator.device)
+    evaluation = None
+    if config.eval.every:
+        evaluation = Evaluation(config, data, accelerator.device, start.step)
     log = Log(config, accelerator, start)
     stopped = None
-    with StopSignals() as signals:
+    with Peers(accelerator, config.folder), StopSignals(accelerator, start.step) as signals:
         for done, lr, batch in _batches(config, data, accelerator, start.step):
             log.add(stepper.step(batch, lr))
             ema.update(done - 1)
@@ -66,18 +72,25 @@ def train(config: RunConfig, data: Data) -> int | None:
                 log.checked(done)
                 with log.paused(), ema.applied():
                     preview.draw(model, done, write=accelerator.is_main_process)
-            stop = signals.stop(accelerator, done)
-            if done % options.save_every == 0 or last or stop:
+            if evaluation is not None and (done % config.eval.every == 0 or last):
+                log.checked(done)
+                with log.paused(), ema.applied():
+                    metrics = evaluation.measure(model, _describe(config, data, done))
+                accelerator.log({f"eval/{k}": v for k, v in metrics.items()}, step=done)
+            stopped = None if last else signals.stop(done)
+            if done % options.save_every == 0 or last or stopped:
                 progress = log.progress(done)
                 with log.paused():
-                    description = _describe(config, data, done)
-                    checkpoint.save(config, progress, accelerator, model, ema, description)
-            if stop and not last:
-                stopped = signals.received or signal.SIGTERM
+                    checkpoint.save(config, progress, trained, _describe(config, data, done))
+            if stopped:
                 break
     log.close()
-    if stopped is None and accelerator.is_main_process:
-        export(config.folder, ema.state(model), _describe(config, data, options.steps))
+    if stopped is None:
+        weights = ema.state(model, keep=accelerator.is_main_process)
+        if accelerator.is_main_process:
+            # Fewer steps may be asked for now than are done.
+            step = max(start.step, options.steps)
+            export(config.folder, weights, _describe(config, data, step))
     accelerator.end_training()
     return stopped
 
@@ -98,6 +111,7 @@ def _accelerator(config: RunConfig) -> Accelerator:
         mixed_precision="no" if options.precision == "fp32" else options.precision,
         log_with=list(options.trackers) or None,
         project_config=ProjectConfiguration(str(config.folder), str(config.folder / "logs")),
+        fsdp_plugin=fsdp_plugin(),
     )
     if options.trackers:
         accelerator.init_trackers(
@@ -157,9 +171,12 @@ def _batches(
     share = options.batch_size // accelerator.num_processes
     rows = slice(share * accelerator.process_index, share * (accelerator.process_index + 1))
 
+    on_gpu = accelerator.device.type == "cuda"
+
     def make(step: int) -> Batch:
         plan = routing.schedule.at(config.plan, step, options.steps)
-        return maker.make(step, plan, rows)
+        batch = maker.make(step, plan, rows)
+        return batch.pinned() if on_gpu else batch
 
     for step, batch in ahead(make, range(start, options.steps), accelerator.device):
         lr = learning_rate(

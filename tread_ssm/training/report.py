@@ -83,6 +83,7 @@ def write_report(run: str | Path, images: int = 256) -> Path:
         _losses(rows),
         _savings(cost, times),
         _quality(distances, found, config),
+        *_evaluations(run, config),
     ]
     temporary = run / "report.md.tmp"
     temporary.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
@@ -250,6 +251,19 @@ def _quality(distances: Distances | None, found: Sequence[Weights], config: RunC
         f"{distances.images} real images in the last row. Those are not in the reference: their "
         f"distance is what a perfect sampler would reach.{early}"
     )
+
+
+def _evaluations(run: Path, config: RunConfig) -> list[str]:
+    rows = read_metrics(run / "evals.jsonl")
+    if not rows:
+        return []
+    names = [name for name in rows[0] if name not in ("step", "count")]
+    cells = [[f"{r['step']:,}", *(f"{r.get(n, float('nan')):.4g}" for n in names)] for r in rows]
+    said = (
+        f"## Evaluations\n\n{rows[-1]['count']:,} images each, always the same noise and classes, "
+        f"{config.eval.extractor} features."
+    )
+    return [f"{said}\n\n{_table(['step', *names], cells)}"]
 
 
 def _last_losses(rows: Sequence[Mapping[str, Any]]) -> str:

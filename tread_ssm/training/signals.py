@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType
 
+import torch
 from accelerate import Accelerator
 
-# Asking the other processes waits for the device, so it is done once in so many steps.
-_ASK_EVERY = 10
+# Asking the other processes waits for the device: after so many seconds or steps, what is first.
+_ASK_SECONDS = 2.0
+_ASK_STEPS = 10
+# Ctrl-C reaches a process twice where a launcher hands it on; this is no second request.
+_ECHO_SECONDS = 2.0
 
 
 class StopSignals:
-    """Inside `with`, remembers the first signal; the second one has its usual effect."""
+    """Inside `with`, remembers the first signal; a later one has its usual effect."""
 
-    def __init__(self) -> None:
+    def __init__(self, accelerator: Accelerator, step: int = 0) -> None:
+        """step: steps done."""
         self.received: int | None = None
+        self._accelerator = accelerator
+        self._at = 0.0
+        self._asked = (step, time.monotonic())
+        self._next = step + 1
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopSignals:
@@ -28,16 +38,25 @@ class StopSignals:
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal() returned
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._at = number, now
+        elif now - self._at > _ECHO_SECONDS:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.raise_signal(number)
 
-    def stop(self, accelerator: Accelerator, step: int) -> bool:
-        """Whether to stop now; the same answer on every process."""
-        if accelerator.num_processes == 1:
-            return self.received is not None
-        if step % _ASK_EVERY:
-            return False
-        if self.received is not None:
-            accelerator.set_trigger()
-        return accelerator.check_trigger()
+    def stop(self, step: int) -> int | None:
+        """The signal to stop for after `step` steps, None to go on; alike on every process."""
+        if self._accelerator.num_processes == 1:
+            return self.received
+        if step < self._next:
+            return None
+        before, then = self._asked
+        now = time.monotonic()
+        pace = (now - then) / max(1, step - before)
+        mine = torch.tensor([[float(self.received or 0), pace]], device=self._accelerator.device)
+        received, slowest = self._accelerator.gather(mine).amax(dim=0).tolist()
+        self._asked = (step, now)
+        self._next = step + max(1, min(_ASK_STEPS, int(_ASK_SECONDS / max(slowest, 1e-9))))
+        return int(received) or None

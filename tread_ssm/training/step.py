@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tread_ssm.diffusion import AllTokens, Network, Objective, PerRoute, route_loss
 from tread_ssm.training.batch import Batch
+from tread_ssm.training.sharding import is_shared, whole
 
 LOGGED = ("loss", "kept_loss", "routed_loss", "grad_norm")
 
@@ -45,7 +46,8 @@ class Stepper:
         for i, part in enumerate(parts):
             last = i == len(parts) - 1
             weight = len(part) / len(batch)
-            with nullcontext() if last else self.accelerator.no_sync(self.module):
+            alone = last or not is_shared(self.module)
+            with nullcontext() if alone else self.accelerator.no_sync(self.module):
                 terms = self.objective.loss_terms(
                     self.network, part.x, part.labels, part.level, part.noise, part.draw
                 )
@@ -54,7 +56,7 @@ class Stepper:
             logged += weight * torch.stack([losses.total, losses.kept, losses.routed]).detach()
         # fp16 gradients are unscaled here; without a limit the norm is measured all the same.
         limit = float("inf") if self.clip is None else self.clip
-        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), limit)
+        norm = whole(self.accelerator.clip_grad_norm_(self.module.parameters(), limit))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return torch.cat([logged, norm.detach().to(logged).reshape(1)])

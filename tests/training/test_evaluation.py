@@ -1,0 +1,148 @@
+"""Evaluations while training goes on: they measure the average, and disturb nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file
+
+from tread_ssm.diffusion import Flow
+from tread_ssm.evaluation import load_extractor, score, statistics
+from tread_ssm.models import DiMConfig
+from tread_ssm.routing import Route
+from tread_ssm.training.config import (
+    EvalConfig,
+    RoutingConfig,
+    RunConfig,
+    SampleConfig,
+    TrainConfig,
+    check,
+)
+from tread_ssm.training.data import EmojiData, FolderData, open_data
+from tread_ssm.training.describe import describe
+from tread_ssm.training.export import load_export
+from tread_ssm.training.folder import write_config
+from tread_ssm.training.grid import decoder
+from tread_ssm.training.loop import train
+from tread_ssm.training.metrics import read_metrics
+from tread_ssm.training.sampling import Recipe, draw_labels, generate, shares
+from tread_ssm.training.sources import Pixels
+from tread_ssm.training.strict import ConfigError
+
+EVAL = EvalConfig(
+    every=2, num=20, batch=8, metrics=("kid", "precision", "recall"), extractor="emoji", steps=2
+)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def tiny(out: Path, evaluation: EvalConfig = EVAL, steps: int = 5) -> RunConfig:
+    return RunConfig(
+        name="tiny",
+        out=str(out),
+        data=EmojiData(size=8),
+        model=DiMConfig(image_size=8, channels=3, n_classes=9, dim=16, depth=3, pads=1),
+        objective=Flow(),
+        routing=RoutingConfig(routes=(Route(0, 2),)),
+        train=TrainConfig(steps=steps, batch_size=4, lr=3e-3, ema_decay=0.5, save_every=3),
+        sample=SampleConfig(every=0, guidance=1.5),
+        eval=evaluation,
+    )
+
+
+def run(config: RunConfig) -> dict[str, torch.Tensor]:
+    write_config(config)
+    assert train(config, check(config)) is None
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return load_file(config.folder / "ema.safetensors")
+
+
+def test_the_metrics_are_those_of_the_averaged_weights(tmp_path: Path) -> None:
+    config = tiny(tmp_path)
+    run(config)
+    rows = read_metrics(config.folder / "evals.jsonl")
+    assert [r["step"] for r in rows] == [2, 4, 5]
+    assert {r["count"] for r in rows} == {20}
+    model, description = load_export(config.folder)
+    drawn = generate(
+        model,
+        description,
+        Recipe(steps=2, guidance=1.5),
+        shares(20, 8),
+        draw_labels(20, range(9), config.seed),
+        seed=config.seed,
+        decode=decoder(description.values, None, "cpu"),
+    )
+    images = np.concatenate([part.images for part in drawn])
+    data, extractor = open_data(config.data), load_extractor("emoji")
+    assert isinstance(data, Pixels)
+
+    def seen(array: np.ndarray) -> list[torch.Tensor]:
+        return list(torch.tensor(array).permute(0, 3, 1, 2).split(8))
+
+    expected = score(
+        statistics(extractor, seen(images), EVAL.metrics),
+        statistics(extractor, seen(data.images), EVAL.metrics),
+        EVAL.metrics,
+    )
+    for name, value in expected.items():
+        assert rows[-1][name] == pytest.approx(value, rel=1e-5, abs=1e-7)
+    grid = np.asarray(Image.open(config.folder / "evals" / "step-0000005.png"))
+    assert np.array_equal(grid[-68 * 2 + 4 : -4 : 8, -68 * 8 :: 8][:8, :8], images[0])
+
+
+def test_training_is_the_same_bit_for_bit_and_goes_on_after_a_stop(tmp_path: Path) -> None:
+    quiet = run(tiny(tmp_path / "a", EvalConfig()))
+    config = tiny(tmp_path / "b")
+    with_evaluations = run(config)
+    assert all(torch.equal(quiet[n], with_evaluations[n]) for n in quiet)
+    whole = read_metrics(config.folder / "evals.jsonl")
+    # Stopped behind step 4's evaluation, before its checkpoint: step 3's is the newest.
+    cut = tiny(tmp_path / "c", steps=4)
+    run(cut)
+    (cut.folder / "checkpoints" / "step-0000004").rename(tmp_path / "gone")
+    again = run(tiny(tmp_path / "c"))
+    assert all(torch.equal(quiet[n], again[n]) for n in quiet)
+    assert read_metrics(cut.folder / "evals.jsonl") == whole
+
+
+def test_what_cannot_be_evaluated_is_refused_before_training(tmp_path: Path) -> None:
+    def refuse(match: str, config: RunConfig) -> None:
+        with pytest.raises(ConfigError, match=match):
+            train(config, check(config))
+        AcceleratorState._reset_state(reset_partial_state=True)
+        assert not (config.folder / "checkpoints").exists()
+
+    with pytest.raises(ValueError, match="No metric is called 'fd'"):
+        EvalConfig(metrics=("fd",))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="num is 0"):
+        EvalConfig(num=0)
+    gone = str(tmp_path / "gone.npz")
+    refuse(
+        r"eval\.reference: .*gone\.npz does not exist",
+        tiny(tmp_path, replace(EVAL, reference=gone)),
+    )
+    refuse(r"eval\.weights: .*does not exist", tiny(tmp_path, replace(EVAL, weights=gone)))
+    refuse("fid needs at least 65 images", tiny(tmp_path, replace(EVAL, metrics=("fid",))))
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a.png")
+    folder = FolderData(path=str(tmp_path / "images"), size=8)
+    model = replace(tiny(tmp_path).model, n_classes=0)
+    refuse(r"eval\.reference is missing", replace(tiny(tmp_path), data=folder, model=model))
+
+
+def test_a_dry_run_says_what_will_be_evaluated(tmp_path: Path) -> None:
+    expected = "eval        every 2 steps: kid, precision, recall of 20 images, emoji features"
+    assert expected in describe(tiny(tmp_path)).splitlines()
+    assert "every 0 steps" not in describe(tiny(tmp_path, EvalConfig()))
