@@ -21,6 +21,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from tread_ssm.data import load_emoji
+from tread_ssm.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,7 +29,7 @@ PER_CLASS, CLASSES, DRAWN = 24, 3, 72
 TINY_MODEL = (
     f"model.image_size=16 model.n_classes={CLASSES} model.dim=32 model.depth=9 model.pads=1 "
     "train.steps=6 train.batch_size=8 train.warmup=0 train.precision=fp32 train.threads=1 "
-    "sample.every=0 sample.steps=2"
+    "sample.every=0 sample.steps=2 eval.every=6 eval.num=16 eval.extractor=emoji eval.metrics=[kid]"
 )
 SMALLER = {
     "prepare_latents": "--resolution 32 --batch 8 --shard-size 20 --precision fp32",
@@ -84,7 +85,8 @@ def run(name: str, parts: dict[str, Path]) -> str:
     command = [str(parts.get(word, word)) for word in command]
     if name == "train":
         latents, folder = parts["data/imagenet256"], parts["runs/dim_l"].parent
-        command += [f"data.path={latents}", f"out={folder}"]
+        reference = parts["VIRTUAL_imagenet256_labeled.npz"]
+        command += [f"data.path={latents}", f"out={folder}", f"eval.reference={reference}"]
     launched = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", *command]
     done = subprocess.run(
         [*launched, *SMALLER[name].split()],
@@ -104,6 +106,8 @@ def test_the_readmes_four_commands_lead_from_images_to_a_table(parts: dict[str, 
     assert PER_CLASS * CLASSES in manifest.values()
     run("train", parts)
     assert (parts["runs/dim_l"] / "ema.safetensors").is_file()
+    (row,) = read_metrics(parts["runs/dim_l"] / "evals.jsonl")  # decoded by the autoencoder
+    assert (row["step"], row["count"]) == (6, 16)
     run("sample", parts)
     with np.load(parts["samples.npz"]) as archive:
         assert archive["arr_0"].shape == (DRAWN, 32, 32, 3)

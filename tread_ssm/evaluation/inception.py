@@ -69,7 +69,7 @@ def _network(path: Path) -> Any:
     if not path.is_file():
         raise ValueError(
             f"The weights of the inception features are not at {path}; fetch {URL} (91 MB), and "
-            f"put it there or name it with --weights."
+            f"put it there or name its place (--weights; eval.weights while training)."
         )
     try:
         # torch-fidelity unpickles whatever it is given; this refuses code.

@@ -17,14 +17,17 @@ from tread_ssm.evaluation import (
     Statistics,
     check_comparable,
     load_extractor,
+    open_images,
     reference_statistics,
     score,
     statistics,
 )
+from tread_ssm.evaluation.images import KEYS, npz_names
 from tread_ssm.evaluation.processes import gathered, own_share, world
 from tread_ssm.training.config import RunConfig
 from tread_ssm.training.export import Export
 from tread_ssm.training.grid import decoder, save_grid
+from tread_ssm.training.log import TrainingError
 from tread_ssm.training.metrics import MetricsLog
 from tread_ssm.training.sampling import Recipe, draw_labels, generate, shares
 from tread_ssm.training.sources import Data, Pixels
@@ -54,6 +57,8 @@ class Evaluation:
         weights = None if options.weights is None else Path(options.weights)
         try:
             self._decode = decoder(data.values, None, device)
+            blank = self._decode(torch.zeros(1, *data.shape, device=device))
+            _check_size(options.reference, blank.shape[1:3])
             self._extractor = load_extractor(options.extractor, device, weights)
             self._reference = self._real(data)
             check_comparable(options.num, self._extractor.name, self._reference, options.metrics)
@@ -65,19 +70,23 @@ class Evaluation:
     def measure(self, model: nn.Module, run: Export) -> dict[str, float]:
         """Draw, compare, write; the metrics, empty on all processes but the first.
 
-        Every process calls it, with the same weights. Leaves torch's random numbers alone.
+        Every process calls it, with the same weights. Leaves torch's random numbers alone. Raises
+        TrainingError where the images cannot be measured.
         """
         options = self._config.eval
         shown: list[np.ndarray] = []
         model.eval()
         # A compiled model would be compiled again for these shapes.
-        with torch.compiler.set_stance("force_eager"):
-            images = self._draw(model, run, shown)
-            samples = statistics(self._extractor, images, options.metrics).merged()
-        model.train()
-        if self._log is None:
-            return {}
-        values = score(samples, self._reference, options.metrics, self._device)
+        try:
+            with torch.compiler.set_stance("force_eager"):
+                images = self._draw(model, run, shown)
+                samples = statistics(self._extractor, images, options.metrics).merged()
+            model.train()
+            if self._log is None:
+                return {}
+            values = score(samples, self._reference, options.metrics, self._device)
+        except ValueError as error:
+            raise TrainingError(f"The evaluation after step {run.step} failed: {error}") from None
         metrics = {str(name): value for name, value in values.items()}
         self._log.write({"step": run.step, "count": samples.count, **metrics})
         self._write_grid(run.step, np.concatenate(shown))
@@ -102,10 +111,12 @@ class Evaluation:
         total = sum(map(len, mine))
         with tqdm(total=total, unit="image", desc="eval", leave=False, disable=not first) as bar:
             for i, part in enumerate(drawn):
-                if i >= len(mine):
-                    continue
-                if first and sum(map(len, shown)) < ROWS * COLUMNS:
+                own = i < len(mine)
+                # With fewer batches than processes the first one has none but its idle one.
+                if first and (own or not mine) and sum(map(len, shown)) < ROWS * COLUMNS:
                     shown.append(part.images)
+                if not own:
+                    continue
                 yield torch.tensor(part.images).permute(0, 3, 1, 2)
                 bar.update(len(part.numbers))
 
@@ -130,3 +141,18 @@ class Evaluation:
         mine = own_share(shares(len(data.images), options.batch))
         parts = (torch.tensor(data.images[r.start : r.stop]).permute(0, 3, 1, 2) for r in mine)
         return statistics(self._extractor, parts, options.metrics).merged()
+
+
+def _check_size(reference: str | None, size: tuple[int, ...]) -> None:
+    """Whether the real images, where the reference holds some, are as large as those drawn."""
+    if reference is None:
+        return
+    path = Path(reference)
+    if not path.is_dir() and not npz_names(path) & set(KEYS):
+        return
+    real = open_images(path).shape[1:3]
+    if real != size:
+        raise ValueError(
+            f"the images of {path} are {real[0]} x {real[1]} pixels, those drawn {size[0]} x "
+            f"{size[1]}; compare images of one size."
+        )
