@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -164,6 +165,52 @@ def test_nested_and_double_use(model: Stack) -> None:
         attach(model.blocks)
     routing.detach()
     attach(model.blocks).detach()
+
+
+def test_a_deep_copy_stays_dense_and_can_have_routes_of_its_own(model: Stack) -> None:
+    routing, draw, x = attach(model.blocks), drawn(), data()
+    average = copy.deepcopy(model)
+    dense = model(x)
+    with routing.using(draw):
+        assert torch.equal(average(x), dense)
+        routed = model(x)
+    assert not torch.equal(routed, dense)
+    with attach(average.blocks).using(draw):
+        assert torch.equal(average(x), routed)
+        assert torch.equal(model(x), dense)
+
+
+def test_a_block_that_fails_leaves_nothing_behind(model: Stack) -> None:
+    routing, x = attach(model.blocks), data()
+    draw, other = drawn(), drawn(seed=5)
+    dense = model(x)
+    with routing.using(other):
+        expected = model(x)
+    for failing in (0, 3):
+        handle = model.blocks[failing].register_forward_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError), routing.using(draw):
+            model(x)
+        handle.remove()
+        assert torch.equal(model(x), dense)
+        with routing.using(other):
+            assert torch.equal(model(x), expected)
+            with torch.inference_mode():
+                assert torch.equal(model(x), expected)
+
+
+def test_several_passes_with_one_draw_add_up(model: Stack) -> None:
+    routing, draw = attach(model.blocks), drawn()
+    first, second = data(1), data(2)
+    with routing.using(draw):
+        together = model(first).square().sum() + model(second).square().sum()
+    grads = torch.autograd.grad(together, list(model.parameters()))
+    apart = []
+    for x in (first, second):
+        with routing.using(draw):
+            y = model(x).square().sum()
+        apart.append(torch.autograd.grad(y, list(model.parameters())))
+    for got, a, b in zip(grads, *apart, strict=True):
+        torch.testing.assert_close(got, a + b)
 
 
 def test_routes_that_do_not_fit(model: Stack) -> None:

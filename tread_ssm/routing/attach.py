@@ -101,7 +101,8 @@ class Attached:
     def _before(self, i: int) -> Callable[..., Any]:
         def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             recomputes = not torch.compiler.is_compiling() and _in_backward()
-            if self._draw is None and not recomputes:
+            # A deep copy of the model (an average of weights) has the hooks, but no routes.
+            if block is not self._blocks[i] or (self._draw is None and not recomputes):
                 return None
             call = Call(i, type(block).__name__, self._names[i], args, kwargs, self._signature)
             inside = self._repeat(call) if recomputes else self._enter(i, block, call)
@@ -115,6 +116,8 @@ class Attached:
         def hook(
             block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
         ) -> Any:
+            if block is not self._blocks[i]:
+                return None
             recomputes = not torch.compiler.is_compiling() and _in_backward()
             inside = self._repeated.pop(i, None) if recomputes else self._inside
             if inside is None or i + 1 != inside.route.stop:
