@@ -131,7 +131,7 @@ Prepared = tuple[Source, dict[str, Any], Sequence[str] | None]
 def _images(args: argparse.Namespace, device: torch.device) -> Prepared:
     """The images through the autoencoder, what decides the result, and the samples' names."""
     images = list_images(args.data)
-    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.deterministic = True
     source = EncodedImages(
         images,
         args.vae,

@@ -1,7 +1,8 @@
 """Make a folder of latents, shard by shard, so that an interruption costs one shard at most.
 
 Which samples a shard holds, and in which batches they are encoded, follows from their numbers
-alone: the folder is the same however many processes made it, and however often they stopped.
+alone: the folder is the same however many processes made it, and however often they stopped (to
+the last bit on devices of one kind, or CPUs with one number of threads).
 
 Shape legend: B batch, C latent channels, h, w latent places, H, W pixels.
 """
