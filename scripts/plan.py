@@ -35,7 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(report(config, cost))
     if args.out is not None:
-        draw(config, cost, args.out)
+        try:
+            draw(config, cost, args.out)
+        except (ValueError, OSError) as error:
+            print(f"error: cannot draw {args.out}: {error}", file=sys.stderr)
+            return 2
         print(f"\n{args.out}")
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -12,83 +13,26 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from tests.routing.stack import BATCH, GRID, Block, D, N, Stack, data, drawn, plan, refused
 from tread_ssm.routing import (
-    Attached,
-    Draw,
     Layout,
     PerToken,
     Route,
     RoutePlan,
-    Rows,
     TokenSubset,
     attach,
     guided_by_routes,
     run_blocks,
 )
 
-GRID, N, D, BATCH = (4, 4), 16, 8, 3
 ROOT = Path(__file__).parents[2]
-
-
-class Block(nn.Module):
-    """Attention that may get a table, a condition and a long skip."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(D, 2, batch_first=True)
-
-    def forward(
-        self,
-        x: Tensor,
-        cond: Tensor | None = None,
-        table: Tensor | None = None,
-        skip: Tensor | None = None,
-    ) -> Tensor:
-        q = x if table is None else x + table
-        return x + self.attention(q, q, x, need_weights=False)[0] + (0 if skip is None else skip)
-
-
-class Stack(nn.Module):
-    """Six blocks."""
-
-    def __init__(self, depth: int = 6) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(Block() for _ in range(depth))
-        self.recompute = False
-
-    def forward(self, x: Tensor, **arguments: Any) -> Tensor:
-        for block in self.blocks:
-            if self.recompute:
-                x = checkpoint(block, x, **arguments, use_reentrant=False)
-            else:
-                x = block(x, **arguments)
-        return x
 
 
 @pytest.fixture
 def model() -> Stack:
     torch.manual_seed(0)
     return Stack()
-
-
-def plan(*routes: Route, depth: int = 6) -> RoutePlan:
-    return RoutePlan(routes or (Route(1, -1),), depth)
-
-
-def drawn(seed: int = 0, batch: int = BATCH, **route: Any) -> Draw:
-    generator = torch.Generator().manual_seed(seed)
-    return plan(Route(1, -1, **route)).draw(batch, GRID, generator)
-
-
-def data(seed: int = 1) -> Tensor:
-    return torch.randn(BATCH, N, D, generator=torch.Generator().manual_seed(seed))
-
-
-def refused(routing: Attached, draw: Draw, model: Stack, match: str, **arguments: Any) -> None:
-    with routing.using(draw), pytest.raises(ValueError, match=match):
-        model(data(), **arguments)
 
 
 def test_it_is_run_blocks(model: Stack) -> None:
@@ -101,44 +45,6 @@ def test_it_is_run_blocks(model: Stack) -> None:
 
 
 # --- refusals
-
-
-def test_an_undeclared_argument_that_goes_by_tokens(model: Stack) -> None:
-    table = torch.randn(N, D)
-    message = r"block 1 \(Block\).*`table` has shape \(16, 8\).*per_token=.*whole="
-    refused(attach(model.blocks), drawn(), model, message, table=table)
-
-
-def test_one_table_for_samples_that_keep_other_tokens(model: Stack) -> None:
-    routing = attach(model.blocks, per_token=("table",))
-    message = r"`table` of shape \(16, 8\).*plan.draw\(1, grid\).*PerToken"
-    refused(routing, drawn(), model, message, table=torch.randn(N, D))
-
-
-@pytest.mark.parametrize("shape", [(N, D), (1, N, D), (BATCH, N, D)])
-def test_a_declared_argument_goes_with_its_tokens(model: Stack, shape: tuple[int, ...]) -> None:
-    table, draw = torch.randn(shape), drawn()
-    routing = attach(model.blocks, per_token={"table": PerToken(per_sample="batch")})
-    subset = draw[0][1]
-    part = subset.take(table.expand(BATCH, N, D))
-    calls = [
-        lambda x, cond, layout, b=b: b(x, table=table if layout.index is None else part)
-        for b in model.blocks
-    ]
-    expected = run_blocks(calls, data(), None, Layout(GRID), draw)
-    with routing.using(draw):
-        torch.testing.assert_close(model(data(), table=table), expected, rtol=1e-6, atol=1e-6)
-
-
-def test_an_argument_that_only_looks_like_tokens_may_be_declared_whole(model: Stack) -> None:
-    routing, draw = attach(model.blocks, whole=("cond",)), drawn()
-    with routing.using(draw):
-        with_condition = model(data(), cond=torch.zeros(BATCH, N, D))
-        torch.testing.assert_close(with_condition, model(data()))
-
-
-def test_a_skip_that_leaves_the_route(model: Stack) -> None:
-    refused(attach(model.blocks), drawn(), model, r"`skip`.*long skip", skip=data())
 
 
 def test_a_draw_for_another_batch_or_grid(model: Stack) -> None:
@@ -156,9 +62,9 @@ def test_a_forgotten_prefix(model: Stack) -> None:
 def test_nested_and_double_use(model: Stack) -> None:
     routing = attach(model.blocks)
     with (
-        routing.using(drawn()),
-        pytest.raises(ValueError, match="inside another `using`"),
         routing.using(()),
+        pytest.raises(ValueError, match="inside another `using`"),
+        routing.using(drawn()),
     ):
         pass
     with pytest.raises(ValueError, match=r"block 0 \(Block\) has routes already"):
@@ -213,6 +119,60 @@ def test_several_passes_with_one_draw_add_up(model: Stack) -> None:
         torch.testing.assert_close(got, a + b)
 
 
+def test_copies_by_pickling_stay_dense(model: Stack) -> None:
+    routing, x = attach(model.blocks), data()
+    copied = pickle.loads(pickle.dumps(model))
+    with routing.using(drawn()):
+        routed = model(x)
+        dense = copied(x)
+    assert torch.equal(dense, model(x)) and not torch.equal(routed, dense)
+
+
+def test_using_without_the_blocks(model: Stack) -> None:
+    routing, average = attach(model.blocks), copy.deepcopy(model)
+    with pytest.raises(ValueError, match="none of the 6 blocks was called"), routing.using(drawn()):
+        average(data())
+    with pytest.raises(ZeroDivisionError), routing.using(drawn()):
+        _ = 1 / 0
+
+
+def test_a_model_compiled_and_run_before_is_not_silently_dense(model: Stack) -> None:
+    compiled = torch.compile(model, backend="eager")
+    compiled(data())
+    routing = attach(model.blocks)
+    with pytest.raises(ValueError, match=r"torch\.compiler\.reset"), routing.using(drawn()):
+        compiled(data())
+    torch.compiler.reset()
+    with routing.using(drawn()):
+        assert torch.allclose(compiled(data()), model(data()))
+    routing.detach()
+    assert torch.allclose(compiled(data()), model(data()))
+
+
+def test_a_block_that_is_skipped_or_shared(model: Stack) -> None:
+    routing, blocks = attach(model.blocks), list(model.blocks)
+    for missing in (1, 4):
+        x = data()
+        with routing.using(drawn()), pytest.raises(ValueError, match=f"block {missing} before it"):
+            for block in blocks[:missing] + blocks[missing + 1 :]:
+                x = block(x)
+    block = Block()
+    with pytest.raises(ValueError, match=r"block 1 \(Block\).*stands twice"):
+        attach([block, block])
+
+
+def test_a_result_that_is_not_the_stream() -> None:
+    class Joint(nn.Module):
+        def forward(self, x: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+            return text, x
+
+    block, draw = Joint(), RoutePlan((Route(0, 1),), 1).draw(BATCH, GRID)
+    routing = attach([block])
+    message = r"block 0 \(Joint\) returned \(3, 5, 8\) at place 0; expected.*\(3, 8, \.\.\.\)"
+    with routing.using(draw), pytest.raises(ValueError, match=message):
+        block(data(), torch.randn(BATCH, 5, D))
+
+
 def test_routes_that_do_not_fit(model: Stack) -> None:
     deep = RoutePlan((Route(5, 8),), 9).draw(BATCH, GRID)
     with pytest.raises(ValueError, match="inside 6 blocks"), attach(model.blocks).using(deep):
@@ -224,113 +184,6 @@ def test_unknown_names(model: Stack) -> None:
         attach(model.blocks, per_token=("rope",))
     with pytest.raises(ValueError, match=r"1 streams, but returns=\(0, 1\)"):
         attach(model.blocks, returns=(0, 1))
-
-
-class ConvBlock(nn.Module):
-    """A depthwise convolution over the grid that it is told."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(D, D, 3, padding=1, groups=D)
-
-    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        image = x.unflatten(1, (height, width)).permute(0, 3, 1, 2)
-        return x + self.conv(image).flatten(2).transpose(1, 2)
-
-
-class ConvStack(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(ConvBlock() for _ in range(6))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x, height=4, width=4)
-        return x
-
-
-def test_a_convolution_needs_a_rectangle() -> None:
-    model = ConvStack()
-    routing = attach(model.blocks, grid_arguments=("height", "width"))
-    with (
-        routing.using(drawn()),
-        pytest.raises(ValueError, match=r"block 1 \(ConvBlock\).*2-D convolution.*rectangle"),
-    ):
-        model(data())
-    draw = drawn(select=Rows())
-    subset = draw[0][1]
-    assert subset.grid == (2, 4)
-    x = model.blocks[0](data(), 4, 4)
-    inner = subset.take(x)
-    for block in model.blocks[1:5]:
-        inner = block(inner, 2, 4)
-    expected = model.blocks[5](subset.put(inner, x), 4, 4)
-    with routing.using(draw):
-        torch.testing.assert_close(model(data()), expected)
-    routing.detach()
-    undeclared = attach(model.blocks)
-    with undeclared.using(draw), pytest.raises(ValueError, match="name the arguments that hold"):
-        model(data())
-
-
-def test_windows_on_maps() -> None:
-    block = nn.Conv2d(D, D, 1)
-    routing = attach([block])
-    draw = RoutePlan((Route(0, 1),), 1).draw(BATCH, GRID)
-    with routing.using(draw), pytest.raises(ValueError, match=r"\(3, 8, 4, 4\).*4-D maps"):
-        block(torch.randn(BATCH, D, 4, 4))
-
-
-# --- checkpointing
-
-
-def gradients(model: nn.Module, y: Tensor) -> list[Tensor]:
-    return list(torch.autograd.grad(y.square().sum(), list(model.parameters())))
-
-
-@pytest.mark.parametrize("routes", [(Route(1, -1),), (Route(2, 3),), (Route(0, 3, rejoin="sum"),)])
-def test_recomputed_blocks_take_the_draw_of_their_own_forward_pass(
-    model: Stack, routes: tuple[Route, ...]
-) -> None:
-    routing = attach(model.blocks)
-    first, second = (plan(*routes).draw(BATCH, GRID) for _ in range(2))
-    with routing.using(first):
-        expected = gradients(model, model(data()))
-    model.recompute = True
-    with routing.using(first):
-        y = model(data())
-    with routing.using(second):
-        model(data(2))  # another draw of the same size before the backward pass
-        found = gradients(model, y)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
-
-
-def test_reentrant_checkpoints_are_refused(model: Stack) -> None:
-    routing = attach(model.blocks)
-    x = data().requires_grad_()
-    with routing.using(drawn()):
-        y = x
-        for block in model.blocks:
-            y = checkpoint(block, y, use_reentrant=True)
-    with pytest.raises(ValueError, match="use_reentrant=False"):
-        y.sum().backward()
-
-
-def test_nothing_is_kept_alive(model: Stack) -> None:
-    import gc
-    import weakref
-
-    routing = attach(model.blocks)
-    model.recompute = True
-    x = data().requires_grad_()
-    with routing.using(plan(Route(1, 2), Route(3, 5)).draw(BATCH, GRID)):
-        y = model(x)
-    alive = weakref.ref(y)
-    y.sum().backward()
-    del y, x
-    gc.collect()
-    assert alive() is None
-    assert all(len(kept) == 0 for kept in routing._forwards)
 
 
 # --- compile, autocast, processes

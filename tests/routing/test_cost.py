@@ -70,3 +70,15 @@ def test_backward_of_a_depthwise_convolution_costs_two_forwards() -> None:
         cost = plan_cost(Convolution(groups), RoutePlan((), 1), [x]).dense
         assert cost.forward == 2 * 2 * 16 * 8 * (8 // groups) * 9
         assert cost.training == 3 * cost.forward
+
+
+def test_streams_given_by_name_are_counted() -> None:
+    class ByName(Network):
+        def forward(self, x: Tensor, *, routing: Draw = ()) -> Tensor:
+            x = self.embed(x)
+            for block in self.blocks:
+                x = block(x=x, cond=None, layout=Layout(GRID))
+            return x
+
+    cost = plan_cost(ByName(), RoutePlan((), DEPTH), [torch.randn(2, 16, 3)])
+    assert cost.dense.tokens == (16,) * DEPTH

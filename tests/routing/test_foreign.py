@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ ROUTES = {
 }
 
 
-@pytest.fixture(scope="module", params=list(MODELS))
+@pytest.fixture(params=list(MODELS))
 def foreign(request: pytest.FixtureRequest) -> Foreign:
     torch.manual_seed(0)
     return MODELS[request.param]()
@@ -127,6 +128,39 @@ def test_routes_change_the_result_and_detaching_restores_it(foreign: Foreign) ->
     routing.detach()
     assert not any(b._forward_hooks or b._forward_pre_hooks for b in foreign.blocks)
     torch.testing.assert_close(foreign.run(foreign.model), before, rtol=0, atol=0)
+
+
+def test_checkpoints_of_the_library_give_the_same_gradients(foreign: Foreign) -> None:
+    model: Any = foreign.model
+    names = ("enable_gradient_checkpointing", "activation_checkpointing_enable")
+    switch = next((getattr(model, n) for n in names if hasattr(model, n)), None)
+    switch = switch or getattr(model, "set_grad_checkpointing", None)
+    if switch is None:
+        pytest.skip("the library has no checkpoints for this model")
+    if foreign.grid[0] == 1:
+        model.train()  # transformers' layers checkpoint in training only
+    routing, found = attach(foreign.blocks, **foreign.attach), []
+    for checkpoints in (False, True):
+        if checkpoints:
+            switch()
+        with routing.using(draw_for(foreign, ROUTES["two, input and sum"])):
+            result = foreign.run(model)
+        repeats = counted_calls(next(foreign.blocks[1].children()))
+        found.append(gradients(foreign, result))
+        assert (repeats() > 0) == checkpoints
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+def counted_calls(part: nn.Module) -> Callable[[], int]:
+    """Start counting the calls of a module; the result ends it."""
+    calls: list[nn.Module] = []
+    handle = part.register_forward_pre_hook(lambda module, args: calls.append(module))
+
+    def end() -> int:
+        handle.remove()
+        return len(calls)
+
+    return end
 
 
 def test_order_of_the_kept_tokens_is_kept(foreign: Foreign) -> None:

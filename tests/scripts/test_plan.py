@@ -37,6 +37,9 @@ def test_overrides_and_errors() -> None:
     assert wrong.returncode == 2
     assert "stop is exclusive and may be at most 12" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+    wrong = plan("--config", "configs/dit_b.yaml", "--out", "plan.xyz")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: cannot draw plan.xyz: Format 'xyz'")
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)

@@ -5,11 +5,12 @@ Shape legend: B batch, N image tokens, K kept ones, P prefix tokens, S = P + N, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from tread_ssm.tokens import TokenSubset
 
@@ -20,15 +21,17 @@ Streams: TypeAlias = tuple[Tensor, ...]
 class PerToken:
     """How an argument of the blocks goes along with the tokens.
 
-    dim:        where the tokens stand; -2 as in rotary tables (N, d) and in streams (B, N, D).
+    dim:        where the tokens stand; -2 as in rotary tables (N, d) and in streams (B, N, D);
+                both of (-2, -1) in a mask or bias for pairs of tokens (..., N, N).
                 Before the N image tokens there may be others, which are kept: the class token, or
                 the text tokens of a table that is made for text and image together.
+                A tensor whose first size is 1 or the batch's is taken sample by sample.
     per_sample: what becomes of a table without a batch, (..., N, d), when each sample keeps other
                 tokens: "batch" (B, K, d), "heads" (B, 1, K, d), or "refuse", for blocks that take
                 one table for the whole batch. Those need one draw for all: `plan.draw(1, grid)`.
     """
 
-    dim: int = -2
+    dim: int | tuple[int, ...] = -2
     per_sample: Literal["refuse", "batch", "heads"] = "refuse"
 
 
@@ -60,15 +63,21 @@ class Call:
         """For messages."""
         return f"block {self.number} ({self.kind})"
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """The arguments by name, those of `args` first and in their order."""
+        further = (f"argument {k + 1}" for k in range(len(self.names), len(self.args)))
+        return dict(zip((*self.names, *further), self.args, strict=False)) | self.kwargs
+
     def first_stream(self) -> Any:
         """What stands where the first stream is expected."""
-        return argument(self.names, self.args, self.kwargs, self._stream_names()[0])
+        return self.values.get(self._stream_names()[0])
 
     def streams(self) -> Streams:
         """The stream tensors (B, S or P + K, D)."""
-        found = []
+        found, values = [], self.values
         for name in self._stream_names():
-            value = argument(self.names, self.args, self.kwargs, name)
+            value = values.get(name)
             if not isinstance(value, Tensor) or value.dim() != 3:
                 what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(
@@ -89,14 +98,12 @@ class Call:
                 f"attach: {self.name}: the stream has {seen} tokens inside a route that keeps "
                 f"{whole.n_kept} of {whole.length}; nothing may change its length between blocks."
             )
-        args, kwargs = list(self.args), dict(self.kwargs)
-        for name, value in self._named():
-            new = self._along(name, value, subset, whole, batch, enters)
-            if name in kwargs:
-                kwargs[name] = new
-            elif name in self.names:
-                args[self.names.index(name)] = new
-        return tuple(args), kwargs
+        new = {
+            name: self._along(name, value, subset, whole, batch, enters)
+            for name, value in self.values.items()
+        }
+        args = tuple(new.values())[: len(self.args)]
+        return args, {name: new[name] for name in self.kwargs}
 
     def _along(
         self,
@@ -111,7 +118,7 @@ class Call:
         if name in self._stream_names():
             return whole.take(value) if enters else value
         if name in signature.per_token:
-            return _map(
+            return map_tensors(
                 value, lambda t: _take(t, name, signature.per_token[name], subset, batch, self.name)
             )
         if signature.grid_arguments is not None and name in signature.grid_arguments:
@@ -122,13 +129,17 @@ class Call:
                 )
             return subset.grid[signature.grid_arguments.index(name)]
         if name not in signature.whole:
-            _map(value, lambda t: self._refuse_undeclared(name, t, subset.length, whole.length))
+            map_tensors(
+                value, lambda t: self._refuse_undeclared(name, t, subset.length, whole.length)
+            )
         return value
 
     def _refuse_undeclared(self, name: str, tensor: Tensor, n: int, s: int) -> None:
         # The first dimension is the batch, which may happen to equal N.
         sizes = tensor.shape if tensor.dim() < 2 else tensor.shape[1 if tensor.dim() > 2 else 0 :]
-        if n in sizes or s in sizes:
+        # A table for text and image together is as long as both.
+        joint = {length + text for length in (n, s) for text in self._beside()}
+        if n in sizes or s in sizes or (tensor.dim() > 1 and tensor.shape[-2] in joint):
             raise ValueError(
                 f"attach: {self.name}: argument `{name}` has shape {tuple(tensor.shape)} and the "
                 f"model {n} image tokens ({s} with prefix), so it may go by tokens; declare it: "
@@ -136,22 +147,34 @@ class Call:
                 f"A long skip from outside the route cannot be routed so; use run_blocks(skips=)."
             )
 
-    def _named(self) -> list[tuple[str, Any]]:
-        positional = list(zip(self.names, self.args, strict=False))
-        return positional + list(self.kwargs.items())
+    def _beside(self) -> set[int]:
+        """Lengths of other sequences (B, T, D) that the block gets, such as text."""
+        known = {*self._stream_names(), *self.signature.per_token}
+        return {
+            value.shape[1]
+            for name, value in self.values.items()
+            if isinstance(value, Tensor) and value.dim() == 3 and name not in known
+        }
 
     def _stream_names(self) -> tuple[str, ...]:
-        return self.signature.streams or self.names[:1]
+        return self.signature.streams or self.names[:1] or ("argument 1",)
 
 
-def argument(
-    names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any], name: str
-) -> Any:
-    """The value of the argument `name` of a call, None where it was not given."""
-    if name in kwargs:
-        return kwargs[name]
-    place = names.index(name) if name in names else len(args)
-    return args[place] if place < len(args) else None
+def argument_names(block: nn.Module) -> tuple[tuple[str, ...], frozenset[str] | None]:
+    """Names of a block's positional arguments, and of all of them; None where it takes any.
+
+    A wrapper that takes anything and holds one module (checkpoints, compiled modules) has the
+    names of what it wraps.
+    """
+    parameters = inspect.signature(block.forward).parameters.values()
+    places = tuple(
+        p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    )
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    inner = list(block.children())
+    if anything and not places and len(inner) == 1:
+        return argument_names(inner[0])
+    return places, None if anything else frozenset(p.name for p in parameters)
 
 
 def of_stream(subset: TokenSubset, batch: int, n_prefix: int) -> TokenSubset:
@@ -164,7 +187,21 @@ def _take(
     table: Tensor, name: str, how: PerToken, subset: TokenSubset, batch: int, block: str
 ) -> Tensor:
     """The entries of a per-token tensor that belong to the kept tokens, those in front kept."""
-    dim = how.dim % table.dim()
+    for dim in (how.dim,) if isinstance(how.dim, int) else how.dim:
+        table = _take_along(table, dim, name, how, subset, batch, block)
+    return table
+
+
+def _take_along(
+    table: Tensor,
+    dim: int,
+    name: str,
+    how: PerToken,
+    subset: TokenSubset,
+    batch: int,
+    block: str,
+) -> Tensor:
+    dim %= table.dim()
     front = table.shape[dim] - subset.length
     if front < 0:
         raise ValueError(
@@ -182,7 +219,7 @@ def _take(
         return table.gather(dim, rows.expand(sizes))
     if dim > 0 and table.shape[0] == 1:
         expanded = table.expand(batch, *table.shape[1:])
-        return _take(expanded, name, how, subset, batch, block)
+        return _take_along(expanded, dim, name, how, subset, batch, block)
     if how.per_sample == "refuse" or dim != 0:
         raise ValueError(
             f"attach: {block}: `{name}` of shape {tuple(table.shape)} is one table for the whole "
@@ -194,10 +231,17 @@ def _take(
     return rows if how.per_sample == "batch" else rows[:, None]
 
 
-def _map(value: Any, f: Callable[[Tensor], Any]) -> Any:
-    """f over a tensor, or over the tensors of a tuple or list; anything else as it is."""
+def map_tensors(value: Any, f: Callable[[Tensor], Any]) -> Any:
+    """f over a tensor, or over those in tuples, lists and dictionaries; the rest as it is."""
     if isinstance(value, Tensor):
         return f(value)
+    if isinstance(value, dict):
+        return {key: map_tensors(v, f) for key, v in value.items()}
     if isinstance(value, (tuple, list)):
-        return type(value)(_map(v, f) for v in value)
+        return like(value, [map_tensors(v, f) for v in value])
     return value
+
+
+def like(sequence: Any, items: Sequence[Any]) -> Any:
+    """A tuple, named tuple or list as `sequence` is, of other items."""
+    return sequence._make(items) if hasattr(sequence, "_make") else type(sequence)(items)

@@ -12,38 +12,28 @@ S = P + N tokens of the stream, D channels.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from tread_ssm.routing.arguments import (
     Call,
     PerToken,
     Signature,
-    Streams,
+    argument_names,
+    like,
     of_stream,
 )
 from tread_ssm.routing.plan import Draw, Route
+from tread_ssm.routing.recompute import Inside, Pass, Recomputations
 from tread_ssm.tokens import TokenSubset
 
 _attached: WeakSet[nn.Module] = WeakSet()
-
-
-@dataclass(frozen=True)
-class _Inside:
-    """A block's place in a route. start: the streams at its beginning, where they are needed."""
-
-    route: Route
-    subset: TokenSubset  # of the image tokens
-    start: Streams | None
-    rejoin: Streams | None  # what dropped tokens become, None where that is `start` itself
 
 
 class Attached:
@@ -51,21 +41,25 @@ class Attached:
 
     def __init__(self, blocks: Sequence[nn.Module], signature: Signature) -> None:
         self._blocks, self._signature = tuple(blocks), signature
-        self._names = [tuple(inspect.signature(b.forward).parameters) for b in self._blocks]
-        self._draw: Draw | None = None
-        self._inside: _Inside | None = None
-        self._input: Streams | None = None
-        # Per block, by its first stream: what a recomputation in the backward pass needs to know
-        # of the forward pass that it repeats. Entries go when the stream does.
-        self._forwards = [WeakTensorKeyDictionary() for _ in self._blocks]
-        self._repeated: dict[int, _Inside] = {}
+        self._names = [argument_names(b)[0] for b in self._blocks]
+        self._pass: Pass | None = None
+        self._repeats = Recomputations(len(self._blocks))
         self._handles = []
         for i, block in enumerate(self._blocks):
+            before, behind = partial(self._before, i), partial(self._behind, i)
+            if block._compiled_call_impl is not None:
+                # Hooks of a block that is compiled by itself are not in its graph, and compiled
+                # ones could not tell a recomputation.
+                before, behind = torch.compiler.disable(before), torch.compiler.disable(behind)
             self._handles += [
-                block.register_forward_pre_hook(self._before(i), with_kwargs=True),
-                block.register_forward_hook(self._behind(i), with_kwargs=True),
+                block.register_forward_pre_hook(before, with_kwargs=True),
+                block.register_forward_hook(behind, with_kwargs=True),
             ]
             _attached.add(block)
+
+    def __reduce__(self) -> tuple[type[Attached], tuple[tuple[()], Signature]]:
+        # Hooks go along when a model is copied or pickled (an average of weights): routes do not.
+        return Attached, ((), self._signature)
 
     @contextmanager
     def using(self, draw: Draw) -> Iterator[None]:
@@ -74,19 +68,26 @@ class Attached:
         draw: of `RoutePlan.draw(batch, grid, device=...)` with this stack's depth. A draw for one
               sample serves all the samples of a batch.
 
-        Raises ValueError inside another `using`, or for routes that do not fit the stack.
+        Raises ValueError inside another `using`, for routes that do not fit the stack, and where
+        no block was called.
         """
-        if self._draw is not None:
+        if self._pass is not None:
             raise ValueError(
                 "attach: `using` stands inside another `using` of the same blocks; leave the "
                 "outer one first, or put all routes into one draw."
             )
         self._check_routes(draw)
-        self._draw = draw
+        self._pass = now = Pass(draw)
         try:
             yield
         finally:
-            self._draw = self._inside = self._input = None
+            self._pass = None
+        if draw and not now.ran:
+            raise ValueError(
+                f"attach: none of the {len(self._blocks)} blocks was called inside `using`, so "
+                f"nothing was routed; call the model that holds them, not a copy or replica, and "
+                f"attach before a compiled model's first run, or call torch.compiler.reset()."
+            )
 
     def detach(self) -> None:
         """Take the hooks away; the model is as it was."""
@@ -98,80 +99,65 @@ class Attached:
 
     # --- the hooks
 
-    def _before(self, i: int) -> Callable[..., Any]:
-        def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            recomputes = not torch.compiler.is_compiling() and _in_backward()
-            # A deep copy of the model (an average of weights) has the hooks, but no routes.
-            if block is not self._blocks[i] or (self._draw is None and not recomputes):
-                return None
-            call = Call(i, type(block).__name__, self._names[i], args, kwargs, self._signature)
-            inside = self._repeat(call) if recomputes else self._enter(i, block, call)
-            if inside is None:
-                return None
-            return call.inside(inside.subset, enters=i == inside.route.start)
-
-        return hook
-
-    def _behind(self, i: int) -> Callable[..., Any]:
-        def hook(
-            block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-        ) -> Any:
-            if block is not self._blocks[i]:
-                return None
-            recomputes = not torch.compiler.is_compiling() and _in_backward()
-            inside = self._repeated.pop(i, None) if recomputes else self._inside
-            if inside is None or i + 1 != inside.route.stop:
-                return None
-            if not recomputes:
-                self._inside = None
-            return self._rejoin(i, block, inside, output)
-
-        return hook
-
-    def _repeat(self, call: Call) -> _Inside | None:
-        """The place in the forward pass that a call in the backward pass recomputes."""
-        stream, forwards = call.first_stream(), self._forwards[call.number]
-        if not isinstance(stream, Tensor):
+    def _before(
+        self, i: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        recomputes = _recomputes()
+        if not self._owns(i, block) or (self._pass is None and not recomputes):
             return None
-        inside: _Inside | None = forwards.get(stream)
+        call = Call(i, type(block).__name__, self._names[i], args, kwargs, self._signature)
+        now = self._repeats.enter(call) if recomputes else self._pass
+        if now is None or not now.draw:
+            return None
+        now.ran = True
+        if not recomputes and not torch.compiler.is_compiling():
+            self._repeats.remember(call, now)
+        inside = self._enter(i, call, now)
         if inside is None:
-            # A reentrant checkpoint hands on a detached copy, and would lose the gradient of
-            # the dropped tokens, which pass it by.
-            if any(k.data_ptr() == stream.data_ptr() for k in list(forwards.keys())):
-                raise ValueError(
-                    f"attach: {call.name} is recomputed by a reentrant checkpoint, which loses "
-                    f"the gradient of dropped tokens; use "
-                    f"torch.utils.checkpoint with use_reentrant=False."
-                )
             return None
-        if call.number + 1 == inside.route.stop:
-            # Only where something rejoins: a recomputation may end before the hook behind others.
-            if call.number == inside.route.start:
-                inside = replace(inside, start=call.streams())
-            self._repeated[call.number] = inside
-        return inside
+        return call.inside(inside.subset, enters=i == inside.route.start)
 
-    def _enter(self, i: int, block: nn.Module, call: Call) -> _Inside | None:
-        """The route that block i is in, opened where it begins; remembered for a recomputation."""
-        assert self._draw is not None
+    def _behind(
+        self,
+        i: int,
+        block: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+    ) -> Any:
+        if not self._owns(i, block):
+            return None
+        recomputes = _recomputes()
+        now = self._repeats.now if recomputes else self._pass
+        if now is None:
+            return None
+        if now.inside is not None and i + 1 == now.inside.route.stop:
+            output = self._rejoin(i, block, now.inside, output)
+            now.inside = None
+        if recomputes:
+            self._repeats.leave(i, output, self._signature.returns[0])
+        return output
+
+    def _owns(self, i: int, block: nn.Module) -> bool:
+        return i < len(self._blocks) and self._blocks[i] is block
+
+    def _enter(self, i: int, call: Call, now: Pass) -> Inside | None:
+        """The route that block i is in, opened where it begins."""
         if i == 0:
-            self._input, self._inside = call.streams(), None
-        for route, subset in self._draw:
-            if route.start == i:
-                self._inside = self._open(block, call, route, subset)
-        inside = self._inside
-        if inside is not None and not torch.compiler.is_compiling():
-            # A stream must not be kept alive by the entry under itself: block `start` finds the
-            # route's start in its arguments, and only the last block rejoins.
-            last = i + 1 == inside.route.stop
-            self._forwards[i][call.streams()[0]] = replace(
-                inside,
-                start=inside.start if last and i != inside.route.start else None,
-                rejoin=inside.rejoin if last and i != 0 else None,
+            now.inside, now.input = None, call.streams() if now.needs_input else None
+        here = [(r, s) for r, s in now.draw if r.start <= i < r.stop]
+        if here and here[0][0].start == i:
+            now.inside = self._open(call, *here[0], now)
+        elif (now.inside is None) != (not here):
+            missed = here[0][0].start if here else i - 1
+            raise ValueError(
+                f"attach: {call.name} was called, but block {missed} before it was not, where a "
+                f"route {'starts' if here else 'stops'}; give `attach` the blocks in the order "
+                f"in which the model calls them, and call all of them."
             )
-        return inside
+        return now.inside
 
-    def _open(self, block: nn.Module, call: Call, route: Route, subset: TokenSubset) -> _Inside:
+    def _open(self, call: Call, route: Route, subset: TokenSubset, now: Pass) -> Inside:
         streams = call.streams()
         batch, length = streams[0].shape[:2]
         place = f"attach: Route(start={route.start}, stop={route.stop}), {call.name}"
@@ -189,31 +175,40 @@ class Attached:
             )
         self._check_grid(route, subset)
         if route.rejoin == "start":
-            rejoin = None
-        else:
-            assert self._input is not None
-            if self._input[0].shape != streams[0].shape:
-                raise ValueError(f"{place}: rejoin={route.rejoin!r} needs streams of one shape.")
-            rejoin = self._input
-            if route.rejoin == "sum":
-                rejoin = tuple(a + b for a, b in zip(streams, self._input, strict=True))
-        return _Inside(route, subset, streams, rejoin)
-
-    def _rejoin(self, i: int, block: nn.Module, inside: _Inside, output: Any) -> Any:
-        into = inside.start if inside.rejoin is None else inside.rejoin
-        assert into is not None
-        subset = of_stream(inside.subset, into[0].shape[0], self._signature.n_prefix)
-        if isinstance(output, Tensor):
-            return subset.put(output, into[0])
-        if not isinstance(output, (tuple, list)):
+            return Inside(route, subset, streams)
+        assert now.input is not None
+        if now.input[0].shape != streams[0].shape:
             raise ValueError(
-                f"attach: block {i} ({type(block).__name__}) returned "
-                f"{type(output).__name__}; expected a tensor, or a tuple that holds the streams."
+                f"{place}: rejoin={route.rejoin!r} needs streams of one shape, but block 0 got "
+                f"{tuple(now.input[0].shape)} and this one {tuple(streams[0].shape)}; use "
+                f"rejoin='start'."
             )
-        results = list(output)
-        for place, whole in zip(self._signature.returns, into, strict=True):
-            results[place] = subset.put(results[place], whole)
-        return type(output)(results)
+        if route.rejoin == "input":
+            return Inside(route, subset, now.input)
+        both = zip(streams, now.input, strict=True)
+        return Inside(route, subset, tuple(a + b for a, b in both))
+
+    def _rejoin(self, i: int, block: nn.Module, inside: Inside, output: Any) -> Any:
+        into, name = inside.rejoin, f"block {i} ({type(block).__name__})"
+        subset = of_stream(inside.subset, into[0].shape[0], self._signature.n_prefix)
+        single = isinstance(output, Tensor)
+        if not isinstance(output, (Tensor, tuple, list)):
+            raise ValueError(
+                f"attach: {name} returned {type(output).__name__}; expected a tensor, or a tuple "
+                f"that holds the streams."
+            )
+        results = [output] if single else list(output)
+        for place, whole in zip((0,) if single else self._signature.returns, into, strict=True):
+            found = results[place] if place < len(results) else None
+            if not isinstance(found, Tensor) or found.shape[:2] != subset.index.shape:
+                what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+                raise ValueError(
+                    f"attach: {name} returned {what} at place {place}; expected the stream, "
+                    f"({whole.shape[0]}, {subset.n_kept}, ...) inside this route; say where it "
+                    f"stands with attach(..., returns=(...))."
+                )
+            results[place] = subset.put(found, whole)
+        return results[0] if single else like(output, results)
 
     # --- checks
 
@@ -275,7 +270,8 @@ def attach(
     Gradients with activation checkpointing (use_reentrant=False) are those without: a recomputed
     block takes the draw of the forward pass that it repeats, whatever is drawn meanwhile.
 
-    Raises ValueError for blocks that have routes already, or names that no block knows.
+    Raises ValueError for blocks that have routes already or stand twice, and for names that no
+    block knows.
     """
     names = {n: PerToken() for n in per_token} if not isinstance(per_token, Mapping) else per_token
     signature = Signature(
@@ -292,23 +288,26 @@ def attach(
             f"attach: {n_streams} streams, but returns={signature.returns}; name one place of the "
             f"returned tuple for each stream."
         )
-    known: set[str] = set()
+    known: set[str] | None = set()
     for i, block in enumerate(blocks):
-        if block in _attached:
+        if block in _attached or any(block is b for b in blocks[:i]):
             raise ValueError(
-                f"attach: block {i} ({type(block).__name__}) has routes already; detach() first."
+                f"attach: block {i} ({type(block).__name__}) has routes already or stands twice "
+                f"in the stack; detach() first, and use run_blocks where blocks are shared."
             )
-        known.update(inspect.signature(block.forward).parameters)
+        names_here = argument_names(block)[1]
+        known = None if known is None or names_here is None else known | names_here
     for name in (*(signature.streams or ()), *names, *signature.whole, *(grid_arguments or ())):
-        if name not in known:
+        if known is not None and name not in known:
             raise ValueError(
                 f"attach: no block has an argument `{name}`; they have {', '.join(sorted(known))}."
             )
     return Attached(list(blocks), signature)
 
 
-def _in_backward() -> bool:
-    return bool(torch._C._current_graph_task_id() != -1)
+def _recomputes() -> bool:
+    """Whether a block is called by the backward pass: a checkpoint repeats it."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _needs_grid(block: nn.Module) -> bool:

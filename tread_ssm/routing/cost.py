@@ -121,15 +121,15 @@ def _watch(
     flops: list[int] = []
     before: list[int] = []
 
-    def enter(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        stream = arguments[0]
+    def enter(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        stream = (*arguments, *named.values())[0]
         tokens.append((stream[0] if isinstance(stream, tuple) else stream).shape[1])
         before.append(counter.get_total_flops())
 
     def leave(module: nn.Module, arguments: tuple[Any, ...], result: Any) -> None:
         flops.append(counter.get_total_flops() - before.pop())
 
-    handles = [b.register_forward_pre_hook(enter) for b in blocks]
+    handles = [b.register_forward_pre_hook(enter, with_kwargs=True) for b in blocks]
     handles += [b.register_forward_hook(leave) for b in blocks]
     try:
         yield tokens, flops
