@@ -120,8 +120,9 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         # Checkpoints of DiT's own training hold their command line, too.
         with torch.serialization.safe_globals([argparse.Namespace]):
             found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ConfigError(f"no .pt file of tensors: {str(error).splitlines()[0]}") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"no .pt file of tensors: {reason}") from None
     for key in ("ema", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]

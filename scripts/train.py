@@ -70,7 +70,7 @@ def _train(config: RunConfig, data: Data) -> int:
         stopped = train(config, data)
     except TrainingError as error:  # all processes meet it alike
         return _fail(f"{error}", 1)
-    except ConfigError as error:  # perhaps one alone, as with an image that cannot be read
+    except (ConfigError, OSError) as error:  # perhaps one alone: a damaged image, a full disk
         where = "" if _is_main() else f" (process {os.environ['RANK']})"
         print(f"\nerror{where}: {error}", file=sys.stderr)
         return 1

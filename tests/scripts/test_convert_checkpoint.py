@@ -125,9 +125,10 @@ def test_what_is_no_dit_is_refused(
 ) -> None:
     bad = tmp_path / "bad.pt"
     new = ["--from", "dit", "--weights", str(bad), "--out", str(tmp_path / "new")]
-    bad.write_text("no weights")
-    assert script.main(new) == 2
-    assert "no .pt file of tensors" in capsys.readouterr().err
+    for text in ("no weights", "", "elf"):
+        bad.write_text(text)
+        assert script.main(new) == 2
+        assert "no .pt file of tensors" in capsys.readouterr().err
     torch.save({"epoch": 3}, bad)
     assert script.main(new) == 2
     assert "it holds no state dict" in capsys.readouterr().err

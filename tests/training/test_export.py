@@ -38,6 +38,13 @@ def test_a_folder_gives_the_model_and_its_description(folder: Path) -> None:
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.parametrize("name", ["ema.safetensors", "config.json"])
+def test_a_damaged_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).write_bytes((folder / name).read_bytes()[:-30] + b"\xff")
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+        tread_ssm.from_pretrained(folder)
+
+
 def test_what_is_neither_folder_nor_model_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="is no folder, and no name on the Hugging Face Hub"):
         tread_ssm.from_pretrained(folder / "none" / "there")

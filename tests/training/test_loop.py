@@ -18,6 +18,7 @@ from tread_ssm.data.prepare import begin, finish, write_shard
 from tread_ssm.diffusion import Flow, NoisePrediction, PerRoute
 from tread_ssm.models import DiMConfig, DiTConfig
 from tread_ssm.routing import Route
+from tread_ssm.training import loop
 from tread_ssm.training.checkpoint import checkpoints
 from tread_ssm.training.config import (
     RoutingConfig,
@@ -135,6 +136,43 @@ def test_a_loss_that_is_not_finite_stops_before_a_checkpoint_is_replaced(tmp_pat
     assert step in (2, 4)  # step 3 may still be finite: its loss was computed before its update
     if step == 2:
         assert (folder / "model.safetensors").read_bytes() == weights
+
+
+def test_a_run_that_was_lengthened_is_not_finished_before_it_is_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(tmp_path, steps=2)
+    run(config)
+    assert is_finished(config)
+    longer = tiny(tmp_path, steps=4)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "export", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(longer)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert checkpoints(longer.folder)[-1][0] == 4
+    assert not is_finished(longer)
+    run(longer)
+    assert is_finished(longer)
+    assert load_export(longer.folder)[1].step == 4
+
+
+@pytest.mark.parametrize(
+    "name", ["optimizer.pt", "model.safetensors", "ema.safetensors", "state.json"]
+)
+def test_a_damaged_checkpoint_is_named_with_the_remedy(tmp_path: Path, name: str) -> None:
+    config = tiny(tmp_path, steps=2)
+    run(config)
+    file = checkpoints(config.folder)[-1][1] / name
+    for content in (file.read_bytes()[:-20], b""):
+        file.write_bytes(content)
+        with pytest.raises(ConfigError, match=r"step-0000002 cannot be read .* Remove that folder"):
+            run(tiny(tmp_path, steps=4))
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_a_learned_variance_is_refused_before_training(tmp_path: Path) -> None:

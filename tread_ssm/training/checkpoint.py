@@ -28,7 +28,8 @@ from torch.distributed.checkpoint.state_dict import (
 
 from tread_ssm.training.config import RunConfig
 from tread_ssm.training.ema import Ema
-from tread_ssm.training.export import Export, export
+from tread_ssm.training.export import UNREADABLE, Export, export
+from tread_ssm.training.strict import ConfigError
 
 _PREFIX = "step-"
 
@@ -96,7 +97,23 @@ def save(config: RunConfig, progress: Progress, trained: Trained, description: E
 
 
 def load(path: Path, trained: Trained) -> Progress:
-    """Continue from a checkpoint. Every process calls it and reads the files."""
+    """Continue from a checkpoint. Every process calls it and reads the files.
+
+    Raises ConfigError where it is damaged, or not of this format.
+    """
+    try:
+        return _load(path, trained)
+    except torch.OutOfMemoryError:
+        raise
+    except (*UNREADABLE, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(
+            f"{path} cannot be read ({reason}); it is damaged, or of another version. Remove that "
+            f"folder, and the same command goes on from the checkpoint before it."
+        ) from None
+
+
+def _load(path: Path, trained: Trained) -> Progress:
     accelerator = trained.accelerator
     # Read where it is needed, not copied by each process first; on CPUs it would stay a file.
     mapped = accelerator.device.type != "cpu"

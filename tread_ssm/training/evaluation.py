@@ -27,7 +27,6 @@ from tread_ssm.evaluation.processes import gathered, own_share, world
 from tread_ssm.training.config import RunConfig
 from tread_ssm.training.export import Export
 from tread_ssm.training.grid import decoder, save_grid
-from tread_ssm.training.log import TrainingError
 from tread_ssm.training.metrics import MetricsLog
 from tread_ssm.training.sampling import Recipe, draw_labels, generate, shares
 from tread_ssm.training.sources import Data, Pixels
@@ -71,7 +70,7 @@ class Evaluation:
         """Draw, compare, write; the metrics, empty on all processes but the first.
 
         Every process calls it, with the same weights. Leaves torch's random numbers alone. Raises
-        TrainingError where the images cannot be measured.
+        ConfigError where the images cannot be measured.
         """
         options = self._config.eval
         shown: list[np.ndarray] = []
@@ -85,8 +84,8 @@ class Evaluation:
             if self._log is None:
                 return {}
             values = score(samples, self._reference, options.metrics, self._device)
-        except ValueError as error:
-            raise TrainingError(f"The evaluation after step {run.step} failed: {error}") from None
+        except ValueError as error:  # perhaps on this process alone
+            raise ConfigError(f"eval: after step {run.step}: {error}") from None
         metrics = {str(name): value for name, value in values.items()}
         self._log.write({"step": run.step, "count": samples.count, **metrics})
         self._write_grid(run.step, np.concatenate(shown))

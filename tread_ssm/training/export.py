@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -27,6 +29,13 @@ from tread_ssm.training.sources import Values
 from tread_ssm.training.strict import ConfigError, Source, build, plain
 
 FILES = ("config.json", "ema.safetensors")
+
+
+# What reading a damaged file of tensors or of JSON raises.
+UNREADABLE = (
+    *(OSError, EOFError, ValueError, RuntimeError),
+    *(pickle.UnpicklingError, SafetensorError),
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,16 @@ def export(folder: Path, weights: Mapping[str, Tensor], description: Export) -> 
     os.replace(temporary, folder / "config.json")
 
 
+def exported_step(folder: Path) -> int | None:
+    """The training steps behind the weights in a folder; None where they are not complete."""
+    try:
+        text = (folder / "config.json").read_text(encoding="utf-8")
+        step = json.loads(text)["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return int(step) if (folder / "ema.safetensors").is_file() else None
+
+
 def load_export(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.Module, Export]:
     """The model with its averaged weights, in eval mode, and its description.
 
@@ -66,15 +85,19 @@ def load_export(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.Mo
     for name in FILES:
         if not (folder / name).is_file():
             raise ConfigError(f"{folder} holds no {name}; it is no finished run or checkpoint.")
-    text = (folder / "config.json").read_text(encoding="utf-8")
     try:
+        text = (folder / "config.json").read_text(encoding="utf-8")
         source = Source(json.loads(text), str(folder / "config.json"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{folder / 'config.json'}: not valid JSON: {error}.") from None
     description = build(Export, source)
     model = build_model(description.model)
     try:
-        model.load_state_dict(load_file(str(folder / "ema.safetensors")))
+        weights = load_file(str(folder / "ema.safetensors"))
+    except UNREADABLE as error:
+        raise ConfigError(f"{folder / 'ema.safetensors'} cannot be read: {error}.") from None
+    try:
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise ConfigError(f"{folder}: the weights do not fit the model: {error}") from None
     return model.to(device).eval().requires_grad_(False), description

@@ -19,7 +19,7 @@ from tread_ssm.training.checkpoint import Progress, Trained
 from tread_ssm.training.config import RunConfig
 from tread_ssm.training.ema import Ema
 from tread_ssm.training.evaluation import Evaluation
-from tread_ssm.training.export import Export, export
+from tread_ssm.training.export import Export, export, exported_step
 from tread_ssm.training.log import Log
 from tread_ssm.training.optimizer import make_optimizer
 from tread_ssm.training.peers import Peers
@@ -98,8 +98,9 @@ def train(config: RunConfig, data: Data) -> int | None:
 def is_finished(config: RunConfig) -> bool:
     """Whether the run folder already holds the result of all the steps asked for."""
     found = checkpoint.checkpoints(config.folder)
-    exported = (config.folder / "ema.safetensors").is_file()
-    return bool(found) and exported and found[-1][0] >= config.train.steps
+    if not found or found[-1][0] < config.train.steps:
+        return False
+    return exported_step(config.folder) == found[-1][0]
 
 
 def _accelerator(config: RunConfig) -> Accelerator:
