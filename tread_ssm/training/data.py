@@ -92,7 +92,8 @@ def open_data(config: DataConfig) -> Data:
         return Pixels(images, labels, names, config.flip)
     path = Path(config.path)
     if not path.exists():
-        raise MissingDataError(f"data.path: {path} does not exist.")
+        remedy = "; scripts/prepare_latents.py makes it" if config.kind == "latents" else ""
+        raise MissingDataError(f"data.path: {path} does not exist{remedy}.")
     if isinstance(config, ArrayData):
         return _open_array(path, config)
     try:
