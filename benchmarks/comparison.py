@@ -29,25 +29,25 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
+from tread_ssm.config.run import RunConfig, check, load_config
 from tread_ssm.data import load_emoji
+from tread_ssm.data.sources import PixelValues
 from tread_ssm.evaluation import EmojiFeatures, Moments, feature_moments, frechet_distance
 from tread_ssm.models import build_model
 from tread_ssm.models.cost import backbone_cost
+from tread_ssm.pretrained import load_export
+from tread_ssm.randomness import generator
+from tread_ssm.sampling.generate import draw, starting_noise
+from tread_ssm.sampling.image_grid import to_uint8
+from tread_ssm.timing import take_turns
 from tread_ssm.training.batch import BatchMaker
 from tread_ssm.training.checkpoint import checkpoints
-from tread_ssm.training.config import RunConfig, check, load_config
 from tread_ssm.training.ema import Ema
-from tread_ssm.training.export import load_export
-from tread_ssm.training.folder import write_config
-from tread_ssm.training.grid import to_uint8
 from tread_ssm.training.loop import is_finished, train
 from tread_ssm.training.metrics import read_metrics
 from tread_ssm.training.optimizer import make_optimizer
-from tread_ssm.training.randomness import generator
-from tread_ssm.training.sampling import draw, starting_noise
-from tread_ssm.training.sources import PixelValues
+from tread_ssm.training.run_folder import write_config
 from tread_ssm.training.step import Stepper
-from tread_ssm.training.timing import take_turns
 
 BASE = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 STRIP_GUIDANCE = 2.0

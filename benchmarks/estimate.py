@@ -29,10 +29,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from tread_ssm.config.run import RunConfig, load_config
 from tread_ssm.models import ModelConfig, build_model, sized
 from tread_ssm.models.cost import backbone_cost
 from tread_ssm.routing import RoutePlan
-from tread_ssm.training.config import RunConfig, load_config
 
 A100_FLOPS, A100_BYTES = 312e12, 80e9
 DIT_XL_IMAGES = 400_000 * 256 / (240 * 3600)

@@ -28,11 +28,11 @@ import webdataset
 from torch import Tensor
 from tqdm import tqdm
 
+from tread_ssm.data.datasets import LatentData, batch_index, open_data
 from tread_ssm.data.importers import Imported
 from tread_ssm.data.prepare import begin, finish, missing, write_shard
-from tread_ssm.training.data import LatentData, batch_index, open_data
-from tread_ssm.training.randomness import generator
-from tread_ssm.training.sources import Latents, sample_posterior
+from tread_ssm.data.sources import Latents, sample_posterior
+from tread_ssm.randomness import generator
 
 RESULTS = Path(__file__).parent / "results"
 BATCH, SHARD = 256, 4096

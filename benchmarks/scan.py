@@ -26,9 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tread_ssm.scan import causal_conv, choose_backend, cpu, selective_scan
+from tread_ssm.scan import causal_conv, choose_backend, selective_scan
 from tread_ssm.scan.dispatch import unavailable
 from tread_ssm.scan.order import rank_table
+from tread_ssm.scan.selective import cpu
 
 CPU_SHAPES = ((8, 64, 384, 16), (8, 256, 384, 16), (8, 1024, 384, 16), (4, 256, 2048, 16))
 LOOP_SHAPE = (8, 256, 384, 16)

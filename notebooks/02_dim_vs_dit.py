@@ -63,11 +63,13 @@ from IPython.display import Markdown
 
 import tread_ssm
 from tread_ssm.data import load_emoji
-from tread_ssm.plots import curves
 
 FAST = os.environ.get("TREAD_SSM_FAST") == "1"
 AGAIN = FAST
 ROOT = Path(tread_ssm.__file__).parents[1]
+sys.path.append(str(ROOT))
+from benchmarks import curves  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results" / "comparison.json"
 
 if AGAIN:

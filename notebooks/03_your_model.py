@@ -28,10 +28,10 @@ import torch
 from diffusers import DiTTransformer2DModel
 
 from tread_ssm import Route, RoutePlan, attach
-from tread_ssm.plots import curves
 from tread_ssm.plots import tokens as show
+from tread_ssm.plots.turns import plot_turns
 from tread_ssm.routing.cost import plan_cost
-from tread_ssm.training.timing import median_of_pairs, take_turns
+from tread_ssm.timing import median_of_pairs, take_turns
 
 FAST = os.environ.get("TREAD_SSM_FAST") == "1"
 side, depth, batch, turns = (32, 6, 1, 2) if FAST else (64, 12, 2, 15)
@@ -85,7 +85,7 @@ plans = {
     "drop=0.75": plan.with_drop(0.75),
 }
 seconds = take_turns({name: training_step(p) for name, p in plans.items()}, turns)
-curves.plot_turns(seconds)
+plot_turns(seconds)
 
 # %% [markdown]
 # Beside the measurement, what counting FLOPs predicts before any training:

@@ -24,14 +24,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tread_ssm.config.run import SampleConfig
+from tread_ssm.data.sources import LatentValues
 from tread_ssm.diffusion import NoisePrediction
+from tread_ssm.errors import ConfigError
 from tread_ssm.models import DiTConfig
 from tread_ssm.models.convert import from_published, to_published
-from tread_ssm.training.config import SampleConfig
-from tread_ssm.training.export import Export, export, load_export
-from tread_ssm.training.sampling import find_weights
-from tread_ssm.training.sources import LatentValues
-from tread_ssm.training.strict import ConfigError
+from tread_ssm.pretrained import Export, export, load_export
+from tread_ssm.sampling.generate import find_weights
 
 
 def main(argv: Sequence[str] | None = None) -> int:

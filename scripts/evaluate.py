@@ -28,6 +28,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tread_ssm.config.strict import plain
+from tread_ssm.errors import ConfigError
 from tread_ssm.evaluation import (
     METRICS,
     FeatureExtractor,
@@ -42,12 +44,11 @@ from tread_ssm.evaluation import (
     score,
     statistics,
 )
-from tread_ssm.evaluation.processes import gathered, own_share, world
 from tread_ssm.evaluation.statistics import check_metrics
-from tread_ssm.training.export import Export, load_export
-from tread_ssm.training.grid import decoder
-from tread_ssm.training.npz import check_same, file_digest
-from tread_ssm.training.sampling import (
+from tread_ssm.pretrained import Export, load_export
+from tread_ssm.processes import gathered, own_share, world
+from tread_ssm.sampling.adm_npz import check_same, file_digest
+from tread_ssm.sampling.generate import (
     Drawn,
     Recipe,
     draw_labels,
@@ -56,7 +57,7 @@ from tread_ssm.training.sampling import (
     recipe_of,
     shares,
 )
-from tread_ssm.training.strict import ConfigError, plain
+from tread_ssm.sampling.image_grid import decoder
 
 NAMES: dict[Metric, str] = {
     "fid": "FID",

@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tread_ssm.config.run import RunConfig, load_config
 from tread_ssm.models.cost import backbone_cost, long_skips
 from tread_ssm.routing.advice import advice
 from tread_ssm.routing.cost import PlanCost
-from tread_ssm.training.config import RunConfig, load_config
 
 
 def main(argv: Sequence[str] | None = None) -> int:

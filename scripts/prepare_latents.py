@@ -42,7 +42,7 @@ from tread_ssm.data.prepare import (
     write_shard,
 )
 from tread_ssm.data.shards import Manifest, Shard, verify
-from tread_ssm.evaluation.processes import gathered, world
+from tread_ssm.processes import gathered, world
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

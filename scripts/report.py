@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from tread_ssm.training.report import write_report
-from tread_ssm.training.strict import ConfigError
+from tread_ssm.errors import ConfigError
+from tread_ssm.report.report import write_report
 
 
 def main() -> int:

@@ -24,10 +24,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from tread_ssm.training.export import Export, load_export
-from tread_ssm.training.grid import Decode, decoder, save_grid, spread, to_uint8
-from tread_ssm.training.npz import Parts, file_digest
-from tread_ssm.training.sampling import (
+from tread_ssm.config.strict import nearest, plain
+from tread_ssm.data.sources import LatentValues
+from tread_ssm.errors import ConfigError
+from tread_ssm.pretrained import Export, load_export
+from tread_ssm.sampling.adm_npz import Parts, file_digest
+from tread_ssm.sampling.generate import (
     Drawn,
     Recipe,
     draw_labels,
@@ -36,8 +38,7 @@ from tread_ssm.training.sampling import (
     recipe_of,
     shares,
 )
-from tread_ssm.training.sources import LatentValues
-from tread_ssm.training.strict import ConfigError, nearest, plain
+from tread_ssm.sampling.image_grid import Decode, decoder, save_grid, spread, to_uint8
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,12 +14,12 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-from tread_ssm.training.config import RunConfig, check, load_config
-from tread_ssm.training.data import MissingDataError
-from tread_ssm.training.describe import describe
-from tread_ssm.training.folder import check_folder, write_config
-from tread_ssm.training.sources import Data
-from tread_ssm.training.strict import ConfigError
+from tread_ssm.config.run import RunConfig, check, load_config
+from tread_ssm.data.datasets import MissingDataError
+from tread_ssm.data.sources import Data
+from tread_ssm.errors import ConfigError
+from tread_ssm.report.describe import describe
+from tread_ssm.training.run_folder import check_folder, write_config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,7 +84,7 @@ def _train(config: RunConfig, data: Data) -> int:
 
 def _report(config: RunConfig) -> None:
     if config.train.report and _is_main():
-        from tread_ssm.training.report import write_report
+        from tread_ssm.report.report import write_report
 
         _say(f"Report: {write_report(config.folder)}")
 

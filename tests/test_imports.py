@@ -3,27 +3,36 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "tread_ssm"
 
-# What each part may import of this package, besides itself.
+GROUND = {"errors", "files", "processes", "randomness", "timing"}
+CORE = GROUND | {"tokens", "routing", "scan", "models", "diffusion"}
+
+# What each room may import of this package, besides itself: a room, or one file of it.
 ALLOWED = {
+    **{name: {"errors"} for name in GROUND},
     "tokens": set(),
     "routing": {"tokens"},
     "scan": {"tokens"},
-    "env": {"scan"},
-    "models": {"tokens", "routing", "scan"},
+    "models": {"errors", "tokens", "routing", "scan"},
     "diffusion": {"tokens", "routing.plan"},
-    "evaluation": {"tokens", "routing", "scan", "models", "diffusion", "data"},
-    "training": {
-        *("tokens", "routing", "scan", "models", "diffusion", "evaluation", "data", "env"),
-    },
-    "plots": {"tokens", "routing", "scan", "models"},
-    "data": set(),
-    "__init__": {"routing", "scan", "models", "training.export"},
+    "data": GROUND,
+    # Configurations that stand beside what they build.
+    "config": CORE | {"data", "evaluation.statistics", "training.schedule"},
+    "pretrained": CORE | {"data", "config"},
+    "sampling": CORE | {"data", "config", "pretrained", "training.checkpoint"},
+    "evaluation": GROUND | {"data", "config", "pretrained", "sampling"},
+    "training": CORE | {"data", "config", "pretrained", "sampling", "evaluation"},
+    "plots": {"routing", "tokens"},
+    "report": CORE
+    | {"data", "config", "pretrained", "sampling", "evaluation", "training", "plots"},
+    "env": {"scan"},
+    "__init__": {"routing", "scan", "models", "pretrained"},
 }
 
 
@@ -52,6 +61,15 @@ def test_imports_point_one_way(path: Path) -> None:
     for name in imported(path):
         prefixes = {name, *(name.rsplit(".", i)[0] for i in range(1, name.count(".") + 1))}
         assert prefixes & allowed, f"{part} may not import tread_ssm.{name}"
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    files = {".".join(parts(p)).removesuffix(".__init__"): p for p in PACKAGE.rglob("*.py")}
+    graph = {name: imported(path) & files.keys() for name, path in files.items()}
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        raise AssertionError(f"files import each other: {' <- '.join(error.args[1])}") from None
 
 
 def loaded_after(statement: str) -> set[str]:

@@ -9,7 +9,7 @@ import jupytext
 import nbformat
 import pytest
 
-from tread_ssm.plots import curves
+from benchmarks import curves
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = ROOT / "notebooks"

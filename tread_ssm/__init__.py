@@ -26,8 +26,8 @@ from tread_ssm.routing import (
 
 if TYPE_CHECKING:
     from tread_ssm.models import DiM, DiMConfig, DiT, DiTConfig, ZigMamba, ZigMambaConfig
+    from tread_ssm.pretrained import from_pretrained
     from tread_ssm.scan import causal_conv, selective_scan
-    from tread_ssm.training.export import from_pretrained
 
 _WHERE = {
     "DiM": "tread_ssm.models",
@@ -37,7 +37,7 @@ _WHERE = {
     "ZigMamba": "tread_ssm.models",
     "ZigMambaConfig": "tread_ssm.models",
     "causal_conv": "tread_ssm.scan",
-    "from_pretrained": "tread_ssm.training.export",
+    "from_pretrained": "tread_ssm.pretrained",
     "selective_scan": "tread_ssm.scan",
 }
 

@@ -9,8 +9,8 @@ import platform
 import torch
 
 from tread_ssm.scan import BACKENDS, choose_backend
-from tread_ssm.scan.cpu import library
 from tread_ssm.scan.dispatch import ENVIRONMENT_VARIABLE, unavailable
+from tread_ssm.scan.selective.cpu import library
 
 PACKAGES = ("tread_ssm", "torch", "triton", "mamba-ssm", "causal-conv1d")
 DTYPES = (torch.float32, torch.bfloat16)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tread_ssm.config.run import RunConfig, differences, load_config
+from tread_ssm.config.strict import dump
 from tread_ssm.models import sized
-from tread_ssm.training.config import RunConfig, differences, load_config
-from tread_ssm.training.strict import dump
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.glob("*.yaml"))

@@ -18,8 +18,8 @@ from tread_ssm.evaluation import (
     frechet_distance,
     load_extractor,
 )
+from tread_ssm.evaluation.emoji.make_features import DAMAGES, damage, held_out, train
 from tread_ssm.evaluation.features import flat_map, network_input
-from tread_ssm.evaluation.make_emoji_features import DAMAGES, damage, held_out, train
 
 
 @pytest.fixture(scope="module")

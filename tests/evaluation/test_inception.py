@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tread_ssm.evaluation import load_extractor
 from tread_ssm.evaluation.inception import WEIGHTS, InceptionFeatures
-from tread_ssm.training.npz import file_digest
+from tread_ssm.sampling.adm_npz import file_digest
 
 fidelity = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tread_ssm.models import DiM, DiMConfig
-from tread_ssm.models.mamba import MambaMixer, init_mixer
+from tread_ssm.models.mixers.mamba1 import MambaMixer, init_mixer
 from tread_ssm.routing import Draw, Layout, Route, RoutePlan, TokenSubset
 from tread_ssm.scan.order import ORDER_NAMES, rank_table
 

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from tread_ssm.models import DiM, DiMConfig, ZigMambaConfig
-from tread_ssm.models.attention import DiTBlock
 from tread_ssm.models.dit import sincos_2d
 from tread_ssm.models.embed import PatchEmbedding, sinusoid, unpatchify
+from tread_ssm.models.mixers.attention import DiTBlock
 from tread_ssm.routing import Layout, TokenSubset
 
 

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.scan.cases import (
+from tests.scan.selective.cases import (
     ConvCase,
     ScanCase,
     conv_inputs,
@@ -17,13 +17,13 @@ from tests.scan.cases import (
     scan_inputs,
 )
 from tread_ssm.scan import causal_conv, selective_scan
-from tread_ssm.scan.cpu import unavailable
 from tread_ssm.scan.ops import (
     FLOPS_PER_STATE_STEP,
     FLOPS_PER_TAP,
     conv_op,
     scan_op,
 )
+from tread_ssm.scan.selective.cpu import unavailable
 
 SCAN = ScanCase("ops", length=20, dim=6, state=3, visits=13, per_sample=True, gap=True)
 BARE = ScanCase("ops_bare", length=20, dim=6, state=3, skip=False, gate=False, bias=False)

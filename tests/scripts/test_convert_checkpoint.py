@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tread_ssm.models import DiMConfig, DiT, DiTConfig, build_model
 from tread_ssm.models.convert import to_published
-from tread_ssm.training.export import export, load_export
+from tread_ssm.pretrained import export, load_export
 
 ROOT = Path(__file__).parents[2]
 CONFIG = DiTConfig(image_size=8, channels=4, n_classes=3, dim=32, depth=2, heads=2, out_channels=8)

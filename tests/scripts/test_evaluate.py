@@ -17,15 +17,15 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
+from tread_ssm.config.run import RoutingConfig, RunConfig, SampleConfig, TrainConfig, check
 from tread_ssm.data import load_emoji
+from tread_ssm.data.datasets import EmojiData
 from tread_ssm.diffusion import EDM
 from tread_ssm.evaluation import METRICS, EmojiFeatures, feature_moments, frechet_distance
 from tread_ssm.models import DiMConfig
 from tread_ssm.routing import Route
-from tread_ssm.training.config import RoutingConfig, RunConfig, SampleConfig, TrainConfig, check
-from tread_ssm.training.data import EmojiData
-from tread_ssm.training.folder import write_config
 from tread_ssm.training.loop import train
+from tread_ssm.training.run_folder import write_config
 
 ROOT = Path(__file__).parents[2]
 Main = Callable[..., int]

@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
+from tread_ssm.config.run import SampleConfig
 from tread_ssm.data import load_emoji
+from tread_ssm.data.sources import PixelValues
 from tread_ssm.diffusion import EDM
 from tread_ssm.models import DiMConfig, build_model
-from tread_ssm.training.config import SampleConfig
-from tread_ssm.training.export import Export, export
-from tread_ssm.training.sources import PixelValues
+from tread_ssm.pretrained import Export, export
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--"]

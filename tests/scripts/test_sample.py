@@ -19,16 +19,16 @@ from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL
 from PIL import Image
 
+from tread_ssm.config.run import RoutingConfig, RunConfig, SampleConfig, TrainConfig, check
+from tread_ssm.data.datasets import EmojiData
+from tread_ssm.data.sources import LatentValues, PixelValues
 from tread_ssm.diffusion import EDM
 from tread_ssm.models import DiMConfig, DiTConfig, build_model
+from tread_ssm.pretrained import Export, export, load_export
 from tread_ssm.routing import Route
-from tread_ssm.training.config import RoutingConfig, RunConfig, SampleConfig, TrainConfig, check
-from tread_ssm.training.data import EmojiData
-from tread_ssm.training.export import Export, export, load_export
-from tread_ssm.training.folder import write_config
+from tread_ssm.sampling.generate import draw_labels, find_weights, noise_of
 from tread_ssm.training.loop import train
-from tread_ssm.training.sampling import draw_labels, find_weights, noise_of
-from tread_ssm.training.sources import LatentValues, PixelValues
+from tread_ssm.training.run_folder import write_config
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tread_ssm.data.datasets import EmojiData, open_data
 from tread_ssm.diffusion import EDM
 from tread_ssm.routing import Route, RoutePlan, Rows
 from tread_ssm.training.batch import Batch, BatchMaker, ahead
-from tread_ssm.training.data import EmojiData, open_data
 
 GRID = (4, 4)
 PLAN = RoutePlan([Route(0, 2), Route(2, 4, drop=0.25, select=Rows())], depth=5)

@@ -13,11 +13,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
-from tread_ssm.diffusion import Flow
-from tread_ssm.evaluation import load_extractor, score, statistics
-from tread_ssm.models import DiMConfig
-from tread_ssm.routing import Route
-from tread_ssm.training.config import (
+from tread_ssm.config.run import (
     EvalConfig,
     RoutingConfig,
     RunConfig,
@@ -25,16 +21,20 @@ from tread_ssm.training.config import (
     TrainConfig,
     check,
 )
-from tread_ssm.training.data import EmojiData, FolderData, open_data
-from tread_ssm.training.describe import describe
-from tread_ssm.training.export import load_export
-from tread_ssm.training.folder import write_config
-from tread_ssm.training.grid import decoder
+from tread_ssm.data.datasets import EmojiData, FolderData, open_data
+from tread_ssm.data.sources import Pixels
+from tread_ssm.diffusion import Flow
+from tread_ssm.errors import ConfigError
+from tread_ssm.evaluation import load_extractor, score, statistics
+from tread_ssm.models import DiMConfig
+from tread_ssm.pretrained import load_export
+from tread_ssm.report.describe import describe
+from tread_ssm.routing import Route
+from tread_ssm.sampling.generate import Recipe, draw_labels, generate, shares
+from tread_ssm.sampling.image_grid import decoder
 from tread_ssm.training.loop import train
 from tread_ssm.training.metrics import read_metrics
-from tread_ssm.training.sampling import Recipe, draw_labels, generate, shares
-from tread_ssm.training.sources import Pixels
-from tread_ssm.training.strict import ConfigError
+from tread_ssm.training.run_folder import write_config
 
 EVAL = EvalConfig(
     every=2, num=20, batch=8, metrics=("kid", "precision", "recall"), extractor="emoji", steps=2

@@ -13,14 +13,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tread_ssm.data.importers import Imported
-from tread_ssm.data.prepare import begin, finish, write_shard
-from tread_ssm.diffusion import Flow, NoisePrediction, PerRoute
-from tread_ssm.models import DiMConfig, DiTConfig
-from tread_ssm.routing import Route
-from tread_ssm.training import loop
-from tread_ssm.training.checkpoint import checkpoints
-from tread_ssm.training.config import (
+from tread_ssm.config.run import (
     RoutingConfig,
     RunConfig,
     SampleConfig,
@@ -28,14 +21,21 @@ from tread_ssm.training.config import (
     check,
     load_config,
 )
-from tread_ssm.training.data import EmojiData, LatentData
-from tread_ssm.training.export import load_export
-from tread_ssm.training.folder import check_folder, write_config
+from tread_ssm.data.datasets import EmojiData, LatentData
+from tread_ssm.data.importers import Imported
+from tread_ssm.data.prepare import begin, finish, write_shard
+from tread_ssm.data.sources import LatentValues
+from tread_ssm.diffusion import Flow, NoisePrediction, PerRoute
+from tread_ssm.errors import ConfigError
+from tread_ssm.models import DiMConfig, DiTConfig
+from tread_ssm.pretrained import load_export
+from tread_ssm.routing import Route
+from tread_ssm.training import loop
+from tread_ssm.training.checkpoint import checkpoints
 from tread_ssm.training.log import TrainingError
 from tread_ssm.training.loop import is_finished, train
 from tread_ssm.training.metrics import read_metrics
-from tread_ssm.training.sources import LatentValues
-from tread_ssm.training.strict import ConfigError
+from tread_ssm.training.run_folder import check_folder, write_config
 
 
 @pytest.fixture(autouse=True)

@@ -17,16 +17,16 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from tread_ssm.config.run import RoutingConfig, RunConfig, SampleConfig, TrainConfig, check
+from tread_ssm.data.datasets import EmojiData
 from tread_ssm.diffusion import Flow
+from tread_ssm.errors import ConfigError
 from tread_ssm.models import DiMConfig
 from tread_ssm.routing import Route
-from tread_ssm.training.config import RoutingConfig, RunConfig, SampleConfig, TrainConfig, check
-from tread_ssm.training.data import EmojiData
-from tread_ssm.training.folder import write_config
 from tread_ssm.training.loop import train
 from tread_ssm.training.metrics import read_metrics
+from tread_ssm.training.run_folder import write_config
 from tread_ssm.training.sharding import fsdp_plugin
-from tread_ssm.training.strict import ConfigError
 
 ROOT = Path(__file__).parents[2]
 WORKER = '''
@@ -42,10 +42,10 @@ from torch.distributed.tensor import DTensor
 
 from tread_ssm.models import DiMConfig, build_model
 from tread_ssm.training import loop
-from tread_ssm.training.config import check, load_config
+from tread_ssm.config.run import check, load_config
 from tread_ssm.training.ema import Ema
-from tread_ssm.training.export import load_export
-from tread_ssm.training.measure import step_times
+from tread_ssm.pretrained import load_export
+from tread_ssm.report.measure import step_times
 from tread_ssm.training.sharding import fill, fsdp_plugin
 
 plain = loop._accelerator

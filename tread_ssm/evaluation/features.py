@@ -1,7 +1,7 @@
 """Features of images: what a Frechet distance is taken over.
 
 `EmojiFeatures` is a small network trained on the embedded emoji alone
-(`tread_ssm.evaluation.make_emoji_features`). The distance over its features is called FD-emoji; it
+(`tread_ssm.evaluation.emoji.make_features`). The distance over its features is called FD-emoji; it
 says how far samples are from these emoji and is no FID.
 
 Shape legend: B batch, C channels, H rows, W columns, F pooled features, G spatial features.

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from tread_ssm.evaluation.processes import own_share, world
+from tread_ssm.processes import own_share, world
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 KEYS = ("arr_0", "images")

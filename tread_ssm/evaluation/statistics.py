@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tread_ssm.evaluation.features import FeatureExtractor, Features
 from tread_ssm.evaluation.frechet import Gaussian, Moments
-from tread_ssm.evaluation.processes import gathered
+from tread_ssm.processes import gathered
 
 Metric = Literal["fid", "sfid", "is", "precision", "recall", "kid"]
 METRICS: tuple[Metric, ...] = get_args(Metric)

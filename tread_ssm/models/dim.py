@@ -28,7 +28,7 @@ from tread_ssm.models.embed import (
     sinusoid,
     unpatchify,
 )
-from tread_ssm.models.mamba import DiMBlock, MambaMixer, check_mixer, init_mixer
+from tread_ssm.models.mixers.mamba1 import DiMBlock, MambaMixer, check_mixer, init_mixer
 from tread_ssm.routing.plan import Draw
 from tread_ssm.routing.run import run_blocks
 from tread_ssm.scan.order import OrderName

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tread_ssm.models.attention import DiTBlock
 from tread_ssm.models.embed import (
     LevelEmbedding,
     PatchEmbedding,
@@ -26,6 +25,7 @@ from tread_ssm.models.embed import (
     modulate,
     unpatchify,
 )
+from tread_ssm.models.mixers.attention import DiTBlock
 from tread_ssm.routing.plan import Draw
 from tread_ssm.routing.run import run_blocks
 from tread_ssm.tokens import Layout

@@ -26,7 +26,7 @@ from tread_ssm.models.embed import (
     modulate,
     unpatchify,
 )
-from tread_ssm.models.mamba import MambaMixer, check_mixer, init_mixer
+from tread_ssm.models.mixers.mamba1 import MambaMixer, check_mixer, init_mixer
 from tread_ssm.routing.plan import Draw
 from tread_ssm.routing.run import run_blocks
 from tread_ssm.scan.order import ZIGZAGS

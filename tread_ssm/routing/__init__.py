@@ -1,8 +1,8 @@
 """Token routing for any stack of sequence blocks. Needs nothing but torch."""
 
-from tread_ssm.routing.arguments import PerToken
-from tread_ssm.routing.attach import Attached, attach
-from tread_ssm.routing.guidance import guided_by_routes
+from tread_ssm.routing.attach.arguments import PerToken
+from tread_ssm.routing.attach.guidance import guided_by_routes
+from tread_ssm.routing.attach.hooks import Attached, attach
 from tread_ssm.routing.plan import Draw, Route, RoutePlan, RouteSchedule
 from tread_ssm.routing.run import run_blocks
 from tread_ssm.routing.select import Cells, RandomTokens, Rows, Segments, Select

@@ -52,7 +52,7 @@ _CONV = "Tensor x, Tensor weight, Tensor? bias, Tensor? order, Tensor? gap, bool
 
 def backend_module(name: str) -> Any:
     """The module of a backend, imported when first asked for."""
-    return import_module(f"tread_ssm.scan.{name}")
+    return import_module(f"tread_ssm.scan.selective.{name}")
 
 
 def scan_op(backend: str) -> Any:

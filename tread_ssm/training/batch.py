@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tread_ssm.data.datasets import batch_index
+from tread_ssm.data.sources import Data
 from tread_ssm.diffusion import Objective
+from tread_ssm.randomness import generator
 from tread_ssm.routing import Draw, RoutePlan
-from tread_ssm.training.data import batch_index
-from tread_ssm.training.randomness import generator
-from tread_ssm.training.sources import Data
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
-from tread_ssm.training.config import RunConfig
+from tread_ssm.config.run import RunConfig
+from tread_ssm.errors import ConfigError
+from tread_ssm.pretrained import UNREADABLE, Export, export
 from tread_ssm.training.ema import Ema
-from tread_ssm.training.export import UNREADABLE, Export, export
-from tread_ssm.training.strict import ConfigError
 
 _PREFIX = "step-"
 

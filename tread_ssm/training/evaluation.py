@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from tread_ssm.config.run import RunConfig
+from tread_ssm.data.sources import Data, Pixels
+from tread_ssm.errors import ConfigError
 from tread_ssm.evaluation import (
     Statistics,
     check_comparable,
@@ -23,14 +26,11 @@ from tread_ssm.evaluation import (
     statistics,
 )
 from tread_ssm.evaluation.images import KEYS, npz_names
-from tread_ssm.evaluation.processes import gathered, own_share, world
-from tread_ssm.training.config import RunConfig
-from tread_ssm.training.export import Export
-from tread_ssm.training.grid import decoder, save_grid
+from tread_ssm.pretrained import Export
+from tread_ssm.processes import gathered, own_share, world
+from tread_ssm.sampling.generate import Recipe, draw_labels, generate, shares
+from tread_ssm.sampling.image_grid import decoder, save_grid
 from tread_ssm.training.metrics import MetricsLog
-from tread_ssm.training.sampling import Recipe, draw_labels, generate, shares
-from tread_ssm.training.sources import Data, Pixels
-from tread_ssm.training.strict import ConfigError
 
 ROWS, COLUMNS = 8, 8  # of the grid, at most
 

@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
+from tread_ssm.config.run import RunConfig
 from tread_ssm.training.checkpoint import Progress
-from tread_ssm.training.config import RunConfig
 from tread_ssm.training.metrics import MetricsLog
 from tread_ssm.training.step import LOGGED
 

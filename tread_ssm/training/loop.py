@@ -11,15 +11,17 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from torch import nn
 
+from tread_ssm.config.run import RunConfig
+from tread_ssm.config.strict import plain
+from tread_ssm.data.sources import Data
 from tread_ssm.diffusion import Network
 from tread_ssm.models import build_model
+from tread_ssm.pretrained import Export, export, exported_step
 from tread_ssm.training import checkpoint
 from tread_ssm.training.batch import Batch, BatchMaker, ahead
 from tread_ssm.training.checkpoint import Progress, Trained
-from tread_ssm.training.config import RunConfig
 from tread_ssm.training.ema import Ema
 from tread_ssm.training.evaluation import Evaluation
-from tread_ssm.training.export import Export, export, exported_step
 from tread_ssm.training.log import Log
 from tread_ssm.training.optimizer import make_optimizer
 from tread_ssm.training.peers import Peers
@@ -27,9 +29,7 @@ from tread_ssm.training.preview import Preview
 from tread_ssm.training.schedule import learning_rate
 from tread_ssm.training.sharding import fsdp_plugin, prepare
 from tread_ssm.training.signals import StopSignals
-from tread_ssm.training.sources import Data
 from tread_ssm.training.step import Stepper
-from tread_ssm.training.strict import plain
 
 
 def train(config: RunConfig, data: Data) -> int | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tread_ssm.training.config import RunConfig
-from tread_ssm.training.grid import save_grid, spread, to_uint8
-from tread_ssm.training.sampling import draw, starting_noise
-from tread_ssm.training.sources import Data
+from tread_ssm.config.run import RunConfig
+from tread_ssm.data.sources import Data
+from tread_ssm.sampling.generate import draw, starting_noise
+from tread_ssm.sampling.image_grid import save_grid, spread, to_uint8
 
 
 class Preview:

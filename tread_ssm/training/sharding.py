@@ -16,8 +16,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from tread_ssm.errors import ConfigError
 from tread_ssm.models.build import Model
-from tread_ssm.training.strict import ConfigError
 
 
 def fsdp_plugin() -> FullyShardedDataParallelPlugin | None:

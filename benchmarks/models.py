@@ -1,0 +1,192 @@
+"""Measure what routing costs, and what a scan backend is worth in a whole model.
+
+`python benchmarks/models.py routing`
+
+For a DiM and a DiT that are large enough to be bound by compute it prints the step time of the
+routed network over that of the dense one, measured with both sides taking turns, beside the
+ratio of FLOPs that tread_ssm.routing.cost predicts.
+
+`python benchmarks/models.py throughput --size dim_l --batch 256`
+
+Images per second of training steps with each scan backend that runs here, compiled and not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from tread_ssm import Route, RoutePlan
+from tread_ssm.models import ModelConfig, build_model
+from tread_ssm.models.cost import backbone_cost
+from tread_ssm.models.sizes import sized
+from tread_ssm.scan.dispatch import ENVIRONMENT_VARIABLE, unavailable
+from tread_ssm.scan.ops import BACKENDS
+from tread_ssm.timing import median_of_pairs, take_turns
+
+
+@dataclass(frozen=True)
+class Row:
+    """One backbone, dense against routed."""
+
+    backbone: str
+    batch: int
+    tokens_dense: int
+    tokens_routed: int
+    dense_s: float
+    routed_s: float
+    measured_share: float
+    predicted_share: float
+
+    @property
+    def deviation(self) -> float:
+        """Measured over predicted share, less one."""
+        return self.measured_share / self.predicted_share - 1
+
+
+def training_step(
+    config: ModelConfig,
+    plan: RoutePlan,
+    batch: int,
+    *,
+    compiled: bool = False,
+    checkpoint: bool = False,
+) -> Callable[[], None]:
+    """A step of forward, backward and AdamW on random latents; draws its routes anew."""
+    torch.manual_seed(0)
+    model = build_model(config).to("cuda" if torch.cuda.is_available() else "cpu")
+    device = next(model.parameters()).device
+    if compiled:
+        model.compile()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    x = torch.randn(batch, config.channels, config.image_size, config.image_size, device=device)
+    level = torch.rand(batch, device=device) * 1000
+    labels = torch.randint(config.n_classes, (batch,), device=device)
+    generator = torch.Generator().manual_seed(0)
+
+    def step() -> None:
+        draw = plan.draw(batch, model.grid, generator, device=device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            out = model(x, level, labels, routing=draw, checkpoint=checkpoint)
+            loss = (out.float() - x).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def compare(name: str, config: ModelConfig, route: Route, batch: int, repeats: int) -> Row:
+    """Time both sides and set the prediction beside them."""
+    plan = RoutePlan((route,), config.depth)
+    sides = {
+        "dense": training_step(config, plan.with_drop(0.0), batch),
+        "routed": training_step(config, plan, batch),
+    }
+    seconds = take_turns(sides, repeats)
+    cost = backbone_cost(config, plan)
+    return Row(
+        name,
+        batch,
+        max(cost.dense.tokens),
+        min(cost.routed.tokens),
+        statistics.median(seconds["dense"]),
+        statistics.median(seconds["routed"]),
+        median_of_pairs(seconds["routed"], seconds["dense"]),
+        cost.step_share,
+    )
+
+
+def images_per_second(step: Callable[[], None], batch: int, repeats: int) -> float:
+    """From the median of the steps' times."""
+    return batch / statistics.median(take_turns({"step": step}, repeats)["step"])
+
+
+def throughput(
+    size: str, batch: int, repeats: int, backends: tuple[str, ...], checkpoint: bool
+) -> None:
+    """Print images per second of dense training steps, by backend, as a Markdown table."""
+    config = sized(size, image_size=32, channels=4, n_classes=1000)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    plan = RoutePlan((), config.depth)
+    print("| backend | eager | compiled |\n|---|---|---|")
+    for backend in backends:
+        reason = unavailable(backend, device, torch.float32)
+        if reason:
+            print(f"| {backend} | cannot run: {reason} | |", flush=True)
+            continue
+        os.environ[ENVIRONMENT_VARIABLE] = backend
+        print(f"| {backend} |", end="", flush=True)
+        for compiled in (False, True):
+            torch.compiler.reset()  # the backend is frozen into compiled code
+            try:
+                step = partial(training_step, compiled=compiled, checkpoint=checkpoint)
+                speed = f"{images_per_second(step(config, plan, batch), batch, repeats):.1f}"
+            except RuntimeError as error:  # out of memory; the next may need less
+                speed = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            print(f" {speed} |", end="", flush=True)
+        print()
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as a Markdown table."""
+    lines = [
+        "| backbone | batch | tokens | dense s | routed s | measured | FLOPs predict | deviation |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        lines.append(
+            f"| {r.backbone} | {r.batch} | {r.tokens_dense} / {r.tokens_routed} | {r.dense_s:.3f} "
+            f"| {r.routed_s:.3f} | {r.measured_share:.3f} | {r.predicted_share:.3f} "
+            f"| {r.deviation:+.1%} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parse arguments, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["routing", "throughput"])
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--out", type=Path, help="also write the rows as JSON")
+    parser.add_argument("--size", default="dim_l", help="throughput: a size of the size table")
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
+    parser.add_argument("--checkpoint", action="store_true", help="throughput: recompute blocks")
+    options = parser.parse_args()
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    if options.what == "throughput":
+        throughput(
+            options.size,
+            options.batch,
+            options.repeats,
+            tuple(options.backends),
+            options.checkpoint,
+        )
+        return
+    dim, dit = (
+        sized(name, image_size=32, channels=4, n_classes=1000) for name in ("dim_s", "dit_s")
+    )
+    rows = [
+        compare("DiM-S/2", dim, Route(4, -3), options.batch, options.repeats),
+        compare("DiT-S/2", dit, Route(2, -3), 4 * options.batch, options.repeats),
+    ]
+    print(f"medians of {options.repeats} interleaved training steps\n")
+    print(table(rows))
+    if options.out:
+        options.out.write_text(json.dumps([asdict(r) for r in rows], indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

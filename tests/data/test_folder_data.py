@@ -1,0 +1,206 @@
+"""One's own images, with and without classes, from the real commands: train, report, sample."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+
+from tread_ssm.data import load_emoji
+from tread_ssm.data.datasets import FolderData, batch_index, open_data
+from tread_ssm.data.images import read_image
+
+ROOT = Path(__file__).parents[2]
+SIZE, CLASSES, PER_CLASS = 8, 3, 6
+CONFIG = f"""
+name: own
+model: {{kind: dit, image_size: {SIZE}, channels: 3, dim: 16, depth: 3, heads: 2,
+        n_classes: {CLASSES}}}
+objective: {{kind: flow}}
+routing: {{routes: [{{start: 1, stop: 2}}]}}
+train: {{steps: 4, batch_size: 6, log_every: 2, save_every: 2, threads: 1, report: true}}
+sample: {{every: 4, per_class: 2, steps: 2}}
+"""
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same pictures three times: a folder a class, a folder alone, an .npz without labels."""
+    folder = tmp_path_factory.mktemp("own")
+    images, labels, names = load_emoji(32)
+    (folder / "alone").mkdir()
+    for label in range(CLASSES):
+        (folder / "classes" / names[label]).mkdir(parents=True)
+        for i, k in enumerate(np.flatnonzero(labels == label)[:PER_CLASS]):
+            picture = Image.fromarray(images[k])
+            picture.save(folder / "classes" / names[label] / f"{i}.{'png' if i % 2 else 'jpg'}")
+            picture.resize((20, 13)).save(folder / "alone" / f"{label}-{i}.png")
+    np.savez(folder / "mine.npz", images=load_emoji(SIZE)[0][:20])
+    (folder / "own.yaml").write_text(CONFIG)
+    return folder
+
+
+def command(name: str, *arguments: str) -> None:
+    """A script in a process of its own, as a user starts it."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def main(name: str) -> Callable[[list[str]], int]:
+    """The same here, as each process takes seconds to import torch."""
+    spec = importlib.util.spec_from_file_location(f"{name}_here", ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def run(arguments: list[str]) -> int:
+        try:
+            code: int = module.main(arguments)
+            return code
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
+
+    return run
+
+
+def training(own: Path, name: str, data: str, *arguments: str) -> list[str]:
+    fixed = ["--config", str(own / "own.yaml"), f"out={own / 'runs'}", f"name={name}"]
+    return [*fixed, f"data={data}", *arguments]
+
+
+def test_a_folder_of_classes_trains_and_is_reported(own: Path) -> None:
+    data = f"{{kind: folder, path: {own / 'classes'}, size: {SIZE}, flip: true, threads: 2}}"
+    command("train", *training(own, "classes", data))
+    run = own / "runs" / "classes"
+    described = json.loads((run / "config.json").read_text())
+    assert described["class_names"] == sorted(load_emoji(32)[2][:CLASSES])
+    report = (run / "report.md").read_text()
+    assert f"folder, {CLASSES * PER_CLASS} images of 8 x 8, {CLASSES} classes" in report
+    assert "4 of 4 steps, 24 images seen" in report
+    with Image.open(run / "samples" / "step-0000004.png") as grid:
+        assert grid.height > CLASSES * SIZE
+
+
+def test_an_array_without_labels_trains_and_is_sampled(own: Path) -> None:
+    data = f"{{kind: array, path: {own / 'mine.npz'}}}"
+    command("train", *training(own, "array", data, "model.n_classes=0"))
+    run, out = own / "runs" / "array", own / "drawn.npz"
+    assert "array, 20 images of 8 x 8, 0 classes" in (run / "report.md").read_text()
+    command("sample", "--run", str(run), "--num", "5", "--npz", str(out), "--batch", "3")
+    with np.load(out) as archive:
+        assert archive["arr_0"].shape == (5, SIZE, SIZE, 3)
+
+
+def test_a_folder_without_classes_trains_and_is_sampled(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = f"{{kind: folder, path: {own / 'alone'}, size: {SIZE}}}"
+    assert main("train")(training(own, "alone", data, "model.n_classes=0")) == 0
+    run, out = own / "runs" / "alone", own / "grid.png"
+    assert json.loads((run / "config.json").read_text())["class_names"] == []
+    assert "folder, 18 images of 8 x 8, 0 classes" in (run / "report.md").read_text()
+    sample = ["--run", str(run), "--out", str(out), "--device", "cpu", "--per-class", "2"]
+    assert main("sample")(sample) == 0
+    for path in (run / "samples" / "step-0000004.png", out):
+        with Image.open(path) as grid:
+            assert grid.width > 1.5 * grid.height  # one row of two
+    capsys.readouterr()
+    assert main("sample")([*sample, "--class", "Flags"]) == 2
+    assert capsys.readouterr().err == "error: --class: this run was trained without classes.\n"
+
+
+def test_classes_that_the_data_lacks_are_refused_before_training(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main("train")(training(own, "refused", f"{{kind: array, path: {own / 'mine.npz'}}}")) == 2
+    )
+    said = capsys.readouterr().err
+    assert "model.n_classes is 3, but the data has 0 classes" in said
+    assert "0 trains without labels" in said
+    assert not (own / "runs" / "refused").exists()
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """Eight pictures, of which 2.png is cut short."""
+    images, *_ = load_emoji(32)
+    for i in range(8):
+        Image.fromarray(images[i]).save(tmp_path / f"{i}.png")
+    whole = (tmp_path / "2.png").read_bytes()
+    (tmp_path / "2.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "2.whole").write_bytes(whole)
+    return tmp_path
+
+
+SHORT = ["model.n_classes=0", "train.report=false", "sample.every=0", "train.batch_size=8"]
+
+
+def test_a_damaged_image_ends_training_with_its_name_and_once_mended_the_run_goes_on(
+    own: Path, damaged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = f"{{kind: folder, path: {damaged}, size: {SIZE}}}"
+    arguments = training(own, "damaged", data, *SHORT)
+    assert main("train")(arguments) == 1
+    said = capsys.readouterr().err.split("error: ")[-1].splitlines()[0]
+    assert f"{damaged / '2.png'} is no readable image" in said
+    assert "Mend or" in said
+    (damaged / "2.whole").rename(damaged / "2.png")
+    assert main("train")(arguments) == 0
+
+
+def test_a_damaged_image_is_named_whichever_process_meets_it(own: Path, damaged: Path) -> None:
+    row = batch_index(8, 8, seed=0, step=0).tolist().index(2)
+    data = f"{{kind: folder, path: {damaged}, size: {SIZE}}}"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
+            *("--standalone", str(ROOT / "scripts" / "train.py")),
+            *training(own, "processes", data, *SHORT),
+        ],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode != 0
+    who = "error" if row < 4 else "error (process 1)"
+    assert f"{who}: data.path: {damaged / '2.png'} is no readable image" in done.stderr
+
+
+@pytest.mark.parametrize("threads", [1, 5])
+def test_threads_keep_the_order(own: Path, threads: int) -> None:
+    folder = own / "classes"
+    data = open_data(FolderData(path=str(folder), size=SIZE, threads=threads))
+    paths = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.*"))
+    index = np.random.default_rng(0).permutation(len(paths)).repeat(2)
+    x = data.read(index, torch.zeros(len(index), dtype=torch.bool))  # type: ignore[arg-type]
+    expected = np.stack([read_image(folder / paths[i], SIZE) for i in index])
+    shown = x.add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(shown, expected)
+    names = [paths[i].split("/")[0] for i in index]
+    assert [data.class_names[k] for k in data.labels[index]] == names
+
+
+def test_options_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="size is 0; it must be at least 1"):
+        FolderData(path="anywhere", size=0)
+    with pytest.raises(ValueError, match="threads is 0; it must be at least 1"):
+        FolderData(path="anywhere", size=8, threads=0)

@@ -1,0 +1,161 @@
+"""Reports of real (tiny) runs: what they say agrees with the run folder."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tread_ssm.config.run import RunConfig, check, load_config
+from tread_ssm.errors import ConfigError
+from tread_ssm.models.cost import backbone_cost
+from tread_ssm.plots.runs import smooth
+from tread_ssm.pretrained import load_export
+from tread_ssm.report.measure import emoji_distances, step_times
+from tread_ssm.report.report import find_weights, write_report
+from tread_ssm.training.loop import train
+from tread_ssm.training.metrics import read_metrics
+from tread_ssm.training.run_folder import write_config
+
+CONFIG = """
+name: tiny
+data: {kind: emoji, size: 8}
+model: {kind: dit, image_size: 8, channels: 3, n_classes: 9, patch: 2, dim: 32, depth: 4, heads: 2}
+objective: {kind: flow, predict: data}
+routing:
+  routes: [{start: 1, stop: 3}]
+  schedule: {dense_tail: 0.25}
+train: {steps: 6, batch_size: 16, lr: 1e-3, log_every: 2, save_every: 4, keep: 9, threads: 1}
+sample: {every: 4, per_class: 2, steps: 2}
+"""
+
+
+def run(folder: Path, *overrides: str) -> RunConfig:
+    """Train as scripts/train.py does."""
+    file = folder / "tiny.yaml"
+    file.write_text(CONFIG)
+    config = load_config(file, [f"out={folder}", *overrides])
+    data = check(config)
+    write_config(config)
+    train(config, data)
+    return config
+
+
+@pytest.fixture(scope="module")
+def routed(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A routed run that was resumed half way, with its report."""
+    folder = tmp_path_factory.mktemp("routed")
+    run(folder)
+    config = run(folder, "train.steps=12")
+    write_report(config.folder, images=80)
+    return config
+
+
+def text_of(config: RunConfig) -> str:
+    return (config.folder / "report.md").read_text()
+
+
+def test_a_resumed_run_is_reported_as_one(routed: RunConfig) -> None:
+    text = text_of(routed)
+    assert "12 of 12 steps, 192 images seen" in text
+    assert [w.step for w in find_weights(routed.folder)] == [4, 6, 8, 12]
+    assert "step 4 " in text and "step 12 " in text
+    assert "after 4 steps" in text and "after 12 steps" in text
+    rows = read_metrics(routed.folder / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
+
+
+def test_every_picture_that_is_named_exists(routed: RunConfig) -> None:
+    names = [part.split(")")[0] for part in text_of(routed).split("](")[1:]]
+    assert len(names) == 5
+    for name in names:
+        with Image.open(routed.folder / name) as picture:
+            picture.load()
+            assert min(picture.size) > 50
+            assert len(set(picture.convert("L").resize((64, 64)).tobytes())) > 4, "blank"
+
+
+def test_costs_are_those_of_the_plan(routed: RunConfig) -> None:
+    cost = backbone_cost(routed.model, routed.plan)
+    text = text_of(routed)
+    assert (
+        f"| {sum(cost.dense.tokens)} | {sum(cost.routed.tokens)} | {cost.token_share:.1%} |" in text
+    )
+    assert f"{cost.step_share:.2f} by FLOPs" in text
+    assert cost.token_share < 1
+
+
+def test_distances_name_their_sample_counts_and_never_fid(routed: RunConfig) -> None:
+    text = text_of(routed)
+    assert "80 images each" in text and f"{1906 - 80:,} real emoji of 8 x 8" in text
+    assert "no FID" in text and text.replace("no FID", "").count("FID") == 0
+    # Noise is far from emoji, other emoji are near.
+    values = dict(
+        line.strip("| ").split(" | ") for line in text.split("80 images each")[1].splitlines()[2:6]
+    )
+    assert float(values["noise"]) > 5 * float(values["other real images"])
+
+
+def test_a_run_without_routes(tmp_path: Path) -> None:
+    config = run(tmp_path, "name=dense", "routing.routes=[]", "sample.every=0")
+    text = write_report(config.folder, images=80).read_text()
+    assert "This run has no routes" in text and "drew no grids" in text
+    assert "routed" not in text.lower()
+    assert not (config.folder / "report" / "routing.png").exists()
+
+
+def test_the_script_rewrites_a_report(
+    routed: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "report.py"))
+
+    def call(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["report.py", *arguments])
+        return script["main"]()
+
+    report = routed.folder / "report.md"
+    report.unlink()
+    assert call("--run", str(routed.folder), "--images", "70") == 0
+    assert "70 images each" in report.read_text()
+    assert call("--run", str(routed.folder), "--images", "20") == 2
+    assert "images is 20" in capsys.readouterr().err
+    assert call("--run", "nowhere") == 2
+    assert "nowhere holds no config.yaml" in capsys.readouterr().err
+
+
+def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path, routed: RunConfig) -> None:
+    (tmp_path / "config.yaml").write_text((routed.folder / "config.yaml").read_text())
+    with pytest.raises(ConfigError, match="no metrics yet"):
+        write_report(tmp_path)
+
+
+def test_timing_leaves_the_weights_alone_and_times_both_sides(routed: RunConfig) -> None:
+    model, _ = load_export(routed.folder)
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    times = step_times(routed, check(routed), model, seconds=0.3)
+    assert times.routed is not None and times.share is not None
+    assert 0 < times.routed < 10 and times.repeats >= 3 and times.batch == 16
+    assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
+
+
+def test_a_perfect_sampler_scores_as_real_images_do(routed: RunConfig) -> None:
+    data = check(routed)
+    images = torch.from_numpy(data.images).permute(0, 3, 1, 2)
+
+    def perfect(labels: torch.Tensor) -> torch.Tensor:
+        own = torch.from_numpy(data.labels)
+        return torch.stack([images[own == y][i % 5] for i, y in enumerate(labels)])
+
+    values = emoji_distances(data, {"perfect": perfect}, 300, seed=1).values
+    assert list(values) == ["noise", "perfect", "other real images"]
+    assert values["other real images"] < values["perfect"] < values["noise"] / 3
+
+
+def test_smoothing_keeps_lines_straight() -> None:
+    assert smooth([2.0] * 9, 2.0) == pytest.approx([2.0] * 9)
+    line = [float(i) for i in range(60)]
+    assert smooth(line, 3.0)[10:50] == pytest.approx(line[10:50])
+    bumpy = [(-1.0) ** i for i in range(60)]
+    assert max(map(abs, smooth(bumpy, 3.0)[10:50])) < 0.01

@@ -1,0 +1,194 @@
+"""What image number i depends on: the seed, i and the recipe, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tread_ssm.config.run import SampleConfig
+from tread_ssm.data.sources import PixelValues
+from tread_ssm.diffusion import EDM, Flow, NoisePrediction, Objective
+from tread_ssm.models import DiMConfig, DiTConfig, build_model
+from tread_ssm.pretrained import Export
+from tread_ssm.routing import Cells, Draw, Route, RoutePlan, Segments
+from tread_ssm.sampling.generate import (
+    Drawn,
+    Recipe,
+    RouteGuidance,
+    draw_labels,
+    generate,
+    noise_of,
+    shares,
+    starting_noise,
+)
+from tread_ssm.sampling.image_grid import decoder
+
+DIM = DiMConfig(image_size=8, channels=3, n_classes=4, dim=32, depth=3, pads=1)
+DIT = DiTConfig(image_size=8, channels=3, n_classes=4, dim=32, depth=3, heads=2)
+PLAN = RoutePlan((Route(0, 1), Route(1, 3, select=Segments(length=2))), depth=3)
+
+
+def network(config: DiMConfig | DiTConfig) -> nn.Module:
+    torch.manual_seed(0)
+    model = build_model(config).eval().requires_grad_(False)
+    for p in model.parameters():  # a fresh network predicts nothing at all
+        p.add_(0.05 * torch.randn(p.shape))
+    return model
+
+
+def described(model: DiMConfig | DiTConfig = DIM, objective: Objective | None = None) -> Export:
+    return Export(
+        step=1,
+        model=model,
+        objective=objective or Flow(),
+        class_names=tuple("abcd"),
+        values=PixelValues(),
+        routes=tuple(PLAN.routes),
+        sample=SampleConfig(),
+    )
+
+
+def kept(draw: Draw) -> list[Tensor]:
+    return [subset.index for _, subset in draw]
+
+
+def test_noise_belongs_to_the_number_of_the_image() -> None:
+    all_of_them = noise_of(range(6), DIM, seed=1)
+    assert torch.equal(noise_of([4], DIM, seed=1)[0], all_of_them[4])
+    assert torch.equal(starting_noise(3, DIM, seed=1), all_of_them[:3])
+    assert len({float(x[0, 0, 0]) for x in all_of_them}) == 6
+    assert not torch.equal(noise_of(range(6), DIM, seed=2), all_of_them)
+
+
+def test_labels_belong_to_the_number_of_the_image_and_are_drawn_evenly() -> None:
+    labels = draw_labels(4500, range(9), seed=3)
+    assert torch.equal(draw_labels(100, range(9), seed=3), labels[:100])
+    assert not torch.equal(draw_labels(100, range(9), seed=4), labels[:100])
+    counts = labels.bincount(minlength=9)
+    # Chi-squared with 8 degrees of freedom: 0.999 of the mass lies below 26.1.
+    assert float(((counts - 500) ** 2 / 500).sum()) < 26.1
+    assert counts.max() > counts.min()
+
+
+def test_balanced_labels_and_chosen_classes() -> None:
+    counts = draw_labels(100, range(9), seed=0, balanced=True).bincount(minlength=9)
+    assert set(counts.tolist()) == {11, 12}
+    assert set(draw_labels(50, [2, 7], seed=0).tolist()) == {2, 7}
+    assert draw_labels(3, [2, 7], seed=0, balanced=True).tolist() == [2, 7, 2]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+def test_batches_are_cut_alike_for_any_number_of_processes(processes: int) -> None:
+    parts = [shares(50, 8, p, processes) for p in range(processes)]
+    together = sorted((b for part in parts for b in part), key=lambda b: b.start)
+    assert together == shares(50, 8)
+    assert [i for b in together for i in b] == list(range(50))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_an_empty_set_is_refused() -> None:
+    with pytest.raises(ValueError, match="0 images in batches of 8"):
+        shares(0, 8)
+
+
+@pytest.mark.parametrize("drop", [0.25, 0.5])
+def test_what_route_guidance_keeps_belongs_to_the_number_of_the_image(drop: float) -> None:
+    plan, level = PLAN.with_drop(drop), 0.7
+
+    def draw(images: list[int], seed: int = 0, level: float = level) -> list[Tensor]:
+        guidance = RouteGuidance(PLAN, (4, 4), 0.5, 0.0, seed, images)
+        return kept(guidance.draw(plan, level))
+
+    together = draw([0, 1, 2, 3])
+    assert all(torch.equal(a[1:3], b) for a, b in zip(together, draw([1, 2]), strict=True))
+    assert not any(torch.equal(a[0], a[1]) for a in together)
+    for other in (draw([0, 1, 2, 3], seed=1), draw([0, 1, 2, 3], level=0.6)):
+        assert not any(torch.equal(a, b) for a, b in zip(together, other, strict=True))
+
+
+RECIPES = {
+    "plain": (DIM, Flow(), Recipe(steps=4)),
+    "labels": (DIM, EDM(), Recipe(steps=4, guidance=2.0, interval=(0.1, 5.0))),
+    "routes": (DIM, Flow(), Recipe(steps=4, guidance=1.5, weak_drop=0.5, strong_drop=0.25)),
+    "transformer": (DIT, NoisePrediction(), Recipe(steps=5, guidance=1.5, weak_drop=0.5)),
+}
+
+
+def images(name: str, batch: int, n: int = 7) -> list[Drawn]:
+    config, objective, recipe = RECIPES[name]
+    run = described(config, objective)
+    return list(
+        generate(
+            network(config),
+            run,
+            recipe,
+            shares(n, batch),
+            draw_labels(n, range(4), seed=5),
+            seed=5,
+            decode=decoder(run.values, None, "cpu"),
+        )
+    )
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_an_image_does_not_depend_on_what_else_is_in_its_batch(name: str) -> None:
+    whole = images(name, batch=7)[0]
+    assert whole.images.shape == (7, 8, 8, 3) and whole.images.dtype == np.uint8
+    assert len({image.tobytes() for image in whole.images}) == 7
+    for batch in (1, 3):
+        parts = images(name, batch)
+        assert torch.equal(torch.cat([p.labels for p in parts]), whole.labels)
+        # Sums of other shapes are rounded otherwise; no value moves by more than a level.
+        pixels = np.concatenate([p.images for p in parts]).astype(int)
+        assert np.abs(pixels - whole.images.astype(int)).max() <= 1
+    assert np.array_equal(images(name, 3)[1].images, images(name, 3, n=6)[1].images)
+
+
+def test_drawing_leaves_the_random_numbers_alone() -> None:
+    model, run = network(DIM), described()
+    before = torch.get_rng_state()
+    labels = torch.zeros(2, dtype=torch.int64)
+    recipe = Recipe(steps=2, guidance=2.0, weak_drop=0.5)
+    decode = decoder(run.values, None, "cpu")
+    assert len(list(generate(model, run, recipe, shares(2, 1), labels, seed=0, decode=decode))) == 2
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_half_precision_is_close_and_the_samplers_numbers_stay_wide() -> None:
+    model, run = network(DIM), described()
+    labels = draw_labels(4, range(4), seed=0)
+    seen: list[torch.dtype] = []
+
+    def decode(x: Tensor) -> np.ndarray:
+        seen.append(x.dtype)
+        return x.numpy()
+
+    def draw(recipe: Recipe) -> np.ndarray:
+        batches = shares(4, 4)
+        drawn = generate(model, run, recipe, batches, labels, seed=0, decode=decode)
+        return next(iter(drawn)).images
+
+    full, half = draw(Recipe(steps=4)), draw(Recipe(steps=4, precision="bf16"))
+    assert seen == [torch.float32, torch.float32]
+    difference = np.sqrt(((full - half) ** 2).mean() / (full**2).mean())
+    assert 0 < difference < 0.05
+
+
+def test_what_cannot_be_drawn_is_refused() -> None:
+    model, labels = network(DIM), torch.zeros(1, dtype=torch.int64)
+
+    def draw(run: Export, recipe: Recipe) -> None:
+        decode = decoder(run.values, None, "cpu")
+        list(generate(model, run, recipe, shares(1, 1), labels, seed=0, decode=decode))
+
+    with pytest.raises(ValueError, match="trained with routes"):
+        draw(replace(described(), routes=()), Recipe(steps=1, weak_drop=0.5))
+    with pytest.raises(ValueError, match="interval belongs to"):
+        draw(described(), Recipe(steps=1, weak_drop=0.5, interval=(0.0, 1.0)))
+    with pytest.raises(ValueError, match="cannot be cut into cells of 3 x 3"):
+        cells = Route(0, 1, select=Cells(3))
+        draw(replace(described(), routes=(cells,)), Recipe(steps=1, guidance=2.0, weak_drop=0.5))

@@ -1,0 +1,255 @@
+"""Strict loading of plain YAML into dataclasses: every key and every type is checked.
+
+Types that may stand in a dataclass here: bool, int, float, str, Literal, Optional, tuples,
+dataclasses, and unions of dataclasses that are told apart by their field `kind`. Whatever goes
+wrong is one sentence with the file, the line and the key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from tread_ssm.errors import ConfigError
+
+T = TypeVar("T")
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A parsed file with its overrides, and where each key came from ("FILE, line 12")."""
+
+    tree: Tree
+    name: str
+    places: dict[str, str] = field(default_factory=dict)
+
+    def at(self, path: str) -> str:
+        """Where the nearest known key above `path` stands."""
+        while path:
+            if path in self.places:
+                return self.places[path]
+            path = path.rpartition(".")[0]
+        return self.name
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """`; did you mean X?` for the most similar known word, otherwise the known ones."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known are {', '.join(known)}."
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> Source:
+    """Parse a YAML file and apply `a.b.0.c=value` overrides. Raises ConfigError."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from None
+    places: dict[str, str] = {}
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree = {} if node is None else _plain(node, "", str(path), places)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}.") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines at the top level.")
+    source = Source(tree, str(path), places)
+    for override in overrides:
+        _override(source, override)
+    return source
+
+
+def build(cls: type[T], source: Source) -> T:
+    """An instance of the dataclass `cls` from a parsed file. Raises ConfigError."""
+    return _dataclass(cls, source.tree, "", source)
+
+
+def plain(value: Any) -> Any:
+    """A dataclass as the dicts, lists and scalars that `build` reads back."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+
+def dump(value: Any) -> str:
+    """A dataclass as YAML text."""
+    return yaml.safe_dump(
+        plain(value), sort_keys=False, allow_unicode=True, default_flow_style=None, width=100
+    )
+
+
+def _plain(node: yaml.Node, path: str, name: str, places: dict[str, str]) -> Any:
+    """The node as plain Python, its keys' places written down, doubled keys refused."""
+    where = f"{name}, line {node.start_mark.line + 1}"
+    places.setdefault(path, where)
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(n, _join(path, i), name, places) for i, n in enumerate(node.value)]
+    if isinstance(node, yaml.MappingNode):
+        tree: Tree = {}
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            inner = _join(path, key)
+            where = f"{name}, line {key_node.start_mark.line + 1}"
+            if key in tree:
+                raise ConfigError(f"{where}: the key {inner} stands twice.")
+            places[inner] = where
+            tree[key] = _plain(value_node, inner, name, places)
+        return tree
+    return yaml.SafeLoader("").construct_object(node)
+
+
+def _override(source: Source, text: str) -> None:
+    path, equals, value = text.partition("=")
+    where = f"override {text!r}"
+    if not equals or not path:
+        raise ConfigError(f"{where}: write it as section.key=value.")
+    parts = path.split(".")
+    at: Any = source.tree
+    for depth, part in enumerate(parts):
+        key: str | int = part
+        if isinstance(at, list):
+            if not part.isdigit() or int(part) >= len(at):
+                raise ConfigError(
+                    f"{where}: {'.'.join(parts[:depth])} has {len(at)} entries, numbered from 0; "
+                    f"{part!r} is none of them."
+                )
+            key = int(part)
+        elif not isinstance(at, dict):
+            raise ConfigError(f"{where}: {'.'.join(parts[:depth])} is a value, not a section.")
+        if depth == len(parts) - 1:
+            try:
+                at[key] = yaml.safe_load(value)
+            except yaml.YAMLError:
+                raise ConfigError(f"{where}: {value!r} is not a valid YAML value.") from None
+            # What the file said below this key is gone, and so are its line numbers.
+            for old in [p for p in source.places if p.startswith(path + ".")]:
+                del source.places[old]
+            source.places[path] = where
+        elif isinstance(at, dict) and at.get(part) is None:
+            at[part] = {}
+            source.places[".".join(parts[: depth + 1])] = where
+        at = at[key]
+
+
+def _dataclass(cls: type[T], tree: Any, path: str, source: Source) -> T:
+    if not isinstance(tree, dict):
+        raise _wrong(tree, path, "a section of `key: value` lines", source)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    for key in tree:
+        if key not in fields:
+            inner = _join(path, key)
+            raise ConfigError(
+                f"{source.at(inner)}: {inner} is not a known key{nearest(key, list(fields))}"
+            )
+    missing = [
+        name
+        for name, f in fields.items()
+        if name not in tree
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f"{source.at(path)}: {_join(path, missing[0])} is missing.")
+    hints = get_type_hints(cls)
+    values = {k: _value(hints[k], v, _join(path, k), source) for k, v in tree.items()}
+    try:
+        return cls(**values)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{source.at(path)}: {path or 'the run'}: {error}") from None
+
+
+def _value(hint: Any, value: Any, path: str, source: Source) -> Any:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return _union(get_args(hint), value, path, source)
+    if origin is Literal:
+        choices = get_args(hint)
+        for choice in choices:
+            if value == choice and type(value) is type(choice):
+                return choice
+        names = [str(c) for c in choices]
+        raise ConfigError(
+            f"{source.at(path)}: {path} is {value!r}, which is not one of its values"
+            f"{nearest(str(value), names)}"
+        )
+    if origin in (tuple, Sequence):
+        return _tuple(get_args(hint), value, path, source)
+    if dataclasses.is_dataclass(hint):
+        return _dataclass(hint, value, path, source)  # type: ignore[arg-type]
+    return _scalar(hint, value, path, source)
+
+
+def _union(members: tuple[Any, ...], value: Any, path: str, source: Source) -> Any:
+    if value is None and type(None) in members:
+        return None
+    members = tuple(m for m in members if m is not type(None))
+    if len(members) == 1:
+        return _value(members[0], value, path, source)
+    if not isinstance(value, dict):
+        raise _wrong(value, path, "a section of `key: value` lines", source)
+    kinds = {get_args(get_type_hints(m)["kind"])[0]: m for m in members}
+    kind = value.get("kind")
+    if kind is None:
+        raise ConfigError(
+            f"{source.at(path)}: {path}.kind is missing; known are {', '.join(kinds)}."
+        )
+    if kind not in kinds:
+        where = source.at(_join(path, "kind"))
+        raise ConfigError(
+            f"{where}: {path}.kind {kind!r} is not known{nearest(str(kind), list(kinds))}"
+        )
+    return _dataclass(kinds[kind], value, path, source)
+
+
+def _tuple(hints: tuple[Any, ...], value: Any, path: str, source: Source) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise _wrong(value, path, "a list", source)
+    if len(hints) == 2 and hints[1] is Ellipsis:
+        hints = (hints[0],) * len(value)
+    if len(hints) != len(value):
+        raise _wrong(value, path, f"a list of {len(hints)} entries", source)
+    return tuple(
+        _value(h, v, _join(path, i), source)
+        for i, (h, v) in enumerate(zip(hints, value, strict=True))
+    )
+
+
+def _scalar(hint: Any, value: Any, path: str, source: Source) -> Any:
+    if hint is bool or hint is str:
+        if type(value) is hint:
+            return value
+        expected = "true or false" if hint is bool else "text (put it in quotes)"
+        raise _wrong(value, path, expected, source)
+    # PyYAML reads 1e-4 as text: YAML 1.1 asks for a dot in front of the exponent.
+    number = value
+    if isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            number = None
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        raise _wrong(value, path, "a number", source)
+    if hint is float:
+        return float(number)
+    if number != number or number in (float("inf"), float("-inf")) or number != int(number):
+        raise _wrong(value, path, "a whole number", source)
+    return int(number)
+
+
+def _wrong(value: Any, path: str, expected: str, source: Source) -> ConfigError:
+    shown = "a section" if isinstance(value, dict) else repr(value)
+    return ConfigError(f"{source.at(path)}: {path} is {shown}; expected {expected}.")
+
+
+def _join(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)

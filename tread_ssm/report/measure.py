@@ -1,0 +1,207 @@
+"""What a report measures anew: the step time of a run's own model, and FD-emoji of its samples.
+
+Shape legend: n images, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from tread_ssm.config.run import RunConfig
+from tread_ssm.data.sources import Data, Pixels, Values
+from tread_ssm.evaluation import EmojiFeatures, feature_moments, frechet_distance
+from tread_ssm.pretrained import load_export
+from tread_ssm.randomness import generator
+from tread_ssm.routing import RoutePlan
+from tread_ssm.sampling.generate import draw, starting_noise
+from tread_ssm.sampling.image_grid import to_uint8
+from tread_ssm.timing import median_of_pairs, take_turns
+from tread_ssm.training.batch import Batch, BatchMaker
+from tread_ssm.training.optimizer import make_optimizer
+from tread_ssm.training.step import Stepper
+
+# The global batch of a run on many devices would not fit into one.
+_MOST_IMAGES = 64
+
+SAMPLE_STEPS = 16
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Medians in seconds over `repeats` interleaved training steps of `batch` images.
+
+    share: median of routed / dense, turn by turn; None without routes, as is `routed`.
+    """
+
+    batch: int
+    repeats: int
+    dense: float
+    routed: float | None
+    share: float | None
+
+
+def step_times(
+    config: RunConfig, data: Data, model: nn.Module, seconds: float = 8.0, most: int = 15
+) -> StepTimes:
+    """Time the real training step of `model`, dense and routed taking turns.
+
+    model:   on the device to be measured. Its gradients are used; its weights stay (lr is 0).
+    seconds: about how long it may take; at least three turns are made.
+    """
+    stepper = _stepper(config, model)
+    size = min(config.train.batch_size, _MOST_IMAGES)
+    dense = _step(config, data, stepper, RoutePlan((), config.model.depth), size)
+    sides = {"dense": dense}
+    if config.plan.routes:
+        sides["routed"] = _step(config, data, stepper, config.plan, size)
+    dense()
+    start = time.perf_counter()
+    dense()
+    spent = time.perf_counter() - start
+    repeats = max(3, min(most, int(seconds / (len(sides) * max(spent, 1e-6))) - 1))
+    times = take_turns(sides, repeats)
+    routed = times.get("routed")
+    return StepTimes(
+        batch=size,
+        repeats=repeats,
+        dense=statistics.median(times["dense"]),
+        routed=statistics.median(routed) if routed else None,
+        share=median_of_pairs(routed, times["dense"]) if routed else None,
+    )
+
+
+def _stepper(config: RunConfig, model: nn.Module) -> Stepper:
+    options = config.train
+    accelerator = Accelerator(
+        mixed_precision="no" if options.precision == "fp32" else options.precision
+    )
+    model = model.train().requires_grad_(True)
+    optimizer = make_optimizer(
+        model, lr=0.0, betas=options.betas, weight_decay=options.weight_decay
+    )
+    # evaluation_mode: autocast as in training, but no wrapper that waits for other processes.
+    module = accelerator.prepare_model(model, evaluation_mode=True)
+    return Stepper(
+        accelerator=accelerator,
+        module=module,
+        network=module,
+        optimizer=accelerator.prepare_optimizer(optimizer),
+        objective=config.objective,
+        loss=config.routing.loss,
+        patch=config.model.patch,
+        micro_batch=options.micro_batch,
+        clip=options.clip,
+    )
+
+
+def _step(
+    config: RunConfig, data: Data, stepper: Stepper, plan: RoutePlan, size: int
+) -> Callable[[], None]:
+    """A training step that takes turns with four batches; making them is not timed."""
+    maker = BatchMaker(
+        data=data,
+        objective=config.objective,
+        grid=config.grid,
+        seed=config.seed,
+        size=size,
+        null_label=config.model.n_classes,
+        label_dropout=config.train.label_dropout,
+    )
+    device = stepper.accelerator.device
+    batches: Sequence[Batch] = [
+        maker.make(step, plan, slice(0, size)).to(device) for step in range(4)
+    ]
+    turn = cycle(batches)
+
+    def step() -> None:
+        stepper.step(next(turn), lr=0.0)
+
+    return step
+
+
+@dataclass(frozen=True)
+class Distances:
+    """FD-emoji of sets of images of equal size against one reference.
+
+    images:    images per set.
+    reference: real images that the sets are compared with.
+    values:    the distance by name of the set, the worst (noise) first, real images last.
+    """
+
+    images: int
+    reference: int
+    values: Mapping[str, float]
+
+
+def emoji_distances(
+    data: Pixels, draws: Mapping[str, Callable[[Tensor], Tensor]], images: int, seed: int
+) -> Distances:
+    """FD-emoji of noise, of each draw, and of real images that are not in the reference.
+
+    The real images are split: `images` of them lend their labels to the samples and stand for
+    what a perfect sampler would reach; the rest is the reference. All sets have the same size,
+    because the distance shrinks with it.
+
+    draws: by name, labels (n,) int64 -> uint8 images (n, 3, H, W).
+
+    Raises ValueError where a set or the reference would be too small.
+    """
+    least = EmojiFeatures.dimension + 1
+    if not least <= images <= len(data.labels) - least:
+        raise ValueError(
+            f"emoji_distances: images is {images}; with {EmojiFeatures.dimension} features and "
+            f"{len(data.labels)} real images it must lie in {least}..{len(data.labels) - least}."
+        )
+    rng = generator(seed, 0, "report")
+    order = torch.randperm(len(data.labels), generator=rng)
+    real = torch.from_numpy(data.images).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(data.labels)[order[:images]]
+    extractor = EmojiFeatures()
+    reference = feature_moments(extractor, real[order[images:]])
+
+    def distance(x: Tensor) -> float:
+        return frechet_distance(feature_moments(extractor, x), reference)
+
+    noise = torch.randn(images, *data.shape, generator=rng)
+    values = {"noise": distance(_uint8(noise, data.values))}
+    values |= {name: distance(samples(labels)) for name, samples in draws.items()}
+    values["other real images"] = distance(real[order[:images]])
+    return Distances(images, len(real) - images, values)
+
+
+def draw_samples(
+    folder: Path, labels: Tensor, guidance: float, seed: int, device: torch.device
+) -> Tensor:
+    """Samples from the averaged weights in `folder`: uint8 (n, 3, H, W), on the CPU.
+
+    By DPM-Solver++ with SAMPLE_STEPS steps, enough for a distance whatever the objective.
+    """
+    model, described = load_export(folder, device)
+    noise = starting_noise(len(labels), described.model, seed)
+    parts = [
+        draw(
+            model,
+            described.objective,
+            x.to(device),
+            y.to(device),
+            null_label=described.model.n_classes,
+            steps=SAMPLE_STEPS,
+            guidance=guidance,
+            sampler="dpm_solver_pp",
+        ).cpu()
+        for x, y in zip(noise.split(_MOST_IMAGES), labels.split(_MOST_IMAGES), strict=True)
+    ]
+    return _uint8(torch.cat(parts), described.values)
+
+
+def _uint8(x: Tensor, values: Values) -> Tensor:
+    return torch.from_numpy(to_uint8(x, values)).permute(0, 3, 1, 2)

@@ -1,0 +1,92 @@
+"""From a network's numbers to pictures: uint8 images, and grids of them with a row per class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from tread_ssm.data.sources import PixelValues, Values
+from tread_ssm.errors import ConfigError
+
+Decode = Callable[[Tensor], np.ndarray]
+"""From the network's numbers (B, C, H, W) to uint8 images (B, H, W, 3)."""
+
+
+def decoder(values: Values, vae: str | None, device: torch.device | str) -> Decode:
+    """What turns a network's numbers into images: `to_uint8` for pixels, else the autoencoder.
+
+    vae: the autoencoder's folder or identifier; None: the one that the data names.
+
+    Raises ConfigError where latents have no autoencoder, or it cannot be loaded.
+    """
+    if isinstance(values, PixelValues):
+        return lambda x: to_uint8(x, values)
+    name, scale = vae or values.vae, values.scale
+    if name is None:
+        raise ConfigError(
+            "the network's numbers are latents, and the data does not say of which autoencoder; "
+            "name it with --vae (a folder, or stabilityai/sd-vae-ft-ema)."
+        )
+    from tread_ssm.data.autoencoder import Autoencoder  # diffusers takes seconds to import
+
+    autoencoder = Autoencoder.load(name, device, torch.float32)
+    return lambda x: np.asarray(autoencoder.decode(x / scale).cpu())
+
+
+def to_uint8(x: Tensor, values: Values) -> np.ndarray:
+    """x (B, C, H, W) in the model's numbers -> uint8 (B, H, W, 3).
+
+    Pixels are mapped to 0..255 and clipped. Latents are shown, not decoded: their first three
+    channels, each stretched over its own range. One channel is shown as grey.
+    """
+    x = x.detach().to("cpu", torch.float32)
+    if isinstance(values, PixelValues):
+        x = (x - values.low) / (values.high - values.low)
+    else:
+        low, high = x.amin(dim=(0, 2, 3), keepdim=True), x.amax(dim=(0, 2, 3), keepdim=True)
+        x = (x - low) / (high - low).clamp_min(1e-6)
+    x = x[:, :3] if x.shape[1] >= 3 else x[:, :1].expand(-1, 3, -1, -1)
+    return (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def save_grid(path: Path, images: np.ndarray, row_names: Sequence[str]) -> None:
+    """Write uint8 images (rows * columns, H, W, 3), row after row, as a PNG; whole or not at all.
+
+    Small images are enlarged to about 64 pixels without smoothing.
+    """
+    rows = len(row_names)
+    n, height, width, _ = images.shape
+    scale, gap = max(1, 64 // height), 4
+    columns = n // rows
+    cell_h, cell_w = height * scale + gap, width * scale + gap
+    margin = 8 + max((int(_text_width(name)) for name in row_names), default=0)
+    canvas = Image.new("RGB", (margin + columns * cell_w, rows * cell_h + gap), "white")
+    draw = ImageDraw.Draw(canvas)
+    for row, name in enumerate(row_names):
+        top = gap + row * cell_h
+        draw.text((4, top + cell_h // 2 - 8), name, fill="black")
+        for column in range(columns):
+            image = Image.fromarray(images[row * columns + column])
+            image = image.resize((width * scale, height * scale), Image.Resampling.NEAREST)
+            canvas.paste(image, (margin + column * cell_w, top))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    canvas.save(temporary, format="PNG")
+    os.replace(temporary, path)
+
+
+def spread(n: int, most: int) -> list[int]:
+    """At most `most` of the numbers 0..n-1, evenly spread, both ends among them."""
+    if n <= most:
+        return list(range(n))
+    return [round(i * (n - 1) / max(1, most - 1)) for i in range(most)]
+
+
+def _text_width(text: str) -> float:
+    return ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength(text)

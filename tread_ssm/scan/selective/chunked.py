@@ -1,0 +1,194 @@
+"""The scan in plain torch, a chunk of visits at a time: the fallback where nothing is compiled.
+
+Same results as the reference, but only one chunk of states is alive at once: the forward keeps the
+state at the start of every chunk, the backward recomputes the rest. No autograd graph is built.
+
+Shape legend: as in reference.py; inside, time comes first: (T, B, D, N) with T visits of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tread_ssm.scan.selective import reference
+from tread_ssm.scan.selective.reference import ScanGradients, conv_backward, conv_forward
+
+__all__ = [
+    "conv_backward",
+    "conv_forward",
+    "scan_backward",
+    "scan_forward",
+    "states_shape",
+    "unavailable",
+]
+
+CHUNK = 32
+
+
+def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
+    """None: plain torch runs everywhere."""
+    return None
+
+
+def states_shape(batch: int, visits: int, dim: int, state: int) -> tuple[int, ...]:
+    """One state per chunk, as it stands before the chunk."""
+    return ((visits + CHUNK - 1) // CHUNK, batch, dim, state)
+
+
+@dataclass(frozen=True)
+class _Visits:
+    """Inputs in visiting order, time first, in the dtype of the state."""
+
+    u: Tensor  # (K, B, D)
+    dt: Tensor  # (K, B, D), after bias and softplus
+    stretch: Tensor  # (K, B, D), dt times 1 + gap
+    A: Tensor  # (D, N)
+    B: Tensor  # (K, B, N)
+    C: Tensor  # (K, B, N)
+
+    def chunks(self) -> list[slice]:
+        return [slice(k, k + CHUNK) for k in range(0, len(self.u), CHUNK)]
+
+    def run(self, part: slice, before_BDN: Tensor) -> tuple[Tensor, Tensor]:
+        """Decays and states of one chunk, both (T, B, D, N)."""
+        decay = torch.exp_(self.stretch[part].unsqueeze(-1) * self.A)
+        h = (self.dt[part] * self.u[part]).unsqueeze(-1) * self.B[part].unsqueeze(2)
+        state = before_BDN
+        for a, x in zip(decay.unbind(0), h.unbind(0), strict=True):
+            x.addcmul_(a, state)
+            state = x
+        return decay, h
+
+
+def _visits(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    visit: Tensor | None,
+    gap: Tensor | None,
+) -> _Visits:
+    u_, delta_, B_, C_ = (reference.take(x, visit).transpose(0, 1) for x in (u, delta, B, C))
+    dt = reference.step_size(delta_, delta_bias, delta_softplus)
+    scale = reference.gap_scale(gap, dt.dtype)
+    stretch = dt if isinstance(scale, float) else dt * scale.transpose(0, 1)
+    return _Visits(u_, dt, stretch, A.to(u_.dtype), B_, C_)
+
+
+def scan_forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    order: Tensor | None,
+    gap: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """y (B, L, D) in u's dtype, and the state before each chunk (chunks, B, D, N)."""
+    visit = reference.visited_positions(order, u)
+    v = _visits(u, delta, A, B, C, delta_bias, delta_softplus, visit, gap)
+    states = v.u.new_empty(states_shape(u.shape[0], len(v.u), *A.shape))
+    state = torch.zeros_like(states[0])
+    y = torch.empty_like(v.u)
+    for kept, part in zip(states, v.chunks(), strict=True):
+        kept.copy_(state)
+        _, h = v.run(part, state)
+        state = h[-1].clone()  # a view would keep the whole chunk alive
+        y[part] = (h @ v.C[part].unsqueeze(-1)).squeeze(-1)
+    y = y.transpose(0, 1)
+    if D is not None:
+        y = y + D * v.u.transpose(0, 1)
+    if z is not None:
+        y = y * F.silu(reference.take(z, visit))
+    return reference.put(y.contiguous(), visit, u), states
+
+
+def scan_backward(
+    grad_y: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    order: Tensor | None,
+    gap: Tensor | None,
+    states: Tensor,
+) -> ScanGradients:
+    """As reference.scan_backward, from the chunk states that the forward kept."""
+    visit = reference.visited_positions(order, u)
+    v = _visits(u, delta, A, B, C, delta_bias, delta_softplus, visit, gap)
+    g = reference.take(grad_y, visit).transpose(0, 1)
+    z_ = None if z is None else reference.take(z, visit).transpose(0, 1)
+    gated = g if z_ is None else g * F.silu(z_)
+    y = None if z_ is None else torch.empty_like(v.u)
+
+    grad_A = torch.zeros_like(v.A)
+    grad_u, grad_dt, grad_B, grad_C = (torch.empty_like(x) for x in (v.u, v.dt, v.B, v.C))
+    carry = torch.zeros_like(states[0])
+    for part, before in zip(reversed(v.chunks()), reversed(states.unbind(0)), strict=True):
+        decay, h = v.run(part, before)
+        if y is not None:
+            y[part] = (h @ v.C[part].unsqueeze(-1)).squeeze(-1)
+        gh = gated[part].unsqueeze(-1) * v.C[part].unsqueeze(2)
+        carry = _backwards(gh.unbind(0), decay.unbind(0), carry)
+        grad_C[part] = (gated[part].unsqueeze(2) @ h).squeeze(2)
+        grad_B[part] = ((v.dt[part] * v.u[part]).unsqueeze(2) @ gh).squeeze(2)
+        grad_input = (gh @ v.B[part].unsqueeze(-1)).squeeze(-1)
+        exponent = decay.mul_(gh)  # gradient of the exponents (1 + gap) dt A
+        exponent[1:].mul_(h[:-1])
+        exponent[0].mul_(before)
+        grad_u[part] = grad_input * v.dt[part]
+        grad_dt[part] = (exponent * v.A).sum(-1)
+        grad_A += exponent.mul_(v.stretch[part].unsqueeze(-1)).sum((0, 1))
+        if gap is not None:
+            grad_dt[part] *= 1 + gap.expand(u.shape[0], -1).T[part].unsqueeze(-1)
+        grad_dt[part] += grad_input * v.u[part]
+
+    grad_D = grad_z = None
+    if y is not None and z_ is not None and z is not None:
+        y = y if D is None else y + D * v.u
+        grad_z = _back(g * y * reference.silu_slope(z_), visit, z)
+    if D is not None:
+        grad_u += D * gated
+        grad_D = (v.u * gated).sum((0, 1)).to(D.dtype)
+    if delta_softplus:
+        grad_dt *= -torch.expm1(-v.dt)  # the slope of softplus, from its value
+    return (
+        _back(grad_u, visit, u),
+        _back(grad_dt, visit, delta),
+        grad_A,
+        _back(grad_B, visit, B),
+        _back(grad_C, visit, C),
+        grad_D,
+        grad_z,
+        None if delta_bias is None else grad_dt.sum((0, 1)).to(delta_bias.dtype),
+    )
+
+
+def _backwards(gh: Sequence[Tensor], decay: Sequence[Tensor], carry: Tensor) -> Tensor:
+    """Adds to the gradient of each state, in place, what reaches it from later visits; returns
+    what reaches the state before the first."""
+    gh[-1].add_(carry)
+    for k in reversed(range(len(gh) - 1)):
+        gh[k].addcmul_(decay[k + 1], gh[k + 1])
+    return decay[0] * gh[0]
+
+
+def _back(x_KBD: Tensor, visit: Tensor | None, like: Tensor) -> Tensor:
+    return reference.put(x_KBD.transpose(0, 1).contiguous(), visit, like)
