@@ -164,7 +164,8 @@ def scan_forward(
     u, delta, B, C = (_native(x) for x in (u, delta, B, C))
     z = None if z is None else _native(z)
     args, _keep = _scan_args(u, delta, A, B, C, D, z, delta_bias, delta_softplus, order, gap)
-    states = u.new_empty(states_shape(u.shape[0], args.visits, *A.shape), dtype=torch.float32)
+    # Zeros: not every instruction set writes the padding, and an operator returns no garbage.
+    states = u.new_zeros(states_shape(u.shape[0], args.visits, *A.shape), dtype=torch.float32)
     y = _output(u, args.visits)
     args.y, args.states = y.data_ptr(), states.data_ptr()
     _call("scan_forward", args, u, order)
