@@ -1,4 +1,4 @@
-"""Every test of the operators finds fresh memory full of NaN: luck must not hide what is unwritten."""
+"""Every test of the operators finds fresh memory full of NaN: luck must not hide a gap."""
 
 from collections.abc import Iterator
 
