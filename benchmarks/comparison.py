@@ -32,12 +32,12 @@ from torch import Tensor
 from tread_ssm.config.run import RunConfig, check, load_config
 from tread_ssm.data import load_emoji
 from tread_ssm.data.sources import PixelValues
-from tread_ssm.evaluation import EmojiFeatures, Moments, feature_moments, frechet_distance
+from tread_ssm.evaluation import EmojiFeatures, FeatureMoments, feature_moments, frechet_distance
 from tread_ssm.models import build_model
 from tread_ssm.models.cost import backbone_cost
 from tread_ssm.pretrained import load_export
 from tread_ssm.randomness import generator
-from tread_ssm.sampling.generate import draw, starting_noise
+from tread_ssm.sampling.generate import sample_images, starting_noise
 from tread_ssm.sampling.image_grid import to_uint8
 from tread_ssm.timing import take_turns
 from tread_ssm.training.batch import BatchMaker
@@ -147,13 +147,13 @@ def arms(scale: Scale) -> list[Arm]:
 
 @dataclass(frozen=True)
 class Held:
-    """The images that no arm trains on, with the noise and level at which each is denoised."""
+    """The images that no arm trains on, with the noise and t at which each is denoised."""
 
     x: Tensor
     labels: Tensor
     noise: Tensor
-    level: Tensor
-    reference: Moments
+    t: Tensor
+    reference: FeatureMoments
 
 
 def split_data(work: Path, scale: Scale) -> tuple[Path, np.ndarray, np.ndarray]:
@@ -177,13 +177,13 @@ def held_out(work: Path, scale: Scale, config: RunConfig) -> Held:
         x,
         torch.from_numpy(labels),
         torch.randn(x.shape, generator=rng),
-        config.objective.draw_level(len(x), rng),
+        config.objective.sample_t(len(x), rng),
         _reference(path),
     )
 
 
 @functools.cache
-def _reference(path: Path) -> Moments:
+def _reference(path: Path) -> FeatureMoments:
     """Of the training images' features."""
     with np.load(path, allow_pickle=False) as archive:
         images = torch.from_numpy(archive["images"])
@@ -230,10 +230,10 @@ def run(config: RunConfig) -> None:
 def loss_of(folder: Path, held: Held) -> float:
     """Mean loss of the dense network with averaged weights on the fixed evaluation set."""
     model, described = load_export(folder)
-    parts = zip(*(t.split(64) for t in (held.x, held.labels, held.level, held.noise)), strict=True)
+    parts = zip(*(t.split(64) for t in (held.x, held.labels, held.t, held.noise)), strict=True)
     losses = [
-        described.objective.loss_terms(model, x, labels, level, noise).loss_map.mean(dim=(1, 2, 3))
-        for x, labels, level, noise in parts
+        described.objective.loss_terms(model, x, labels, t, noise).loss_map.mean(dim=(1, 2, 3))
+        for x, labels, t, noise in parts
     ]
     return float(torch.cat(losses).mean())
 
@@ -251,7 +251,7 @@ def samples(folder: Path, labels: Tensor, steps: int, guidance: float) -> np.nda
     model, described = load_export(folder)
     noise = starting_noise(len(labels), described.model, 0)
     parts = [
-        draw(
+        sample_images(
             model,
             described.objective,
             x,

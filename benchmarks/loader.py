@@ -77,7 +77,7 @@ def shards_latents(folder: Path, batches: int) -> None:
     """Our shards, as training reads them: the posterior is sampled."""
     data = _latents(folder)
     for step in range(batches):
-        drawn = data.draw(BATCH, generator(0, step, "step"))
+        drawn = data.sample_augmentation(BATCH, generator(0, step, "step"))
         _used(data.read(batch_index(len(data.labels), BATCH, 0, step), drawn))
 
 

@@ -49,12 +49,12 @@ from tread_ssm.pretrained import Export, load_export
 from tread_ssm.processes import gathered, own_share, world
 from tread_ssm.sampling.adm_npz import check_same, file_digest
 from tread_ssm.sampling.generate import (
-    Drawn,
+    Images,
     Recipe,
-    draw_labels,
     find_weights,
     generate,
     recipe_of,
+    sample_labels,
     shares,
 )
 from tread_ssm.sampling.image_grid import decoder
@@ -209,7 +209,7 @@ def _sweep(args: argparse.Namespace, job: _Job) -> None:
     base = recipe_of(run, vars(args))
     _check_points(name, points, base, run)
     decode = decoder(run.values, args.vae, job.device)
-    labels = draw_labels(args.num, range(max(1, run.model.n_classes)), args.seed)
+    labels = sample_labels(args.num, range(max(1, run.model.n_classes)), args.seed)
     out = args.out or args.run / f"sweep_{name}.json"
     record = _described(args, job) | {
         "weights": file_digest(folder / "ema.safetensors"),
@@ -247,7 +247,7 @@ def _sweep(args: argparse.Namespace, job: _Job) -> None:
         print(f"{table}\n{out}, and beside it the table (.md) and the plot (.png)")
 
 
-def _watched(drawn: Iterable[Drawn], total: int, text: str) -> Iterator[Tensor]:
+def _watched(drawn: Iterable[Images], total: int, text: str) -> Iterator[Tensor]:
     """The images as (B, 3, H, W), with a progress bar."""
     with tqdm(total=total, unit="image", desc=text, disable=world()[0] != 0) as bar:
         for part in drawn:

@@ -30,12 +30,12 @@ from tread_ssm.errors import ConfigError
 from tread_ssm.pretrained import Export, load_export
 from tread_ssm.sampling.adm_npz import Parts, file_digest
 from tread_ssm.sampling.generate import (
-    Drawn,
+    Images,
     Recipe,
-    draw_labels,
     find_weights,
     generate,
     recipe_of,
+    sample_labels,
     shares,
 )
 from tread_ssm.sampling.image_grid import Decode, decoder, save_grid, spread, to_uint8
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--class", dest="classes", action="append", metavar="NAME", help="repeatable; default all")
     add("--steps", type=int, help="sampling steps (default: the run's)")
     add("--guidance", type=float, help="classifier-free guidance, 1 is none (default: the run's)")
-    add("--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="levels to guide at")
+    add("--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="timesteps to guide at")
     add("--sampler", choices=["euler", "heun", "dpm_solver_pp"], help="default: the objective's")
     add(
         "--weak-drop",
@@ -176,7 +176,7 @@ def _draw_set(args: argparse.Namespace) -> None:
             raise ConfigError(f"--png: {args.png} holds images already; name another folder.")
         parts.begin()
     state.wait_for_everyone()
-    labels = draw_labels(args.num, rows, args.seed, balanced=args.balanced)
+    labels = sample_labels(args.num, rows, args.seed, balanced=args.balanced)
     every = shares(args.num, args.batch)
     mine = shares(args.num, args.batch, state.process_index, state.num_processes)
     missing = [b for b in mine if not parts.done(b)]
@@ -252,7 +252,7 @@ def _record(args: argparse.Namespace, run: Export, recipe: Recipe, digest: str) 
     }
 
 
-def _write_png(folder: Path, drawn: Drawn) -> None:
+def _write_png(folder: Path, drawn: Images) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number, image in zip(drawn.numbers, drawn.images, strict=True):
         Image.fromarray(image).save(folder / f"{number:06d}.png")

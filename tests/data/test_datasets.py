@@ -62,9 +62,9 @@ def test_pixels_are_read_in_range_and_mirrored_half_the_time() -> None:
     assert isinstance(plain, Pixels)
     assert isinstance(data, Pixels)
     index = np.arange(400)
-    drawn = data.draw(400, generator(0, 0, "step"))
+    drawn = data.sample_augmentation(400, generator(0, 0, "step"))
     straight, x = (
-        plain.read(index, plain.draw(400, generator(0, 0, "step"))),
+        plain.read(index, plain.sample_augmentation(400, generator(0, 0, "step"))),
         data.read(index, drawn),
     )
     assert x.shape == (400, 3, 8, 8)
@@ -119,7 +119,10 @@ def test_latents_are_sampled_anew_from_their_posterior(tmp_path: Path) -> None:
     assert data.shape == (4, 4, 4)
     assert data.class_names == ("a", "b", "c", "d", "e")
     index = np.arange(200)
-    draws = [data.read(index, data.draw(200, generator(0, s, "step"))) / 0.5 for s in range(2)]
+    draws = [
+        data.read(index, data.sample_augmentation(200, generator(0, s, "step"))) / 0.5
+        for s in range(2)
+    ]
     mean = torch.from_numpy(moments[:, :4]).float()
     for x in draws:
         error = (x - mean).std()
@@ -138,7 +141,7 @@ def test_samples_come_in_the_order_asked_for_across_shards(tmp_path: Path) -> No
 def test_mirrored_latents_take_the_moments_of_mirrored_images(tmp_path: Path) -> None:
     write_latents(tmp_path / "latents", flip=True)
     data = open_data(LatentData(path=str(tmp_path / "latents"), flip=True))
-    mirror, noise = data.draw(200, generator(0, 0, "step"))  # type: ignore[misc]
+    mirror, noise = data.sample_augmentation(200, generator(0, 0, "step"))  # type: ignore[misc]
     x = data.read(np.arange(200), (mirror, noise))  # type: ignore[arg-type]
     assert torch.equal(x.mean(dim=(1, 2, 3)) > 25, mirror)
     assert 70 < int(mirror.sum()) < 130

@@ -22,15 +22,15 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-def level_of(objective: Objective, noise_level: Tensor) -> Tensor:
-    """The level that a network is told as `noise_level`, (B, 1, 1, 1)."""
+def told_as(objective: Objective, t: Tensor) -> Tensor:
+    """The t that a network is told as `t`, (B, 1, 1, 1)."""
     if isinstance(objective, EDM):
-        noise_level = (4 * noise_level).exp()
+        t = (4 * t).exp()
     elif isinstance(objective, Flow):
-        noise_level = noise_level / 1000
+        t = t / 1000
     else:
-        noise_level = noise_level + 1
-    return noise_level[:, None, None, None]
+        t = t + 1
+    return t[:, None, None, None]
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,11 @@ class Oracle:
     objective: Objective
     estimate: Callable[[Tensor, Tensor, Tensor], Tensor]
 
-    def __call__(
-        self, x: Tensor, noise_level: Tensor, labels: Tensor, *, routing: Draw = ()
-    ) -> Tensor:
-        level = level_of(self.objective, noise_level)
-        alpha, sigma = self.objective.alpha(level), self.objective.sigma(level)
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, *, routing: Draw = ()) -> Tensor:
+        t = told_as(self.objective, t)
+        alpha, sigma = self.objective.alpha(t), self.objective.sigma(t)
         if isinstance(self.objective, EDM):
-            c_skip, c_out, c_in, _ = self.objective.coefficients(level)
+            c_skip, c_out, c_in, _ = self.objective.coefficients(t)
             x = x / c_in
             return (self.estimate(x, alpha, sigma) - c_skip * x) / c_out
         x0 = self.estimate(x, alpha, sigma)
@@ -60,16 +58,16 @@ def gaussian(x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     return MU + alpha * S**2 / (alpha**2 * S**2 + sigma**2) * (x - alpha * MU)
 
 
-def transported(objective: Objective, x: Tensor, levels: Tensor) -> Tensor:
-    """Where the exact ODE takes x from the first level to the last, for x0 ~ N(MU, S^2)."""
-    ends = levels[[0, -1]].double()
+def transported(objective: Objective, x: Tensor, timesteps: Tensor) -> Tensor:
+    """Where the exact ODE takes x from the first t to the last, for x0 ~ N(MU, S^2)."""
+    ends = timesteps[[0, -1]].double()
     alpha, sigma = objective.alpha(ends), objective.sigma(ends)
     deviation = (alpha**2 * S**2 + sigma**2).sqrt()
     return alpha[1] * MU + deviation[1] / deviation[0] * (x - alpha[0] * MU)
 
 
 class Tiny(nn.Module):
-    """A small real network that reads the level, the label and the draw, and counts its samples."""
+    """A small real network that reads t, the label and the draw, and counts its samples."""
 
     def __init__(self, channels: int = 2, n_classes: int = 4) -> None:
         super().__init__()
@@ -77,12 +75,10 @@ class Tiny(nn.Module):
         self.label = nn.Embedding(n_classes + 1, channels)
         self.seen: list[tuple[Tensor, Draw]] = []
 
-    def forward(
-        self, x: Tensor, noise_level: Tensor, labels: Tensor, *, routing: Draw = ()
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor, *, routing: Draw = ()) -> Tensor:
         self.seen.append((labels, routing))
         h = self.mix(x.to(self.mix.weight.dtype)) + self.label(labels)[:, :, None, None]
         for _, subset in routing:
             dropped = (~subset.mask()).to(h.dtype).mean(1)
             h = h * (1 - dropped[:, None, None, None])
-        return h * noise_level.cos().to(h.dtype)[:, None, None, None]
+        return h * t.cos().to(h.dtype)[:, None, None, None]

@@ -21,10 +21,10 @@ def network() -> Tiny:
 
 
 def drawer(batch: int = 3) -> Callable[[RoutePlan, float], Draw]:
-    """Draws that are a function of the level."""
+    """Draws that are a function of t."""
 
-    def draw(plan: RoutePlan, level: float) -> Draw:
-        return plan.draw(batch, GRID, torch.Generator().manual_seed(round(level * 1000)))
+    def draw(plan: RoutePlan, t: float) -> Draw:
+        return plan.draw(batch, GRID, torch.Generator().manual_seed(round(t * 1000)))
 
     return draw
 
@@ -37,7 +37,7 @@ def test_scale_1_is_bit_identical_to_no_guidance() -> None:
     plain = FLOW.denoiser(network())
     guided = classifier_free(plain, 1.0, NULL)
     assert torch.equal(guided(X, 0.5, LABELS), plain(X, 0.5, LABELS))
-    times = FLOW.times(4)
+    times = FLOW.timesteps(4)
     assert torch.equal(heun(guided, FLOW, X, times, LABELS), heun(plain, FLOW, X, times, LABELS))
 
 
@@ -56,8 +56,8 @@ def test_guidance_leads_away_from_the_null_label(scale: float) -> None:
 def test_outside_the_interval_the_second_pass_is_skipped() -> None:
     model = network()
     guided = classifier_free(FLOW.denoiser(model), 3.0, NULL, interval=(0.2, 0.6))
-    for level in (1.0, 0.61, 0.6, 0.4, 0.2, 0.1):
-        guided(X, level, LABELS)
+    for t in (1.0, 0.61, 0.6, 0.4, 0.2, 0.1):
+        guided(X, t, LABELS)
     assert [len(labels) for labels, _ in model.seen] == [3, 3, 6, 6, 3, 3]
     plain = FLOW.denoiser(model)
     assert torch.equal(guided(X, 0.1, LABELS), plain(X, 0.1, LABELS))
@@ -102,14 +102,14 @@ def test_scale_1_runs_the_strong_pass_alone(drop: float) -> None:
 def test_both_passes_are_drawn_at_their_level() -> None:
     asked: list[tuple[float, float]] = []
 
-    def draw(plan: RoutePlan, level: float) -> Draw:
-        asked.extend((route.drop, level) for route in plan.routes[:1])
-        return drawer()(plan, level)
+    def draw(plan: RoutePlan, t: float) -> Draw:
+        asked.extend((route.drop, t) for route in plan.routes[:1])
+        return drawer()(plan, t)
 
     model = network()
     guided = route_guidance(FLOW.denoiser(model), PLAN, 2.0, 0.5, 0.25, draw)
-    for level in (0.5, 0.4):
-        guided(X, level, LABELS)
+    for t in (0.5, 0.4):
+        guided(X, t, LABELS)
     assert asked == [(0.25, 0.5), (0.5, 0.5), (0.25, 0.4), (0.5, 0.4)]
     draws = [kept(draw) for _, draw in model.seen]
     assert draws[0] != draws[2]

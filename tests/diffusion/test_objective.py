@@ -14,10 +14,10 @@ each = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.
 
 
 def batch(objective: Objective, size: int = 6) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x, labels, level, noise."""
+    """x, labels, t, noise."""
     rng = torch.Generator().manual_seed(3)
     x, noise = (torch.randn(size, 2, 4, 4, generator=rng) for _ in range(2))
-    return x, torch.arange(size) % 4, objective.draw_level(size, rng), noise
+    return x, torch.arange(size) % 4, objective.sample_t(size, rng), noise
 
 
 def wrong(value: Any) -> Any:
@@ -31,34 +31,34 @@ def wide(x: Tensor) -> Tensor:
 
 @each
 def test_a_perfect_network_has_no_loss_and_denoises_exactly(objective: Objective) -> None:
-    x, labels, level, noise = (t.double() if t.is_floating_point() else t for t in batch(objective))
+    x, labels, t, noise = (t.double() if t.is_floating_point() else t for t in batch(objective))
     network = Oracle(objective, lambda *_: x)
-    terms = objective.loss_terms(network, x, labels, level, noise)
+    terms = objective.loss_terms(network, x, labels, t, noise)
     assert terms.loss_map.shape == x.shape
     assert terms.loss_map.max() < 1e-12
     clean = noise if isinstance(objective, NoisePrediction) else x
     torch.testing.assert_close(terms.reconstruction, clean, rtol=0, atol=1e-9)
     denoise = objective.denoiser(network)
-    for i, one in enumerate(level.tolist()):
+    for i, one in enumerate(t.tolist()):
         torch.testing.assert_close(denoise(terms.noisy, one, labels)[i], x[i], rtol=0, atol=1e-9)
 
 
 @each
 def test_the_noisy_input_lies_on_the_path(objective: Objective) -> None:
-    x, labels, level, noise = batch(objective)
-    terms = objective.loss_terms(Tiny(), x, labels, level, noise)
-    expected = wide(objective.alpha(level)) * x + wide(objective.sigma(level)) * noise
+    x, labels, t, noise = batch(objective)
+    terms = objective.loss_terms(Tiny(), x, labels, t, noise)
+    expected = wide(objective.alpha(t)) * x + wide(objective.sigma(t)) * noise
     torch.testing.assert_close(terms.noisy, expected)
 
 
 @each
 def test_the_loss_is_the_error_of_the_denoiser_in_known_units(objective: Objective) -> None:
-    x, labels, level, noise = batch(objective)
+    x, labels, t, noise = batch(objective)
     if isinstance(objective, Flow):
-        level[0] = 0.02  # below the smallest divisor
+        t[0] = 0.02  # below the smallest divisor
     network = Tiny()
-    terms = objective.loss_terms(network, x, labels, level, noise)
-    for i, one in enumerate(level.tolist()):
+    terms = objective.loss_terms(network, x, labels, t, noise)
+    for i, one in enumerate(t.tolist()):
         x0 = objective.denoiser(network)(terms.noisy, one, labels)[i]
         if isinstance(objective, EDM):
             weight = (one**2 + 0.5**2) / (one * 0.5) ** 2
@@ -75,7 +75,7 @@ def test_the_loss_is_the_error_of_the_denoiser_in_known_units(objective: Objecti
 @each
 def test_levels_are_drawn_from_the_generator_alone(objective: Objective) -> None:
     first, second, other = (
-        objective.draw_level(64, torch.Generator().manual_seed(s)) for s in (1, 1, 2)
+        objective.sample_t(64, torch.Generator().manual_seed(s)) for s in (1, 1, 2)
     )
     assert first.dtype == torch.float32 and first.shape == (64,)
     assert torch.equal(first, second) and not torch.equal(first, other)
@@ -84,33 +84,33 @@ def test_levels_are_drawn_from_the_generator_alone(objective: Objective) -> None
 @each
 def test_times_descend_from_noise_to_clean_data(objective: Objective) -> None:
     for steps in (1, 2, 17):
-        times = objective.times(steps)
+        times = objective.timesteps(steps)
         assert times.shape == (steps + 1,) and bool((times[1:] < times[:-1]).all())
         assert float(objective.alpha(times[-1:])) == 1 and float(objective.sigma(times[-1:])) == 0
         assert float(objective.sigma(times[:1]) / objective.alpha(times[:1])) > 10
     with pytest.raises(ValueError, match="steps is 0"):
-        objective.times(0)
+        objective.timesteps(0)
 
 
 @each
 def test_half_precision_networks_give_a_float32_loss(objective: Objective) -> None:
-    x, labels, level, noise = batch(objective)
+    x, labels, t, noise = batch(objective)
     network = Tiny().bfloat16()
-    terms = objective.loss_terms(network, x, labels, level, noise)
+    terms = objective.loss_terms(network, x, labels, t, noise)
     assert {terms.loss_map.dtype, terms.reconstruction.dtype} == {torch.float32}
-    assert objective.denoiser(network)(x, float(level[0]), labels).dtype == torch.float32
+    assert objective.denoiser(network)(x, float(t[0]), labels).dtype == torch.float32
 
 
 @each
 def test_wrong_shapes_are_refused_in_words(objective: Objective) -> None:
-    x, labels, level, noise = batch(objective)
+    x, labels, t, noise = batch(objective)
     with pytest.raises(ValueError, match="noise"):
-        objective.loss_terms(Tiny(), x, labels, level, noise[:3])
-    with pytest.raises(ValueError, match="level"):
-        objective.loss_terms(Tiny(), x, labels, level[:3], noise)
-    twice = lambda x, noise_level, labels, *, routing=(): torch.cat([x, x], 1)  # noqa: E731
+        objective.loss_terms(Tiny(), x, labels, t, noise[:3])
+    with pytest.raises(ValueError, match="t"):
+        objective.loss_terms(Tiny(), x, labels, t[:3], noise)
+    twice = lambda x, t, labels, *, routing=(): torch.cat([x, x], 1)  # noqa: E731
     with pytest.raises(ValueError, match="2 output channels"):
-        objective.loss_terms(twice, x, labels, level, noise)
+        objective.loss_terms(twice, x, labels, t, noise)
 
 
 def test_edm_keeps_inputs_and_targets_at_unit_variance() -> None:
@@ -131,17 +131,17 @@ def test_edm_weights_every_level_alike_for_an_untrained_network() -> None:
     rng = torch.Generator().manual_seed(0)
     x = 0.5 * torch.randn(3, 4, 64, 64, generator=rng)
     noise = torch.randn(3, 4, 64, 64, generator=rng)
-    level = torch.tensor([0.01, 0.5, 50.0])
-    nothing = lambda x, noise_level, labels, *, routing=(): torch.zeros_like(x)  # noqa: E731
-    terms = edm.loss_terms(nothing, x, torch.zeros(3, dtype=torch.int64), level, noise)
+    t = torch.tensor([0.01, 0.5, 50.0])
+    nothing = lambda x, t, labels, *, routing=(): torch.zeros_like(x)  # noqa: E731
+    terms = edm.loss_terms(nothing, x, torch.zeros(3, dtype=torch.int64), t, noise)
     torch.testing.assert_close(terms.loss_map.mean((1, 2, 3)), torch.ones(3), rtol=0.05, atol=0)
 
 
 def test_edm_levels_are_log_normal_and_the_schedule_is_equation_5() -> None:
     edm = EDM()
-    logs = edm.draw_level(20000, torch.Generator().manual_seed(0)).log()
+    logs = edm.sample_t(20000, torch.Generator().manual_seed(0)).log()
     assert abs(float(logs.mean()) + 1.2) < 0.03 and abs(float(logs.std()) - 1.2) < 0.03
-    times = edm.times(40)
+    times = edm.timesteps(40)
     for i in (0, 1, 20, 39):
         low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
         assert math.isclose(float(times[i]), (high + i / 39 * (low - high)) ** 7)
@@ -150,7 +150,7 @@ def test_edm_levels_are_log_normal_and_the_schedule_is_equation_5() -> None:
 @pytest.mark.parametrize("time", ["uniform", "logit_normal"])
 def test_flow_times_follow_their_distribution(time: str) -> None:
     flow = Flow(time=time, mean=0.4, std=0.8)  # type: ignore[arg-type]  # a str from pytest
-    t = flow.draw_level(20000, torch.Generator().manual_seed(0))
+    t = flow.sample_t(20000, torch.Generator().manual_seed(0))
     assert float(t.min()) >= 0 and float(t.max()) <= 1
     median = 0.5 if time == "uniform" else 1 / (1 + math.exp(-0.4))
     assert abs(float(t.median()) - median) < 0.01
@@ -159,8 +159,8 @@ def test_flow_times_follow_their_distribution(time: str) -> None:
 
 def test_noise_prediction_has_the_chain_of_scaled_linear_betas() -> None:
     objective = NoisePrediction()
-    product, level = 1.0, torch.arange(1001, dtype=torch.float64)
-    alpha, sigma = objective.alpha(level), objective.sigma(level)
+    product, t = 1.0, torch.arange(1001, dtype=torch.float64)
+    alpha, sigma = objective.alpha(t), objective.sigma(t)
     for i in range(1000):
         root = 0.00085**0.5 + i / 999 * (0.012**0.5 - 0.00085**0.5)
         product *= 1 - root**2
@@ -168,15 +168,15 @@ def test_noise_prediction_has_the_chain_of_scaled_linear_betas() -> None:
     torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(alpha))
     between = objective.alpha(torch.tensor([499.5], dtype=torch.float64))
     torch.testing.assert_close(between, (alpha[499:500] * alpha[500:501]).sqrt())
-    levels = objective.draw_level(50000, torch.Generator().manual_seed(0))
-    assert levels.unique().tolist() == list(range(1, 1001))
+    timesteps = objective.sample_t(50000, torch.Generator().manual_seed(0))
+    assert timesteps.unique().tolist() == list(range(1, 1001))
 
 
 def test_noise_prediction_tells_the_network_0_to_999() -> None:
     told = []
 
-    def network(x: Tensor, noise_level: Tensor, labels: Tensor, *, routing: object = ()) -> Tensor:
-        told.append(noise_level.tolist())
+    def network(x: Tensor, t: Tensor, labels: Tensor, *, routing: object = ()) -> Tensor:
+        told.append(t.tolist())
         return x
 
     x = torch.zeros(2, 1, 2, 2)
@@ -217,16 +217,16 @@ def test_linear_betas_are_the_chain_of_dit() -> None:
 
 
 def test_a_learned_variance_is_left_aside_in_sampling_and_refused_in_training() -> None:
-    x, labels, level, noise = batch(NoisePrediction())
+    x, labels, t, noise = batch(NoisePrediction())
     plain = Tiny()
 
-    def learned(x: Tensor, noise_level: Tensor, labels: Tensor, *, routing: Any = ()) -> Tensor:
-        output = plain(x, noise_level, labels, routing=routing)
+    def learned(x: Tensor, t: Tensor, labels: Tensor, *, routing: Any = ()) -> Tensor:
+        output = plain(x, t, labels, routing=routing)
         return torch.cat([output, torch.full_like(output, 9.0)], dim=1)
 
     denoise, same = NoisePrediction().denoiser(learned), NoisePrediction().denoiser(plain)
     assert torch.equal(denoise(x, 500.0, labels), same(x, 500.0, labels))
     with pytest.raises(ValueError, match="build it with 2 output channels"):
-        NoisePrediction().loss_terms(learned, x, labels, level, noise)
+        NoisePrediction().loss_terms(learned, x, labels, t, noise)
     with pytest.raises(ValueError, match="build it with 2 output channels"):
         EDM().denoiser(learned)(x, 1.0, labels)

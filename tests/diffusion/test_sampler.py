@@ -41,42 +41,42 @@ def inner_levels(objective: Objective, steps: int) -> Tensor:
     return 900 - 840 * ramp
 
 
-def error(objective: Objective, walk: Walk, levels: Tensor) -> float:
+def error(objective: Objective, walk: Walk, timesteps: Tensor) -> float:
     noise = torch.tensor([-2.0, -0.5, 0.4, 1.5], dtype=torch.float64).view(1, 1, 2, 2)
     denoise = objective.denoiser(Oracle(objective, gaussian))
-    found = walk(denoise, objective, noise, levels, LABELS)
-    first = levels[:1].double()
+    found = walk(denoise, objective, noise, timesteps, LABELS)
+    first = timesteps[:1].double()
     scale = torch.hypot(objective.alpha(first), objective.sigma(first))
-    return float((found - transported(objective, scale * noise, levels)).abs().max())
+    return float((found - transported(objective, scale * noise, timesteps)).abs().max())
 
 
 @pytest.mark.parametrize(("objective", "walk", "order"), CASES)
 def test_halving_the_step_shows_the_order(objective: Objective, walk: Walk, order: float) -> None:
     errors = []
     for n in (80, 160, 320):
-        levels = inner_levels(objective, n)
+        timesteps = inner_levels(objective, n)
         # A multistep method begins with a step of order 1; a tiny one, lest it sets the error.
-        first = levels[:1] + (levels[:1] - levels[1:2]) / n
-        errors.append(error(objective, walk, torch.cat([first, levels])))
+        first = timesteps[:1] + (timesteps[:1] - timesteps[1:2]) / n
+        errors.append(error(objective, walk, torch.cat([first, timesteps])))
     for coarse, fine in pairwise(errors):
         assert order - 0.2 < math.log2(coarse / fine) < order + 0.75
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
 def test_a_higher_order_is_more_accurate(objective: Objective) -> None:
-    levels = inner_levels(objective, 80)
+    timesteps = inner_levels(objective, 80)
     first, second, third = (
-        error(objective, partial(dpm_solver_pp, order=k), levels) for k in (1, 2, 3)
+        error(objective, partial(dpm_solver_pp, order=k), timesteps) for k in (1, 2, 3)
     )
     assert third < second < first / 5
 
 
 def test_order_1_is_euler() -> None:
     for objective in OBJECTIVES.values():
-        levels, denoise = objective.times(7), objective.denoiser(Oracle(objective, gaussian))
+        timesteps, denoise = objective.timesteps(7), objective.denoiser(Oracle(objective, gaussian))
         noise = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0)).double()
-        a = euler(denoise, objective, noise, levels, LABELS)
-        b = dpm_solver_pp(denoise, objective, noise, levels, LABELS, order=1)
+        a = euler(denoise, objective, noise, timesteps, LABELS)
+        b = dpm_solver_pp(denoise, objective, noise, timesteps, LABELS, order=1)
         torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
 
 
@@ -86,11 +86,13 @@ def test_noise_becomes_data_over_the_whole_schedule(
 ) -> None:
     noise = torch.randn(1, 1, 100, 100, generator=torch.Generator().manual_seed(0))
     denoise = objective.denoiser(Oracle(objective, gaussian))
-    data = walk(denoise, objective, noise, objective.times(60), LABELS)
+    data = walk(denoise, objective, noise, objective.timesteps(60), LABELS)
     assert data.dtype == torch.float32
     # Not only the right numbers on average: each one where the ODE takes it. What the noisiest
-    # level still holds of the mean (7 % under noise prediction) is lost by starting at pure noise.
-    lost = MU * float(objective.alpha(objective.times(1)[:1])) if objective.kind == "noise" else 0
+    # t still holds of the mean (7 % under noise prediction) is lost by starting at pure noise.
+    lost = (
+        MU * float(objective.alpha(objective.timesteps(1)[:1])) if objective.kind == "noise" else 0
+    )
     assert abs(float(data.mean()) - MU) < 0.02 + 0.5 * lost
     assert abs(float(data.std()) / S - 1) < (0.06 if order == 1 else 0.03)
     assert float(torch.corrcoef(torch.stack([noise.flatten(), data.flatten()]))[0, 1]) > 0.9999
@@ -107,19 +109,19 @@ def test_few_steps_are_finite_and_the_last_word_is_the_denoiser(
     said = []
     inner = objective.denoiser(Tiny(channels=1))
 
-    def denoise(x: Tensor, level: float, labels: Tensor, routing: Any = ()) -> Tensor:
-        said.append((inner(x, level, labels), level))
+    def denoise(x: Tensor, t: float, labels: Tensor, routing: Any = ()) -> Tensor:
+        said.append((inner(x, t, labels), t))
         return said[-1][0]
 
     noise = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     walk, _ = ORDERS[name]
     seen = []
     report = lambda i, n: seen.append((i, n))  # noqa: E731
-    x = walk(denoise, objective, noise, objective.times(steps), LABELS, on_step=report)
-    # A step to level 0 is of first order, so it ends on the estimate of the clean data itself.
+    x = walk(denoise, objective, noise, objective.timesteps(steps), LABELS, on_step=report)
+    # A step to t 0 is of first order, so it ends on the estimate of the clean data itself.
     torch.testing.assert_close(x, said[-1][0], rtol=1e-4, atol=1e-4)
     assert len(said) == (2 * steps - 1 if name == "heun" else steps)
-    assert all(level > 0 for _, level in said)
+    assert all(t > 0 for _, t in said)
     assert seen == [(i, steps) for i in range(1, steps + 1)]
     assert not x.requires_grad
 
@@ -128,31 +130,31 @@ def test_heun_names_what_to_use_on_a_curved_path() -> None:
     objective = NoisePrediction()
     denoise, noise = objective.denoiser(Tiny()), torch.zeros(1, 2, 4, 4)
     with pytest.raises(ValueError, match=r"NoisePrediction.*dpm_solver_pp or euler"):
-        heun(denoise, objective, noise, objective.times(3), LABELS)
+        heun(denoise, objective, noise, objective.timesteps(3), LABELS)
 
 
 def test_sampling_by_name_is_the_sampler_of_that_name() -> None:
     noise = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     for objective in OBJECTIVES.values():
-        args = objective.denoiser(Tiny()), objective, noise, objective.times(5), LABELS
+        args = objective.denoiser(Tiny()), objective, noise, objective.timesteps(5), LABELS
         own = heun if objective.straight else dpm_solver_pp
         assert torch.equal(sample_by_name(*args), own(*args))
         assert torch.equal(sample_by_name(*args, sampler="euler"), euler(*args))
 
 
 @pytest.mark.parametrize(
-    ("levels", "noise", "message"),
+    ("timesteps", "noise", "message"),
     [
         (torch.tensor([0.0, 1.0]), torch.zeros(1, 2, 4, 4), "descending"),
         (torch.tensor([1.0]), torch.zeros(1, 2, 4, 4), "descending"),
-        (torch.tensor([1.0, -1.0]), torch.zeros(1, 2, 4, 4), "last level is -1.0"),
+        (torch.tensor([1.0, -1.0]), torch.zeros(1, 2, 4, 4), "last t is -1.0"),
         (torch.tensor([1.0, 0.0]), torch.zeros(1, 2, 4, 4).half(), "torch.float16"),
     ],
 )
-def test_impossible_walks_are_refused(levels: Tensor, noise: Tensor, message: str) -> None:
+def test_impossible_walks_are_refused(timesteps: Tensor, noise: Tensor, message: str) -> None:
     flow = Flow()
     for walk, _ in ORDERS.values():
         with pytest.raises(ValueError, match=message):
-            walk(flow.denoiser(Tiny()), flow, noise, levels, LABELS)
+            walk(flow.denoiser(Tiny()), flow, noise, timesteps, LABELS)
     with pytest.raises(ValueError, match="order is 4"):
-        dpm_solver_pp(flow.denoiser(Tiny()), flow, noise, levels, LABELS, order=4)  # type: ignore[arg-type]
+        dpm_solver_pp(flow.denoiser(Tiny()), flow, noise, timesteps, LABELS, order=4)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from torch import Tensor
 from tread_ssm.data import load_emoji
 from tread_ssm.evaluation import (
     EmojiFeatures,
-    Moments,
+    FeatureMoments,
     feature_moments,
     frechet_distance,
     load_extractor,
@@ -82,7 +82,7 @@ def test_features_are_scaled_to_the_emoji(extractor: EmojiFeatures) -> None:
 def test_batches_do_not_change_the_moments(extractor: EmojiFeatures) -> None:
     images = halves(16)[0][:100]
     a = feature_moments(extractor, images, batch=33)
-    b = Moments.of(extractor(images).pooled)
+    b = FeatureMoments.of(extractor(images).pooled)
     torch.testing.assert_close(a.mean, b.mean, rtol=0, atol=1e-5)
     torch.testing.assert_close(a.covariance, b.covariance, rtol=0, atol=1e-4)
 

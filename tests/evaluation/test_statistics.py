@@ -13,9 +13,9 @@ from tread_ssm.data import load_emoji
 from tread_ssm.evaluation import (
     METRICS,
     EmojiFeatures,
+    FeatureMoments,
     Features,
     Metric,
-    Moments,
     Statistics,
     check_comparable,
     frechet_distance,
@@ -44,7 +44,7 @@ def test_parts_add_up_to_the_whole_in_order(cuts: list[int], reference: Statisti
     whole = of(x, batch=300)
     total = reduce(add, [of(part) for part in x.split(cuts)])
     assert total.count == 300 and total.merged() is total
-    assert isinstance(total.pooled, Moments) and isinstance(whole.pooled, Moments)
+    assert isinstance(total.pooled, FeatureMoments) and isinstance(whole.pooled, FeatureMoments)
     # Batches change the last bits of float32 features; sums over them are float64.
     torch.testing.assert_close(total.pooled.scatter, whole.pooled.scatter, rtol=1e-5, atol=1e-3)
     for name in ("features", "probabilities"):
@@ -57,7 +57,7 @@ def test_parts_add_up_to_the_whole_in_order(cuts: list[int], reference: Statisti
 def test_moments_of_one_pass_equal_those_of_its_parts_to_float64(reference: Statistics) -> None:
     assert reference.features is not None
     x = reference.features.double()
-    parts = [Moments.of(part) for part in x.split([7, 193, 200])]
+    parts = [FeatureMoments.of(part) for part in x.split([7, 193, 200])]
     total = reduce(add, parts)
     torch.testing.assert_close(total.covariance, torch.cov(x.T), rtol=1e-11, atol=1e-12)
 
@@ -65,8 +65,8 @@ def test_moments_of_one_pass_equal_those_of_its_parts_to_float64(reference: Stat
 def test_chunks_of_a_long_stream_change_nothing() -> None:
     x = images(1900, seed=3)
     long = of(x, batch=100, metrics=("fid", "kid"))
-    assert isinstance(long.pooled, Moments) and long.features is not None
-    whole = Moments.of(long.features)
+    assert isinstance(long.pooled, FeatureMoments) and long.features is not None
+    whole = FeatureMoments.of(long.features)
     torch.testing.assert_close(long.pooled.covariance, whole.covariance, rtol=1e-11, atol=1e-12)
 
 

@@ -40,14 +40,14 @@ def loss_curve(name: str) -> list[float]:
     generator = torch.Generator().manual_seed(1)
     images = torch.rand(8, 3, 8, 8, generator=generator) * 2 - 1
     labels = torch.arange(8) % 5
-    level = torch.linspace(50, 950, 8)
+    t = torch.linspace(50, 950, 8)
     noise = torch.randn(images.shape, generator=generator)
-    share = (level / 1000)[:, None, None, None]
+    share = (t / 1000)[:, None, None, None]
     noisy = images * (1 - share) + noise * share
     losses = []
     for _ in range(STEPS):
         routing = plan.draw(8, model.grid, generator)
-        loss = F.mse_loss(model(noisy, level, labels, routing=routing), noise)
+        loss = F.mse_loss(model(noisy, t, labels, routing=routing), noise)
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()

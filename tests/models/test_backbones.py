@@ -36,8 +36,8 @@ def live(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
 def inputs(dtype: torch.dtype = torch.float32, batch: int = BATCH) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(batch, 2, 8, 8, generator=generator, dtype=dtype)
-    level = torch.rand(batch, generator=generator, dtype=dtype) * 1000
-    return x, level, torch.arange(batch) % 4
+    t = torch.rand(batch, generator=generator, dtype=dtype) * 1000
+    return x, t, torch.arange(batch) % 4
 
 
 def draw(*routes: Route, seed: int = 1, batch: int = BATCH) -> Draw:
@@ -124,10 +124,10 @@ def test_every_parameter_gets_a_gradient_and_checkpointing_the_same(name: str) -
 @every_backbone
 def test_dropped_tokens_reach_the_loss(name: str) -> None:
     """Gradients come back to the pixels of tokens that skipped the blocks."""
-    model, (x, level, labels) = live(name), inputs()
+    model, (x, t, labels) = live(name), inputs()
     x.requires_grad_()
     ((route, subset),) = draw(Route(0, 5))
-    out = model(x, level, labels, routing=((route, subset),))
+    out = model(x, t, labels, routing=((route, subset),))
     dropped = ~subset.mask().view(BATCH, 4, 4).repeat_interleave(2, 1).repeat_interleave(2, 2)
     (grad,) = torch.autograd.grad((out * dropped[:, None]).sum(), x)
     assert bool((grad.abs().sum(1)[dropped] > 0).all())
@@ -135,11 +135,11 @@ def test_dropped_tokens_reach_the_loss(name: str) -> None:
 
 @every_backbone
 def test_noise_level_and_label_matter(name: str) -> None:
-    model, (x, level, labels) = live(name), inputs()
-    out = model(x, level, labels)
-    assert not torch.allclose(model(x, level * 0.5, labels), out)
+    model, (x, t, labels) = live(name), inputs()
+    out = model(x, t, labels)
+    assert not torch.allclose(model(x, t * 0.5, labels), out)
     null = torch.full_like(labels, 3)
-    assert not torch.allclose(model(x, level, null)[0], out[0])
+    assert not torch.allclose(model(x, t, null)[0], out[0])
 
 
 @every_backbone
@@ -170,9 +170,9 @@ def test_the_residual_stream_stays_in_float32_under_autocast(name: str) -> None:
 @every_backbone
 def test_unconditional_models_have_one_label(name: str) -> None:
     model = build_model(replace(CONFIGS[name], n_classes=0))
-    x, level, _ = inputs()
+    x, t, _ = inputs()
     assert model.label_cond.weight.shape[0] == 1
-    assert model(x, level, torch.zeros(BATCH, dtype=torch.int64)).shape == x.shape
+    assert model(x, t, torch.zeros(BATCH, dtype=torch.int64)).shape == x.shape
 
 
 @every_backbone
@@ -201,8 +201,8 @@ def test_one_graph_serves_all_draws_of_equal_size(name: str) -> None:
         ({"x": torch.zeros(BATCH, 2, 8, 8, dtype=torch.uint8)}, TypeError, "x is torch.uint8"),
         ({"labels": torch.tensor([0, 4, 1])}, ValueError, "labels run from 0 to 4, .* 3 classes"),
         ({"labels": torch.tensor([0, -1, 1])}, ValueError, "labels run from -1 to 1"),
-        ({"level": torch.zeros(1)}, ValueError, "noise_level has shape"),
-        ({"level": torch.zeros(BATCH, dtype=torch.int64)}, TypeError, "noise_level is torch.int64"),
+        ({"t": torch.zeros(1)}, ValueError, "t has shape"),
+        ({"t": torch.zeros(BATCH, dtype=torch.int64)}, TypeError, "t is torch.int64"),
         ({"labels": torch.zeros(BATCH, 1, dtype=torch.int64)}, ValueError, "labels has shape"),
         ({"labels": torch.zeros(BATCH, dtype=torch.int32)}, TypeError, "labels are torch.int32"),
     ],
@@ -210,8 +210,8 @@ def test_one_graph_serves_all_draws_of_equal_size(name: str) -> None:
 def test_a_batch_that_does_not_fit_is_refused(
     name: str, change: dict[str, Tensor], error: type[Exception], message: str
 ) -> None:
-    x, level, labels = inputs()
-    batch = {"x": x, "level": level, "labels": labels, **change}
+    x, t, labels = inputs()
+    batch = {"x": x, "t": t, "labels": labels, **change}
     with pytest.raises(error, match=message):
         build_model(CONFIGS[name])(*batch.values())
 

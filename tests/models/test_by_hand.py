@@ -119,8 +119,8 @@ def test_a_scan_over_a_subset_is_the_full_scan_with_no_step_at_the_dropped(order
 # A whole DiM -----------------------------------------------------------------------------------
 
 
-def waves(level: Tensor, dim: int) -> Tensor:
-    angles = [level * 10000 ** (-i / (dim // 2)) for i in range(dim // 2)]
+def waves(t: Tensor, dim: int) -> Tensor:
+    angles = [t * 10000 ** (-i / (dim // 2)) for i in range(dim // 2)]
     return torch.stack([*(a.cos() for a in angles), *(a.sin() for a in angles)])
 
 
@@ -193,13 +193,13 @@ def block_by_hand(
 
 
 def dim_by_hand(
-    model: DiM, x: Tensor, level: Tensor, label: int, routing: Draw, b: int, orders: list[str]
+    model: DiM, x: Tensor, t: Tensor, label: int, routing: Draw, b: int, orders: list[str]
 ) -> Tensor:
     """Sample b of a batch: x (C, H, W) -> (C, H, W)."""
     dim = model.config.dim
-    prefix = (waves(level, dim), model.label_token.weight[label])
-    hidden = model.level_cond.hidden.weight @ waves(level, 256) + model.level_cond.hidden.bias
-    cond = model.level_cond.out.weight @ F.silu(hidden) + model.level_cond.out.bias
+    prefix = (waves(t, dim), model.label_token.weight[label])
+    hidden = model.t_cond.hidden.weight @ waves(t, 256) + model.t_cond.hidden.bias
+    cond = model.t_cond.out.weight @ F.silu(hidden) + model.t_cond.out.bias
     cond = F.silu(cond + model.label_cond.weight[label])
     cond = (model.modulation.weight @ cond + model.modulation.bias).view(3, dim)
 
@@ -265,14 +265,14 @@ def live_dim(**options: object) -> DiM:
 def compare(model: DiM, *routes: Route) -> None:
     batch = 2
     x = torch.randn(batch, 2, 6, 6, dtype=torch.float64)
-    level = torch.tensor([3.0, 700.0], dtype=torch.float64)
+    t = torch.tensor([3.0, 700.0], dtype=torch.float64)
     labels = torch.tensor([1, 3])
     generator = torch.Generator().manual_seed(1)
     routing = RoutePlan(routes, 7).draw(batch, model.grid, generator)
     with torch.no_grad():
-        out = model(x, level, labels, routing=routing)
+        out = model(x, t, labels, routing=routing)
         for b in range(batch):
-            expected = dim_by_hand(model, x[b], level[b], int(labels[b]), routing, b, SEVEN)
+            expected = dim_by_hand(model, x[b], t[b], int(labels[b]), routing, b, SEVEN)
             torch.testing.assert_close(out[b], expected, rtol=1e-9, atol=1e-9)
 
 

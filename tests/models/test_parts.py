@@ -38,14 +38,14 @@ def test_patches_stand_in_raster_order() -> None:
 
 
 def test_sinusoid() -> None:
-    level = torch.tensor([0.0, 1.0, 999.0], dtype=torch.float64)
-    out = sinusoid(level, 8)
+    t = torch.tensor([0.0, 1.0, 999.0], dtype=torch.float64)
+    out = sinusoid(t, 8)
     frequency = 10000.0 ** (-torch.arange(4, dtype=torch.float64) / 4)
-    angle = level[:, None] * frequency
+    angle = t[:, None] * frequency
     torch.testing.assert_close(out, torch.cat([angle.cos(), angle.sin()], dim=1))
     assert sinusoid(torch.tensor([999.0], dtype=torch.bfloat16), 8).dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(sinusoid(level, 8), out, rtol=0, atol=0)
+        torch.testing.assert_close(sinusoid(t, 8), out, rtol=0, atol=0)
 
 
 def test_position_embedding_tells_rows_from_columns() -> None:

@@ -40,8 +40,8 @@ def test_a_model_built_on_the_meta_device_computes_what_its_weights_say(name: st
 @pytest.mark.parametrize("name", CONFIGS)
 def test_buffers_follow_the_models_dtype(name: str) -> None:
     model = build_model(CONFIGS[name]).double()
-    x, level, labels = inputs()
-    assert model(x.double(), level.double(), labels).dtype == torch.float64
+    x, t, labels = inputs()
+    assert model(x.double(), t.double(), labels).dtype == torch.float64
     for name, buffer in model.named_buffers():
         assert buffer.dtype in (torch.int64, torch.float64), name
 
@@ -49,12 +49,12 @@ def test_buffers_follow_the_models_dtype(name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_needs_autocast(name: str, dtype: torch.dtype) -> None:
-    model, (x, level, labels) = build_model(CONFIGS[name]), inputs()
+    model, (x, t, labels) = build_model(CONFIGS[name]), inputs()
     with pytest.raises(TypeError, match=rf"x is {dtype}, its weights are torch.float32; pass x"):
-        model(x.to(dtype), level, labels)
+        model(x.to(dtype), t, labels)
     model.to(dtype)
     for image in (x, x.to(dtype)):
         with pytest.raises(TypeError, match=rf'weights are {dtype}.* torch.autocast\("cpu", '):
-            model(image, level, labels)
+            model(image, t, labels)
     with torch.autocast("cpu", dtype):
-        assert model(x, level, labels).dtype == torch.float32
+        assert model(x, t, labels).dtype == torch.float32

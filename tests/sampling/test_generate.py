@@ -16,12 +16,12 @@ from tread_ssm.models import DiMConfig, DiTConfig, build_model
 from tread_ssm.pretrained import Export
 from tread_ssm.routing import Cells, Draw, Route, RoutePlan, Segments
 from tread_ssm.sampling.generate import (
-    Drawn,
+    Images,
     Recipe,
     RouteGuidance,
-    draw_labels,
     generate,
     noise_of,
+    sample_labels,
     shares,
     starting_noise,
 )
@@ -65,9 +65,9 @@ def test_noise_belongs_to_the_number_of_the_image() -> None:
 
 
 def test_labels_belong_to_the_number_of_the_image_and_are_drawn_evenly() -> None:
-    labels = draw_labels(4500, range(9), seed=3)
-    assert torch.equal(draw_labels(100, range(9), seed=3), labels[:100])
-    assert not torch.equal(draw_labels(100, range(9), seed=4), labels[:100])
+    labels = sample_labels(4500, range(9), seed=3)
+    assert torch.equal(sample_labels(100, range(9), seed=3), labels[:100])
+    assert not torch.equal(sample_labels(100, range(9), seed=4), labels[:100])
     counts = labels.bincount(minlength=9)
     # Chi-squared with 8 degrees of freedom: 0.999 of the mass lies below 26.1.
     assert float(((counts - 500) ** 2 / 500).sum()) < 26.1
@@ -75,10 +75,10 @@ def test_labels_belong_to_the_number_of_the_image_and_are_drawn_evenly() -> None
 
 
 def test_balanced_labels_and_chosen_classes() -> None:
-    counts = draw_labels(100, range(9), seed=0, balanced=True).bincount(minlength=9)
+    counts = sample_labels(100, range(9), seed=0, balanced=True).bincount(minlength=9)
     assert set(counts.tolist()) == {11, 12}
-    assert set(draw_labels(50, [2, 7], seed=0).tolist()) == {2, 7}
-    assert draw_labels(3, [2, 7], seed=0, balanced=True).tolist() == [2, 7, 2]
+    assert set(sample_labels(50, [2, 7], seed=0).tolist()) == {2, 7}
+    assert sample_labels(3, [2, 7], seed=0, balanced=True).tolist() == [2, 7, 2]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
@@ -97,16 +97,16 @@ def test_an_empty_set_is_refused() -> None:
 
 @pytest.mark.parametrize("drop", [0.25, 0.5])
 def test_what_route_guidance_keeps_belongs_to_the_number_of_the_image(drop: float) -> None:
-    plan, level = PLAN.with_drop(drop), 0.7
+    plan, t = PLAN.with_drop(drop), 0.7
 
-    def draw(images: list[int], seed: int = 0, level: float = level) -> list[Tensor]:
+    def draw(images: list[int], seed: int = 0, t: float = t) -> list[Tensor]:
         guidance = RouteGuidance(PLAN, (4, 4), 0.5, 0.0, seed, images)
-        return kept(guidance.draw(plan, level))
+        return kept(guidance.draw(plan, t))
 
     together = draw([0, 1, 2, 3])
     assert all(torch.equal(a[1:3], b) for a, b in zip(together, draw([1, 2]), strict=True))
     assert not any(torch.equal(a[0], a[1]) for a in together)
-    for other in (draw([0, 1, 2, 3], seed=1), draw([0, 1, 2, 3], level=0.6)):
+    for other in (draw([0, 1, 2, 3], seed=1), draw([0, 1, 2, 3], t=0.6)):
         assert not any(torch.equal(a, b) for a, b in zip(together, other, strict=True))
 
 
@@ -118,7 +118,7 @@ RECIPES = {
 }
 
 
-def images(name: str, batch: int, n: int = 7) -> list[Drawn]:
+def images(name: str, batch: int, n: int = 7) -> list[Images]:
     config, objective, recipe = RECIPES[name]
     run = described(config, objective)
     return list(
@@ -127,7 +127,7 @@ def images(name: str, batch: int, n: int = 7) -> list[Drawn]:
             run,
             recipe,
             shares(n, batch),
-            draw_labels(n, range(4), seed=5),
+            sample_labels(n, range(4), seed=5),
             seed=5,
             decode=decoder(run.values, None, "cpu"),
         )
@@ -142,7 +142,7 @@ def test_an_image_does_not_depend_on_what_else_is_in_its_batch(name: str) -> Non
     for batch in (1, 3):
         parts = images(name, batch)
         assert torch.equal(torch.cat([p.labels for p in parts]), whole.labels)
-        # Sums of other shapes are rounded otherwise; no value moves by more than a level.
+        # Sums of other shapes are rounded otherwise; no value moves by more than one grey level.
         pixels = np.concatenate([p.images for p in parts]).astype(int)
         assert np.abs(pixels - whole.images.astype(int)).max() <= 1
     assert np.array_equal(images(name, 3)[1].images, images(name, 3, n=6)[1].images)
@@ -160,7 +160,7 @@ def test_drawing_leaves_the_random_numbers_alone() -> None:
 
 def test_half_precision_is_close_and_the_samplers_numbers_stay_wide() -> None:
     model, run = network(DIM), described()
-    labels = draw_labels(4, range(4), seed=0)
+    labels = sample_labels(4, range(4), seed=0)
     seen: list[torch.dtype] = []
 
     def decode(x: Tensor) -> np.ndarray:

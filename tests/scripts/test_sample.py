@@ -26,7 +26,7 @@ from tread_ssm.diffusion import EDM
 from tread_ssm.models import DiMConfig, DiTConfig, build_model
 from tread_ssm.pretrained import Export, export, load_export
 from tread_ssm.routing import Route
-from tread_ssm.sampling.generate import draw_labels, find_weights, noise_of
+from tread_ssm.sampling.generate import find_weights, noise_of, sample_labels
 from tread_ssm.training.loop import train
 from tread_ssm.training.run_folder import write_config
 
@@ -210,7 +210,7 @@ def test_a_set_is_adms_npz_and_its_pngs_hold_the_same_images(sets: Path) -> None
         images, labels = archive["arr_0"], archive["arr_1"]
     assert images.dtype == np.uint8 and images.shape == (30, 8, 8, 3)
     assert len({image.tobytes() for image in images}) == 30
-    assert np.array_equal(labels, draw_labels(30, range(9), seed=0).numpy())
+    assert np.array_equal(labels, sample_labels(30, range(9), seed=0).numpy())
     for name in ("one", "two"):
         files = sorted((sets / name).iterdir())
         assert [f.name for f in files] == [f"{i:06d}.png" for i in range(30)]

@@ -28,7 +28,7 @@ def maker(**changes: object) -> BatchMaker:
 
 
 def same(a: Batch, b: Batch) -> bool:
-    tensors = [(getattr(a, n), getattr(b, n)) for n in ("x", "labels", "level", "noise")]
+    tensors = [(getattr(a, n), getattr(b, n)) for n in ("x", "labels", "t", "noise")]
     for (route, kept), (other, kept_other) in zip(a.draw, b.draw, strict=True):
         assert route == other
         assert (kept.length, kept.grid) == (kept_other.length, kept_other.grid)
@@ -60,7 +60,7 @@ def test_steps_and_seeds_differ_and_repeat() -> None:
     assert same(first, maker().make(5, PLAN, rows))
     for other in (maker().make(6, PLAN, rows), maker(seed=4).make(5, PLAN, rows)):
         assert not torch.equal(first.noise, other.noise)
-        assert not torch.equal(first.level, other.level)
+        assert not torch.equal(first.t, other.t)
         assert not torch.equal(first.draw[0][1].index, other.draw[0][1].index)
 
 
@@ -69,8 +69,7 @@ def test_a_dense_run_sees_the_same_samples_and_noise_as_a_routed_one() -> None:
     dense = maker().make(5, RoutePlan((), depth=5), slice(0, 12))
     assert dense.draw == ()
     assert all(
-        torch.equal(getattr(routed, n), getattr(dense, n))
-        for n in ("x", "labels", "level", "noise")
+        torch.equal(getattr(routed, n), getattr(dense, n)) for n in ("x", "labels", "t", "noise")
     )
 
 
@@ -100,7 +99,7 @@ def test_batches_made_ahead_come_in_order_and_not_far_ahead(device: str, steps: 
 
 def test_all_of_a_batch_moves() -> None:
     moved = maker().make(0, PLAN, slice(0, 3)).to(torch.device("meta"))
-    assert all(t.is_meta for t in (moved.x, moved.labels, moved.level, moved.noise))
+    assert all(t.is_meta for t in (moved.x, moved.labels, moved.t, moved.noise))
     assert len(moved.draw) == 2
     assert all(subset.index.is_meta for _, subset in moved.draw)
 
@@ -109,6 +108,6 @@ def test_all_of_a_batch_moves() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_all_of_a_batch_is_pinned() -> None:
     batch = maker().make(0, PLAN, slice(0, 3)).pinned()
-    tensors = (batch.x, batch.labels, batch.level, batch.noise, *(s.index for _, s in batch.draw))
+    tensors = (batch.x, batch.labels, batch.t, batch.noise, *(s.index for _, s in batch.draw))
     assert all(t.is_pinned() for t in tensors)
     assert same(batch, maker().make(0, PLAN, slice(0, 3)))

@@ -30,7 +30,7 @@ from tread_ssm.models import DiMConfig
 from tread_ssm.pretrained import load_export
 from tread_ssm.report.describe import describe
 from tread_ssm.routing import Route
-from tread_ssm.sampling.generate import Recipe, draw_labels, generate, shares
+from tread_ssm.sampling.generate import Recipe, generate, sample_labels, shares
 from tread_ssm.sampling.image_grid import decoder
 from tread_ssm.training.loop import train
 from tread_ssm.training.metrics import read_metrics
@@ -80,7 +80,7 @@ def test_the_metrics_are_those_of_the_averaged_weights(tmp_path: Path) -> None:
         description,
         Recipe(steps=2, guidance=1.5),
         shares(20, 8),
-        draw_labels(20, range(9), config.seed),
+        sample_labels(20, range(9), config.seed),
         seed=config.seed,
         decode=decoder(description.values, None, "cpu"),
     )

@@ -66,7 +66,7 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class Moments:
+class PosteriorMoments:
     """Shards as one array (n, 2C, h, w) that stays on disk."""
 
     parts: tuple[np.ndarray, ...]
@@ -130,12 +130,14 @@ def write_array(path: Path, array: np.ndarray) -> Shard:
     return entry
 
 
-def open_moments(folder: Path, shards: tuple[Shard, ...], shape: tuple[int, ...]) -> Moments:
+def open_moments(
+    folder: Path, shards: tuple[Shard, ...], shape: tuple[int, ...]
+) -> PosteriorMoments:
     """The shards as one array. Raises ValueError where one is missing, cut short or of another
     shape; bytes that were altered are found by `verify` alone."""
     # Plain arrays, still on disk: a row of an np.memmap costs as much to look up as to copy.
     parts = tuple(np.asarray(_open(folder / s.name, (s.count, *shape))) for s in shards)
-    return Moments(parts, np.cumsum([0, *(s.count for s in shards)]))
+    return PosteriorMoments(parts, np.cumsum([0, *(s.count for s in shards)]))
 
 
 def open_labels(folder: Path, manifest: Manifest) -> np.ndarray | None:

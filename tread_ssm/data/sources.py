@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tread_ssm.data.images import ImageFolder, read_image
-from tread_ssm.data.shards import Moments
+from tread_ssm.data.shards import PosteriorMoments
 from tread_ssm.errors import ConfigError
 
 
@@ -60,13 +60,13 @@ class Pixels:
         """What the numbers mean."""
         return PixelValues()
 
-    def draw(self, batch: int, rng: torch.Generator) -> Tensor:
+    def sample_augmentation(self, batch: int, rng: torch.Generator) -> Tensor:
         """(batch,) bool, which samples are mirrored."""
-        return draw_mirrored(batch, self.flip, rng)
+        return sample_mirrored(batch, self.flip, rng)
 
-    def read(self, index: np.ndarray, drawn: Tensor) -> Tensor:
-        """The samples `index`, with this part of what `draw` gave."""
-        return to_model(self.images[index], drawn if self.flip else None)
+    def read(self, index: np.ndarray, augmentation: Tensor) -> Tensor:
+        """The samples `index`, with this part of what `sample_augmentation` gave."""
+        return to_model(self.images[index], augmentation if self.flip else None)
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,12 @@ class FolderPixels:
         """What the numbers mean."""
         return PixelValues()
 
-    def draw(self, batch: int, rng: torch.Generator) -> Tensor:
+    def sample_augmentation(self, batch: int, rng: torch.Generator) -> Tensor:
         """(batch,) bool, which samples are mirrored."""
-        return draw_mirrored(batch, self.flip, rng)
+        return sample_mirrored(batch, self.flip, rng)
 
-    def read(self, index: np.ndarray, drawn: Tensor) -> Tensor:
-        """The samples `index`, with this part of what `draw` gave.
+    def read(self, index: np.ndarray, augmentation: Tensor) -> Tensor:
+        """The samples `index`, with this part of what `sample_augmentation` gave.
 
         Raises ConfigError where a file cannot be read.
         """
@@ -107,15 +107,15 @@ class FolderPixels:
             raise ConfigError(
                 f"data.path: {error} Mend or replace it, and the same command goes on."
             ) from None
-        return to_model(np.stack(images), drawn if self.flip else None)
+        return to_model(np.stack(images), augmentation if self.flip else None)
 
 
 @dataclass(frozen=True)
 class Latents:
     """Moments (n, 2C, H, W), read as samples of the posterior (B, C, H, W) float32, scaled."""
 
-    moments: Moments
-    mirrored: Moments | None
+    moments: PosteriorMoments
+    mirrored: PosteriorMoments | None
     labels: np.ndarray
     class_names: tuple[str, ...]
     scale: float
@@ -132,14 +132,14 @@ class Latents:
         """What the numbers mean."""
         return LatentValues(scale=self.scale, vae=self.vae)
 
-    def draw(self, batch: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    def sample_augmentation(self, batch: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """(batch,) bool, which samples are mirrored, and the posterior's noise (batch, C, H, W)."""
         mirror = torch.rand(batch, generator=rng) < (0.0 if self.mirrored is None else 0.5)
         return mirror, torch.randn(batch, *self.shape, generator=rng)
 
-    def read(self, index: np.ndarray, drawn: tuple[Tensor, Tensor]) -> Tensor:
-        """The samples `index`, with this part of what `draw` gave."""
-        mirror, noise = drawn
+    def read(self, index: np.ndarray, augmentation: tuple[Tensor, Tensor]) -> Tensor:
+        """The samples `index`, with this part of what `sample_augmentation` gave."""
+        mirror, noise = augmentation
         moments = torch.from_numpy(self.moments.take(index))
         if self.mirrored is not None and bool(mirror.any()):
             moments[mirror] = torch.from_numpy(self.mirrored.take(index[mirror.numpy()]))
@@ -156,7 +156,7 @@ def sample_posterior(moments: Tensor, noise: Tensor, scale: float) -> Tensor:
     return deviation.mul_(noise).add_(mean).mul_(scale)
 
 
-def draw_mirrored(batch: int, flip: bool, rng: torch.Generator) -> Tensor:
+def sample_mirrored(batch: int, flip: bool, rng: torch.Generator) -> Tensor:
     """(batch,) bool: half of the samples, or none."""
     return torch.rand(batch, generator=rng) < (0.5 if flip else 0.0)
 

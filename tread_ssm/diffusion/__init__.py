@@ -6,7 +6,7 @@ from tread_ssm.diffusion.edm import EDM
 from tread_ssm.diffusion.flow import Flow
 from tread_ssm.diffusion.guidance import classifier_free, route_guidance
 from tread_ssm.diffusion.noise_prediction import NoisePrediction
-from tread_ssm.diffusion.objective import Denoiser, LossTerms, Network, Path
+from tread_ssm.diffusion.objective import Denoiser, LossTerms, Network, NoiseSchedule
 from tread_ssm.diffusion.route_loss import AllTokens, PerRoute, RouteLosses, patchify, route_loss
 from tread_ssm.diffusion.sampler import dpm_solver_pp, euler, heun, sample
 
@@ -20,6 +20,7 @@ __all__ = [
     "LossTerms",
     "Network",
     "NoisePrediction",
+    "NoiseSchedule",
     "Objective",
     "Path",
     "PerRoute",

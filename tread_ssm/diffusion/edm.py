@@ -19,7 +19,7 @@ from tread_ssm.diffusion.objective import (
     check_batch,
     check_positive,
     check_steps,
-    full_level,
+    full_t,
     per_sample,
     predict,
     wide,
@@ -29,7 +29,7 @@ from tread_ssm.routing.plan import Draw
 
 @dataclass(frozen=True, kw_only=True)
 class EDM:
-    """x = x0 + level * noise; the level is the noise's standard deviation sigma.
+    """x = x0 + t * noise; t is the noise's standard deviation sigma.
 
     p_mean, p_std: of ln(sigma) in training.
     sigma_data:    standard deviation of the data.
@@ -60,22 +60,22 @@ class EDM:
                 f"must be the smaller one."
             )
 
-    def alpha(self, level: Tensor) -> Tensor:
-        """Weight of the data at a level: 1."""
-        return torch.ones_like(wide(level))
+    def alpha(self, t: Tensor) -> Tensor:
+        """Weight of the data at t: 1."""
+        return torch.ones_like(wide(t))
 
-    def sigma(self, level: Tensor) -> Tensor:
-        """Weight of the noise at a level: the level."""
-        return wide(level)
+    def sigma(self, t: Tensor) -> Tensor:
+        """Weight of the noise at t: t."""
+        return wide(t)
 
-    def times(self, steps: int) -> Tensor:
-        """(steps + 1,) float64, levels from sigma_max to sigma_min (equation 5), then 0."""
+    def timesteps(self, steps: int) -> Tensor:
+        """(steps + 1,) float64, timesteps from sigma_max to sigma_min (equation 5), then 0."""
         check_steps(steps)
         high, low = (s ** (1 / self.rho) for s in (self.sigma_max, self.sigma_min))
         ramp = torch.linspace(high, low, steps, dtype=torch.float64) ** self.rho
         return torch.cat([ramp, ramp.new_zeros(1)])
 
-    def draw_level(self, batch: int, generator: torch.Generator) -> Tensor:
+    def sample_t(self, batch: int, generator: torch.Generator) -> Tensor:
         """(batch,) float32, sigmas to train at."""
         return (self.p_mean + self.p_std * torch.randn(batch, generator=generator)).exp()
 
@@ -84,36 +84,36 @@ class EDM:
         model: Network,
         x: Tensor,
         labels: Tensor,
-        level: Tensor,
+        t: Tensor,
         noise: Tensor,
         routing: Draw = (),
     ) -> LossTerms:
-        """Of x_BCHW with noise_BCHW at level_B; the reconstruction is the denoised image."""
-        check_batch(x, level, noise)
-        sigma = per_sample(level)
+        """Of x_BCHW with noise_BCHW at t_B; the reconstruction is the denoised image."""
+        check_batch(x, t, noise)
+        sigma = per_sample(t)
         noisy = x + sigma * noise
-        denoised = self._denoise(model, noisy, level, labels, routing)
+        denoised = self._denoise(model, noisy, t, labels, routing)
         weight = 1 / sigma**2 + 1 / self.sigma_data**2  # = 1 / c_out^2
         return LossTerms(weight * (denoised - x) ** 2, denoised, noisy)
 
     def denoiser(self, model: Network) -> Denoiser:
         """The preconditioned network D(x; sigma), equation 7."""
 
-        def denoise(x: Tensor, level: float, labels: Tensor, routing: Draw = ()) -> Tensor:
-            return self._denoise(model, x, full_level(level, x), labels, routing)
+        def denoise(x: Tensor, t: float, labels: Tensor, routing: Draw = ()) -> Tensor:
+            return self._denoise(model, x, full_t(t, x), labels, routing)
 
         return denoise
 
     def _denoise(
-        self, model: Network, x: Tensor, level: Tensor, labels: Tensor, routing: Draw
+        self, model: Network, x: Tensor, t: Tensor, labels: Tensor, routing: Draw
     ) -> Tensor:
-        c_skip, c_out, c_in, c_noise = self.coefficients(level)
+        c_skip, c_out, c_in, c_noise = self.coefficients(t)
         output = predict(model, per_sample(c_in) * x, c_noise, labels, routing)
         return per_sample(c_skip) * x + per_sample(c_out) * output
 
-    def coefficients(self, level: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """c_skip, c_out, c_in and c_noise of table 1; each the shape of `level`."""
-        sigma = wide(level)
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """c_skip, c_out, c_in and c_noise of table 1; each the shape of `t`."""
+        sigma = wide(t)
         variance = sigma**2 + self.sigma_data**2
         c_skip = self.sigma_data**2 / variance
         c_out = sigma * self.sigma_data / variance.sqrt()

@@ -20,7 +20,7 @@ from tread_ssm.diffusion.objective import (
     check_batch,
     check_positive,
     check_steps,
-    full_level,
+    full_t,
     per_sample,
     predict,
     wide,
@@ -36,7 +36,7 @@ T_MIN = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Flow:
-    """x = (1 - t) * x0 + t * noise; the level is t, 0 data, 1 noise. The network gets 1000 * t.
+    """x = (1 - t) * x0 + t * noise; t is 0 for data and 1 for noise. The network gets 1000 * t.
 
     time:      distribution of t in training: "uniform", or "logit_normal", the sigmoid of a
                normal number (Esser et al., arXiv 2403.03206, equation 19).
@@ -66,20 +66,20 @@ class Flow:
         if not math.isfinite(self.mean):
             raise ValueError(f"Flow: mean is {self.mean}; it must be finite.")
 
-    def alpha(self, level: Tensor) -> Tensor:
-        """Weight of the data at a level: 1 - t."""
-        return 1 - wide(level)
+    def alpha(self, t: Tensor) -> Tensor:
+        """Weight of the data at t: 1 - t."""
+        return 1 - wide(t)
 
-    def sigma(self, level: Tensor) -> Tensor:
-        """Weight of the noise at a level: t."""
-        return wide(level)
+    def sigma(self, t: Tensor) -> Tensor:
+        """Weight of the noise at t: t."""
+        return wide(t)
 
-    def times(self, steps: int) -> Tensor:
-        """(steps + 1,) float64, levels evenly spaced from 1 to 0."""
+    def timesteps(self, steps: int) -> Tensor:
+        """(steps + 1,) float64, timesteps evenly spaced from 1 to 0."""
         check_steps(steps)
         return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
 
-    def draw_level(self, batch: int, generator: torch.Generator) -> Tensor:
+    def sample_t(self, batch: int, generator: torch.Generator) -> Tensor:
         """(batch,) float32, times to train at, in [0, 1]."""
         if self.time == "uniform":
             return torch.rand(batch, generator=generator)
@@ -90,24 +90,24 @@ class Flow:
         model: Network,
         x: Tensor,
         labels: Tensor,
-        level: Tensor,
+        t: Tensor,
         noise: Tensor,
         routing: Draw = (),
     ) -> LossTerms:
-        """Of x_BCHW with noise_BCHW at level_B; the reconstruction is the estimate of x0."""
-        check_batch(x, level, noise)
-        t = per_sample(level)
-        noisy = (1 - t) * x + t * noise
-        output = predict(model, noisy, 1000 * wide(level), labels, routing)
+        """Of x_BCHW with noise_BCHW at t_B; the reconstruction is the estimate of x0."""
+        check_batch(x, t, noise)
+        t_B111 = per_sample(t)
+        noisy = (1 - t_B111) * x + t_B111 * noise
+        output = predict(model, noisy, 1000 * wide(t), labels, routing)
         if self.predict == "velocity":
-            return LossTerms((output - (noise - x)) ** 2, noisy - t * output, noisy)
-        return LossTerms(((output - x) / t.clamp_min(T_MIN)) ** 2, output, noisy)
+            return LossTerms((output - (noise - x)) ** 2, noisy - t_B111 * output, noisy)
+        return LossTerms(((output - x) / t_B111.clamp_min(T_MIN)) ** 2, output, noisy)
 
     def denoiser(self, model: Network) -> Denoiser:
         """The estimate of x0: the network's output, or x - t * velocity."""
 
-        def denoise(x: Tensor, level: float, labels: Tensor, routing: Draw = ()) -> Tensor:
-            output = predict(model, x, 1000 * full_level(level, x), labels, routing)
-            return output if self.predict == "data" else x - level * output
+        def denoise(x: Tensor, t: float, labels: Tensor, routing: Draw = ()) -> Tensor:
+            output = predict(model, x, 1000 * full_t(t, x), labels, routing)
+            return output if self.predict == "data" else x - t * output
 
         return denoise

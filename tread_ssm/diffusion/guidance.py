@@ -26,8 +26,8 @@ def classifier_free(
 
     scale:      1 is no guidance, and then costs nothing.
     null_label: the label of the dropped class.
-    interval:   (low, high), guidance only at low < level <= high (Kynkäänniemi et al., arXiv
-                2404.07724), in the objective's own levels: sigma for EDM; t for flow, where
+    interval:   (low, high), guidance only at low < t <= high (Kynkäänniemi et al., arXiv
+                2404.07724), in the objective's own timesteps: sigma for EDM; t for flow, where
                 t = sigma / (1 + sigma); steps of the chain for noise prediction. None: everywhere.
 
     Both passes run as one batch of 2 B. Raises ValueError.
@@ -35,18 +35,18 @@ def classifier_free(
     _check_scale("classifier_free", scale)
     if interval is not None and not 0 <= interval[0] < interval[1]:
         raise ValueError(
-            f"classifier_free: interval is {interval}; it must be (low, high) in levels with "
+            f"classifier_free: interval is {interval}; it must be (low, high) in timesteps with "
             f"0 <= low < high."
         )
     if scale == 1:
         return denoiser
     low, high = (-math.inf, math.inf) if interval is None else interval
 
-    def guided(x: Tensor, level: float, labels: Tensor, routing: Draw = ()) -> Tensor:
-        if not low < level <= high:
-            return denoiser(x, level, labels, routing)
+    def guided(x: Tensor, t: float, labels: Tensor, routing: Draw = ()) -> Tensor:
+        if not low < t <= high:
+            return denoiser(x, t, labels, routing)
         null = torch.full_like(labels, null_label)
-        both = denoiser(torch.cat([x, x]), level, torch.cat([labels, null]), _twice(routing))
+        both = denoiser(torch.cat([x, x]), t, torch.cat([labels, null]), _twice(routing))
         with_label, without = both.chunk(2)
         return without + scale * (with_label - without)
 
@@ -67,7 +67,7 @@ def route_guidance(
     plan:        the routes; each drops `weak_drop` or `strong_drop` of the tokens.
     scale:       1 is the strong pass alone, and then costs one call.
     weak_drop, strong_drop: 0 <= strong_drop <= weak_drop < 1; 0 is no routing at all.
-    draw:        draw(plan, level) says which tokens of each sample of the batch a plan keeps, in
+    draw:        draw(plan, t) says which tokens of each sample of the batch a plan keeps, in
                  the order of the batch. It should give the same for the same arguments, so that
                  equal drops keep equal tokens, and draw each sample by itself, so that it does
                  not matter what else is in the batch.
@@ -84,18 +84,18 @@ def route_guidance(
         )
     weak_plan, strong_plan = plan.with_drop(weak_drop), plan.with_drop(strong_drop)
 
-    def guided(x: Tensor, level: float, labels: Tensor, routing: Draw = ()) -> Tensor:
+    def guided(x: Tensor, t: float, labels: Tensor, routing: Draw = ()) -> Tensor:
         if routing:
             raise ValueError(
                 "route_guidance: it draws the routing itself; call the denoiser without one."
             )
 
         def run(p: RoutePlan) -> Tensor:
-            drawn = draw(p, level)
+            drawn = draw(p, t)
             for _, subset in drawn:
                 _check_drawn(subset.index.shape[0], x.shape[0])
             on_device = tuple((route, subset.to(x.device)) for route, subset in drawn)
-            return denoiser(x, level, labels, on_device)
+            return denoiser(x, t, labels, on_device)
 
         strong = run(strong_plan)
         if scale == 1:

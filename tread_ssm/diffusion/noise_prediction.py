@@ -17,7 +17,7 @@ from tread_ssm.diffusion.objective import (
     Network,
     check_batch,
     check_steps,
-    full_level,
+    full_t,
     per_sample,
     predict,
     wide,
@@ -27,16 +27,16 @@ from tread_ssm.routing.plan import Draw
 
 @dataclass(frozen=True, kw_only=True)
 class NoisePrediction:
-    """x = alpha * x0 + sqrt(1 - alpha^2) * noise; the level is the number of noising steps.
+    """x = alpha * x0 + sqrt(1 - alpha^2) * noise; t is the number of noising steps.
 
     n_steps:              T, the length of the noising chain.
     beta_start, beta_end: variance added by the first and the last step.
     betas:                what is evenly spaced in between: "linear" the variances (Ho et al., and
                           DiT, from 1e-4 to 0.02), "scaled_linear" their square roots.
 
-    Levels 1..T are trained, 0 is clean data, and the network gets level - 1, the 0..T-1 by which
-    models of this kind count their steps. Between whole levels ln(alpha) is interpolated linearly
-    (Lu et al., arXiv 2206.00927, appendix D.3), so that samplers may use any level.
+    Levels 1..T are trained, 0 is clean data, and the network gets t - 1, the 0..T-1 by which
+    models of this kind count their steps. Between whole steps ln(alpha) is interpolated linearly
+    (Lu et al., arXiv 2206.00927, appendix D.3), so that samplers may use any t.
     """
 
     kind: Literal["noise"] = "noise"
@@ -60,22 +60,22 @@ class NoisePrediction:
                 f"NoisePrediction: betas is {self.betas!r}; use 'scaled_linear' or 'linear'."
             )
 
-    def alpha(self, level: Tensor) -> Tensor:
-        """Weight of the data at levels in [0, T]; the shape of `level`."""
-        return self._log_alpha(level).exp().to(wide(level).dtype)
+    def alpha(self, t: Tensor) -> Tensor:
+        """Weight of the data at timesteps in [0, T]; the shape of `t`."""
+        return self._log_alpha(t).exp().to(wide(t).dtype)
 
-    def sigma(self, level: Tensor) -> Tensor:
-        """Weight of the noise at levels in [0, T]; the shape of `level`."""
-        # expm1: near level 0 the difference 1 - alpha^2 would lose its digits.
-        return torch.expm1(2 * self._log_alpha(level)).neg().sqrt().to(wide(level).dtype)
+    def sigma(self, t: Tensor) -> Tensor:
+        """Weight of the noise at timesteps in [0, T]; the shape of `t`."""
+        # expm1: near t 0 the difference 1 - alpha^2 would lose its digits.
+        return torch.expm1(2 * self._log_alpha(t)).neg().sqrt().to(wide(t).dtype)
 
-    def times(self, steps: int) -> Tensor:
-        """(steps + 1,) float64, levels evenly spaced from T to 0."""
+    def timesteps(self, steps: int) -> Tensor:
+        """(steps + 1,) float64, timesteps evenly spaced from T to 0."""
         check_steps(steps)
         return torch.linspace(self.n_steps, 0, steps + 1, dtype=torch.float64)
 
-    def draw_level(self, batch: int, generator: torch.Generator) -> Tensor:
-        """(batch,) float32, whole levels to train at, in 1..T."""
+    def sample_t(self, batch: int, generator: torch.Generator) -> Tensor:
+        """(batch,) float32, whole timesteps to train at, in 1..T."""
         return torch.randint(1, self.n_steps + 1, (batch,), generator=generator).float()
 
     def loss_terms(
@@ -83,18 +83,18 @@ class NoisePrediction:
         model: Network,
         x: Tensor,
         labels: Tensor,
-        level: Tensor,
+        t: Tensor,
         noise: Tensor,
         routing: Draw = (),
     ) -> LossTerms:
-        """Of x_BCHW with noise_BCHW at level_B; the reconstruction is the predicted noise.
+        """Of x_BCHW with noise_BCHW at t_B; the reconstruction is the predicted noise.
 
-        The clean estimate would grow with 1 / alpha, by 15 at the noisiest level, and swamp the
-        reconstruction loss; the noise keeps its unit scale at every level.
+        The clean estimate would grow with 1 / alpha, by 15 at the noisiest t, and swamp the
+        reconstruction loss; the noise keeps its unit scale at every t.
         """
-        check_batch(x, level, noise)
-        noisy = per_sample(self.alpha(level)) * x + per_sample(self.sigma(level)) * noise
-        output = predict(model, noisy, wide(level) - 1, labels, routing)
+        check_batch(x, t, noise)
+        noisy = per_sample(self.alpha(t)) * x + per_sample(self.sigma(t)) * noise
+        output = predict(model, noisy, wide(t) - 1, labels, routing)
         return LossTerms((output - noise) ** 2, output, noisy)
 
     def denoiser(self, model: Network) -> Denoiser:
@@ -105,32 +105,32 @@ class NoisePrediction:
         """
         noise_of = _first_half(model)
 
-        def denoise(x: Tensor, level: float, labels: Tensor, routing: Draw = ()) -> Tensor:
-            levels = full_level(level, x)
-            output = predict(noise_of, x, levels - 1, labels, routing)
-            alpha, sigma = per_sample(self.alpha(levels)), per_sample(self.sigma(levels))
+        def denoise(x: Tensor, t: float, labels: Tensor, routing: Draw = ()) -> Tensor:
+            timesteps = full_t(t, x)
+            output = predict(noise_of, x, timesteps - 1, labels, routing)
+            alpha, sigma = per_sample(self.alpha(timesteps)), per_sample(self.sigma(timesteps))
             return (x - sigma * output) / alpha
 
         return denoise
 
-    def _log_alpha(self, level: Tensor) -> Tensor:
+    def _log_alpha(self, t: Tensor) -> Tensor:
         """ln(alpha) in float64. The table is made anew: it is small, and caching would tie it to a
         device and to the grad mode of its first use."""
         power = 1 if self.betas == "linear" else 2
         ends = self.beta_start ** (1 / power), self.beta_end ** (1 / power)
-        roots = torch.linspace(*ends, self.n_steps, dtype=torch.float64, device=level.device)
+        roots = torch.linspace(*ends, self.n_steps, dtype=torch.float64, device=t.device)
         table = torch.log1p(-(roots**power)).cumsum(0) / 2
         table = torch.cat([table.new_zeros(1), table])
-        level = level.to(torch.float64)
-        below = level.floor().clamp(0, self.n_steps - 1).to(torch.int64)
-        return torch.lerp(table[below], table[below + 1], level - below)
+        t = t.to(torch.float64)
+        below = t.floor().clamp(0, self.n_steps - 1).to(torch.int64)
+        return torch.lerp(table[below], table[below + 1], t - below)
 
 
 def _first_half(model: Network) -> Network:
     """The network without its upper channels, where it has two for each channel of the input."""
 
-    def network(x: Tensor, noise_level: Tensor, labels: Tensor, *, routing: Draw = ()) -> Tensor:
-        output = model(x, noise_level, labels, routing=routing)
+    def network(x: Tensor, t: Tensor, labels: Tensor, *, routing: Draw = ()) -> Tensor:
+        output = model(x, t, labels, routing=routing)
         channels = x.shape[1]
         return output[:, :channels] if output.shape[1:2] == (2 * channels,) else output
 

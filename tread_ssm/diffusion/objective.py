@@ -1,7 +1,7 @@
 """What every objective shares: how a network is called, and what training and sampling get.
 
-An objective is a path x_level = alpha(level) * x0 + sigma(level) * noise from data to noise, a
-distribution of levels to train at, and what the network predicts. There are three: `EDM`, `Flow`
+An objective is a path x_t = alpha(t) * x0 + sigma(t) * noise from data to noise, a
+distribution of timesteps to train at, and what the network predicts. There are three: `EDM`, `Flow`
 and `NoisePrediction`. Level 0 is clean data in all of them.
 
 Shape legend: B batch, C channels, H rows, W columns.
@@ -20,32 +20,30 @@ from tread_ssm.routing.plan import Draw
 
 
 class Network(Protocol):
-    """A backbone: x_BCHW, noise_level_B, labels_B -> (B, C, H, W)."""
+    """A backbone: x_BCHW, t_B, labels_B -> (B, C, H, W)."""
 
-    def __call__(
-        self, x: Tensor, noise_level: Tensor, labels: Tensor, *, routing: Draw = ()
-    ) -> Tensor: ...
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, *, routing: Draw = ()) -> Tensor: ...
 
 
 class Denoiser(Protocol):
-    """Estimates clean data from x_BCHW at one level, at least float32; guidance wraps it."""
+    """Estimates clean data from x_BCHW at t, at least float32; guidance wraps it."""
 
-    def __call__(self, x: Tensor, level: float, labels: Tensor, routing: Draw = ()) -> Tensor: ...
+    def __call__(self, x: Tensor, t: float, labels: Tensor, routing: Draw = ()) -> Tensor: ...
 
 
-class Path(Protocol):
+class NoiseSchedule(Protocol):
     """The part of an objective that a sampler needs.
 
-    straight: whether dx/dlevel = (x - x0) / level along the path, as `heun` needs it.
+    straight: whether dx/dt = (x - x0) / t along the path, as `heun` needs it.
     """
 
     straight: ClassVar[bool]
 
-    def alpha(self, level: Tensor) -> Tensor:
-        """Weight of the data; the shape of `level`, at least float32."""
+    def alpha(self, t: Tensor) -> Tensor:
+        """Weight of the data; the shape of `t`, at least float32."""
 
-    def sigma(self, level: Tensor) -> Tensor:
-        """Weight of the unit Gaussian noise; the shape of `level`, at least float32."""
+    def sigma(self, t: Tensor) -> Tensor:
+        """Weight of the unit Gaussian noise; the shape of `t`, at least float32."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class LossTerms:
 
     loss_map:       weighted squared error of each element.
     reconstruction: the network's account of the image, for TREAD v1's term on routed patches.
-    noisy:          x at its level, before any preconditioning.
+    noisy:          x at t, before any preconditioning.
     """
 
     loss_map: Tensor
@@ -72,11 +70,9 @@ def per_sample(value: Tensor) -> Tensor:
     return wide(value)[:, None, None, None]
 
 
-def predict(
-    model: Network, x: Tensor, noise_level: Tensor, labels: Tensor, routing: Draw
-) -> Tensor:
+def predict(model: Network, x: Tensor, t: Tensor, labels: Tensor, routing: Draw) -> Tensor:
     """The network's output for x_BCHW in at least float32. Raises ValueError on its shape."""
-    output = model(x, noise_level, labels, routing=routing)
+    output = model(x, t, labels, routing=routing)
     if output.shape != x.shape:
         raise ValueError(
             f"The network returned {tuple(output.shape)} for an input {tuple(x.shape)}; an "
@@ -86,18 +82,18 @@ def predict(
     return wide(output)
 
 
-def full_level(level: float, x: Tensor) -> Tensor:
-    """(B,) of one level for the samples of x, on its device, at least float32."""
+def full_t(t: float, x: Tensor) -> Tensor:
+    """(B,) of t for the samples of x, on its device, at least float32."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    return torch.full((x.shape[0],), level, dtype=dtype, device=x.device)
+    return torch.full((x.shape[0],), t, dtype=dtype, device=x.device)
 
 
-def check_batch(x: Tensor, level: Tensor, noise: Tensor) -> None:
-    """Raises ValueError where x_BCHW, level_B and noise_BCHW do not fit together."""
-    if x.dim() != 4 or noise.shape != x.shape or level.shape != x.shape[:1]:
+def check_batch(x: Tensor, t: Tensor, noise: Tensor) -> None:
+    """Raises ValueError where x_BCHW, t_B and noise_BCHW do not fit together."""
+    if x.dim() != 4 or noise.shape != x.shape or t.shape != x.shape[:1]:
         raise ValueError(
-            f"loss_terms: x is {tuple(x.shape)}, noise {tuple(noise.shape)}, level "
-            f"{tuple(level.shape)}; expected (B, C, H, W), the same again, and (B,)."
+            f"loss_terms: x is {tuple(x.shape)}, noise {tuple(noise.shape)}, t "
+            f"{tuple(t.shape)}; expected (B, C, H, W), the same again, and (B,)."
         )
 
 

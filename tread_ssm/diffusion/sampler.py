@@ -1,17 +1,17 @@
 """Samplers: from noise to data along a path, as functions over a denoiser.
 
-    levels = objective.times(40)
-    x = heun(objective.denoiser(model), objective, noise, levels, labels)
+    timesteps = objective.timesteps(40)
+    x = heun(objective.denoiser(model), objective, noise, timesteps, labels)
 
 All of them take
-    denoiser: x, level, labels -> estimate of the clean data; guidance included.
+    denoiser: x, t, labels -> estimate of the clean data; guidance included.
     path:     the objective that the denoiser was made by.
     noise:    (B, C, H, W) standard normal numbers, float32 or float64, which the result's dtype
-              follows. The start is x = sqrt(alpha^2 + sigma^2) * noise at the first level.
-    levels:   (n + 1,) descending; a last level of 0 means clean data.
+              follows. The start is x = sqrt(alpha^2 + sigma^2) * noise at the first t.
+    timesteps:   (n + 1,) descending; a last t of 0 means clean data.
     labels:   (B,) int64.
     on_step:  called as on_step(i, n) when i of n steps are done.
-and return x at the last level. They raise ValueError where the levels cannot be walked.
+and return x at the last t. They raise ValueError where the timesteps cannot be walked.
 
 Shape legend: B batch, C channels, H rows, W columns.
 """
@@ -25,7 +25,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from tread_ssm.diffusion.objective import Denoiser, Path
+from tread_ssm.diffusion.objective import Denoiser, NoiseSchedule
 
 OnStep: TypeAlias = Callable[[int, int], None]
 Sampler = Literal["euler", "heun", "dpm_solver_pp"]
@@ -34,9 +34,9 @@ Sampler = Literal["euler", "heun", "dpm_solver_pp"]
 @torch.no_grad()
 def euler(
     denoiser: Denoiser,
-    path: Path,
+    schedule: NoiseSchedule,
     noise: Tensor,
-    levels: Tensor,
+    timesteps: Tensor,
     labels: Tensor,
     *,
     on_step: OnStep | None = None,
@@ -45,7 +45,7 @@ def euler(
 
     Euler's method for straight paths, DDIM (Song et al., arXiv 2010.02502) for noise prediction.
     """
-    steps, alpha, sigma, x = _start(path, noise, levels)
+    steps, alpha, sigma, x = _start(schedule, noise, timesteps)
     n = len(steps) - 1
     for i in range(n):
         x0 = denoiser(x, steps[i], labels)
@@ -59,23 +59,23 @@ def euler(
 @torch.no_grad()
 def heun(
     denoiser: Denoiser,
-    path: Path,
+    schedule: NoiseSchedule,
     noise: Tensor,
-    levels: Tensor,
+    timesteps: Tensor,
     labels: Tensor,
     *,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Second order, two calls a step but the last one to level 0 (arXiv 2206.00364, algorithm 1).
+    """Second order, two calls a step but the last one to t 0 (arXiv 2206.00364, algorithm 1).
 
-    For EDM and flow, on whose paths dx/dlevel = (x - x0) / level. Raises ValueError on others.
+    For EDM and flow, on whose paths dx/dt = (x - x0) / t. Raises ValueError on others.
     """
-    if not path.straight:
+    if not schedule.straight:
         raise ValueError(
-            f"heun: the path of {type(path).__name__} is not straight in its level; use "
+            f"heun: the path of {type(schedule).__name__} is not straight in t; use "
             f"dpm_solver_pp or euler."
         )
-    steps, _, _, x = _start(path, noise, levels)
+    steps, _, _, x = _start(schedule, noise, timesteps)
     n = len(steps) - 1
     for i in range(n):
         here, there = steps[i], steps[i + 1]
@@ -93,9 +93,9 @@ def heun(
 @torch.no_grad()
 def dpm_solver_pp(
     denoiser: Denoiser,
-    path: Path,
+    schedule: NoiseSchedule,
     noise: Tensor,
-    levels: Tensor,
+    timesteps: Tensor,
     labels: Tensor,
     *,
     order: Literal[1, 2, 3] = 3,
@@ -103,14 +103,14 @@ def dpm_solver_pp(
 ) -> Tensor:
     """Multistep DPM-Solver++ with data prediction (Lu et al., arXiv 2211.01095), one call a step.
 
-    order: of the method once enough steps are behind it. The last steps to level 0 are of order 2
+    order: of the method once enough steps are behind it. The last steps to t 0 are of order 2
            and 1. Order 3 for DiM's 50 steps; 2 is steadier with strong guidance and few steps.
 
     A start without any data (flow at t = 1) is left by a step of order 1 and not looked back at.
     """
     if order not in (1, 2, 3):
         raise ValueError(f"dpm_solver_pp: order is {order}; use 1, 2 or 3.")
-    steps, alpha, sigma, x = _start(path, noise, levels)
+    steps, alpha, sigma, x = _start(schedule, noise, timesteps)
     half_log_snr = [_log_ratio(a, s) for a, s in zip(alpha, sigma, strict=True)]
     n = len(steps) - 1
     known: list[tuple[float, Tensor]] = []  # (half log-SNR, estimate of x0), the latest one last
@@ -127,9 +127,9 @@ def dpm_solver_pp(
 
 def sample(
     denoiser: Denoiser,
-    path: Path,
+    schedule: NoiseSchedule,
     noise: Tensor,
-    levels: Tensor,
+    timesteps: Tensor,
     labels: Tensor,
     *,
     sampler: Sampler | None = None,
@@ -137,31 +137,35 @@ def sample(
 ) -> Tensor:
     """Sample by the sampler's name; None: heun for straight paths, dpm_solver_pp for others."""
     if sampler is None:
-        sampler = "heun" if path.straight else "dpm_solver_pp"
+        sampler = "heun" if schedule.straight else "dpm_solver_pp"
     chosen = {"euler": euler, "heun": heun, "dpm_solver_pp": dpm_solver_pp}.get(sampler)
     if chosen is None:
         raise ValueError(f"sample: sampler is {sampler!r}; use euler, heun or dpm_solver_pp.")
-    return chosen(denoiser, path, noise, levels, labels, on_step=on_step)
+    return chosen(denoiser, schedule, noise, timesteps, labels, on_step=on_step)
 
 
 def _start(
-    path: Path, noise: Tensor, levels: Tensor
+    schedule: NoiseSchedule, noise: Tensor, timesteps: Tensor
 ) -> tuple[list[float], list[float], list[float], Tensor]:
-    """The levels, alpha and sigma at each, and x at the first. Raises ValueError."""
-    if levels.dim() != 1 or len(levels) < 2 or not bool((levels[1:] < levels[:-1]).all()):
+    """The timesteps, alpha and sigma at each, and x at the first. Raises ValueError."""
+    if (
+        timesteps.dim() != 1
+        or len(timesteps) < 2
+        or not bool((timesteps[1:] < timesteps[:-1]).all())
+    ):
         raise ValueError(
-            f"A sampler's levels must be one row of at least two descending numbers, got shape "
-            f"{tuple(levels.shape)}; objective.times(steps) makes them."
+            f"A sampler's timesteps must be one row of at least two descending numbers, got shape "
+            f"{tuple(timesteps.shape)}; objective.timesteps(steps) makes them."
         )
-    if levels[-1] < 0:
-        raise ValueError(f"A sampler's last level is {float(levels[-1])}; 0 is clean data.")
+    if timesteps[-1] < 0:
+        raise ValueError(f"A sampler's last t is {float(timesteps[-1])}; 0 is clean data.")
     if noise.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"A sampler's noise is {noise.dtype}; pass float32 and run the model under autocast."
         )
-    exact = levels.to("cpu", torch.float64)
-    alpha: list[float] = path.alpha(exact).tolist()
-    sigma: list[float] = path.sigma(exact).tolist()
+    exact = timesteps.to("cpu", torch.float64)
+    alpha: list[float] = schedule.alpha(exact).tolist()
+    sigma: list[float] = schedule.sigma(exact).tolist()
     return exact.tolist(), alpha, sigma, math.hypot(alpha[0], sigma[0]) * noise
 
 

@@ -13,7 +13,7 @@ from tread_ssm.evaluation.features import (
     feature_moments,
     load_extractor,
 )
-from tread_ssm.evaluation.frechet import Gaussian, Moments, frechet_distance
+from tread_ssm.evaluation.frechet import FeatureMoments, Gaussian, frechet_distance
 from tread_ssm.evaluation.images import Images, batches, open_images
 from tread_ssm.evaluation.reference import reference_statistics, save_statistics
 from tread_ssm.evaluation.score import check_comparable, score
@@ -23,11 +23,11 @@ __all__ = [
     "METRICS",
     "EmojiFeatures",
     "FeatureExtractor",
+    "FeatureMoments",
     "Features",
     "Gaussian",
     "Images",
     "Metric",
-    "Moments",
     "Statistics",
     "batches",
     "check_comparable",

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tread_ssm.evaluation.frechet import Moments
+from tread_ssm.evaluation.frechet import FeatureMoments
 
 WEIGHTS = "emoji_features.safetensors"
 
@@ -78,9 +78,11 @@ def load_extractor(
     return EmojiFeatures(device)
 
 
-def feature_moments(extractor: FeatureExtractor, images_BCHW: Tensor, batch: int = 256) -> Moments:
+def feature_moments(
+    extractor: FeatureExtractor, images_BCHW: Tensor, batch: int = 256
+) -> FeatureMoments:
     """The moments of the pooled features of uint8 images (n, 3, H, W), `batch` at a time."""
-    parts = (Moments.of(extractor(part).pooled) for part in images_BCHW.split(batch))
+    parts = (FeatureMoments.of(extractor(part).pooled) for part in images_BCHW.split(batch))
     total = next(parts)
     for part in parts:
         total = total + part

@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Moments:
+class FeatureMoments:
     """Count, mean and scatter of features: all that the distance needs of a set of images.
 
-    A stream of batches is the sum of its parts: `Moments.of(a) + Moments.of(b)`, and so are the
+    A set is the sum of its batches: `FeatureMoments.of(a) + FeatureMoments.of(b)`, and so are the
     parts of several processes. Deviations are taken from each part's own mean before they are
     merged (Chan, Golub and LeVeque, 1983), so a mean that is large beside the spread costs no
     digits.
@@ -29,38 +29,38 @@ class Moments:
     scatter: Tensor
 
     @staticmethod
-    def of(features_BF: Tensor) -> Moments:
+    def of(features_BF: Tensor) -> FeatureMoments:
         """The moments of a batch of at least one row; on the CPU. Raises ValueError."""
         if features_BF.ndim != 2 or len(features_BF) == 0:
             raise ValueError(
-                f"Moments.of: features have shape {tuple(features_BF.shape)}; expected (B, F) "
-                f"with at least one row."
+                f"FeatureMoments.of: features have shape {tuple(features_BF.shape)}; expected "
+                f"(B, F) with at least one row."
             )
         x = features_BF.detach().to("cpu", torch.float64)
         if not bool(torch.isfinite(x).all()):
             bad = int((~torch.isfinite(x)).any(dim=1).sum())
             raise ValueError(
-                f"Moments.of: the features of {bad} of {len(x)} images are not finite; check the "
-                f"images for NaN."
+                f"FeatureMoments.of: the features of {bad} of {len(x)} images are not finite: look "
+                f"for NaN in the images."
             )
         mean = x.mean(dim=0)
         deviation = x - mean
-        return Moments(len(x), mean, deviation.T @ deviation)
+        return FeatureMoments(len(x), mean, deviation.T @ deviation)
 
-    def __add__(self, other: Moments) -> Moments:
+    def __add__(self, other: FeatureMoments) -> FeatureMoments:
         """The moments of both sets together. Raises ValueError."""
         _check_same(self, other)
         count = self.count + other.count
         step = other.mean - self.mean
         mean = self.mean + step * (other.count / count)
         between = torch.outer(step, step) * (self.count * other.count / count)
-        return Moments(count, mean, self.scatter + other.scatter + between)
+        return FeatureMoments(count, mean, self.scatter + other.scatter + between)
 
     @property
     def covariance(self) -> Tensor:
         """(F, F) float64, unbiased (divided by count - 1), as numpy.cov. Needs two images."""
         if self.count < 2:
-            raise ValueError("Moments.covariance: one image has no covariance; add more.")
+            raise ValueError("FeatureMoments.covariance: one image has no covariance; add more.")
         return self.scatter / (self.count - 1)
 
 
@@ -75,7 +75,7 @@ class Gaussian:
     covariance: Tensor
 
 
-def frechet_distance(a: Moments | Gaussian, b: Moments | Gaussian) -> float:
+def frechet_distance(a: FeatureMoments | Gaussian, b: FeatureMoments | Gaussian) -> float:
     """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), at least 0 (Heusel et al., 2017, eq. 6).
 
     The trace of (C_a C_b)^(1/2) is the sum of the singular values of C_a^(1/2) C_b^(1/2): two
@@ -108,7 +108,7 @@ def _root(covariance: Tensor) -> Tensor:
     return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
 
 
-def _check_same(a: Moments | Gaussian, b: Moments | Gaussian) -> None:
+def _check_same(a: FeatureMoments | Gaussian, b: FeatureMoments | Gaussian) -> None:
     if len(a.mean) != len(b.mean):
         raise ValueError(
             f"Moments of {len(a.mean)} and of {len(b.mean)} features cannot be combined; use one "

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from tread_ssm.evaluation.features import FeatureExtractor
-from tread_ssm.evaluation.frechet import Gaussian, Moments
+from tread_ssm.evaluation.frechet import FeatureMoments, Gaussian
 from tread_ssm.evaluation.images import KEYS, batches, npz_names, open_images
 from tread_ssm.evaluation.statistics import NEEDS, Metric, Statistics, check_metrics, statistics
 
@@ -67,7 +67,7 @@ def save_statistics(path: Path, held: Statistics) -> None:
         moments = getattr(held, field)
         if moments is not None:
             arrays |= {mean: moments.mean.numpy(), covariance: moments.covariance.numpy()}
-            if isinstance(moments, Moments):
+            if isinstance(moments, FeatureMoments):
                 arrays["count"] = np.array(moments.count)
     if held.features is not None:
         arrays["features"] = held.features.numpy()
@@ -90,7 +90,7 @@ def _read(path: Path, names: set[str], extractor: str) -> Statistics:
     known = {"count", "features", *(n for pair in _MOMENTS.values() for n in pair)}
     arrays = _load(path, sorted(known & names))
     count = int(arrays["count"]) if "count" in arrays else 0
-    moments: dict[str, Moments | Gaussian] = {}
+    moments: dict[str, FeatureMoments | Gaussian] = {}
     for field, (mean, covariance) in _MOMENTS.items():
         if mean in arrays and covariance in arrays:
             moments[field] = _moments(path, arrays[mean], arrays[covariance], count)
@@ -101,7 +101,7 @@ def _read(path: Path, names: set[str], extractor: str) -> Statistics:
 
 def _moments(
     path: Path, mean: np.ndarray, covariance: np.ndarray, count: int
-) -> Moments | Gaussian:
+) -> FeatureMoments | Gaussian:
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise ValueError(
             f"{path}: a mean of shape {mean.shape} and a covariance of shape {covariance.shape} do "
@@ -110,7 +110,7 @@ def _moments(
     m, c = (torch.from_numpy(x.astype(np.float64)) for x in (mean, covariance))
     if not bool(m.isfinite().all() and c.isfinite().all()):
         raise ValueError(f"{path}: its mean or covariance is not finite; make the file anew.")
-    return Moments(count, m, c * (count - 1)) if count > 1 else Gaussian(m, c)
+    return FeatureMoments(count, m, c * (count - 1)) if count > 1 else Gaussian(m, c)
 
 
 def _load(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from tread_ssm.evaluation.frechet import Gaussian, Moments, frechet_distance
+from tread_ssm.evaluation.frechet import FeatureMoments, Gaussian, frechet_distance
 from tread_ssm.evaluation.inception_score import inception_score
 from tread_ssm.evaluation.kernel import kernel_distance
 from tread_ssm.evaluation.precision_recall import precision_recall
@@ -17,7 +17,7 @@ from tread_ssm.evaluation.statistics import NEEDS, Metric, Statistics, check_met
 NEIGHBOURS = 3
 
 T = TypeVar("T")
-_Set = Moments | Gaussian | None
+_Set = FeatureMoments | Gaussian | None
 
 
 def score(
@@ -82,14 +82,14 @@ def check_comparable(
         held = getattr(reference, NEEDS[metric])
         if isinstance(held, Tensor):
             _check_count("reference", len(held), reference, metric)
-        elif isinstance(held, Moments):
+        elif isinstance(held, FeatureMoments):
             _check_count("reference", held.count, reference, metric)
 
 
 def _check_count(name: str, count: int, reference: Statistics, metric: Metric) -> None:
     held = _need(getattr(reference, NEEDS[metric]), metric)
     least, why = 2, ""
-    if isinstance(held, (Moments, Gaussian)):
+    if isinstance(held, (FeatureMoments, Gaussian)):
         least = len(held.mean) + 1
         why = f" for the covariance of {len(held.mean)} features"
     elif metric in ("precision", "recall"):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tread_ssm.evaluation.features import FeatureExtractor, Features
-from tread_ssm.evaluation.frechet import Gaussian, Moments
+from tread_ssm.evaluation.frechet import FeatureMoments, Gaussian
 from tread_ssm.processes import gathered
 
 Metric = Literal["fid", "sfid", "is", "precision", "recall", "kid"]
@@ -51,8 +51,8 @@ class Statistics:
 
     extractor: str
     count: int
-    pooled: Moments | Gaussian | None = None
-    spatial: Moments | Gaussian | None = None
+    pooled: FeatureMoments | Gaussian | None = None
+    spatial: FeatureMoments | Gaussian | None = None
     features: Tensor | None = None
     probabilities: Tensor | None = None
 
@@ -131,10 +131,10 @@ def check_metrics(metrics: Sequence[str]) -> None:
 
 
 class _Stream:
-    """Moments of features that come in small batches; merging has its cost."""
+    """FeatureMoments of features that come in small batches; merging has its cost."""
 
     def __init__(self) -> None:
-        self._moments: Moments | None = None
+        self._moments: FeatureMoments | None = None
         self._waiting: list[Tensor] = []
 
     def add(self, features_BF: Tensor) -> None:
@@ -142,13 +142,13 @@ class _Stream:
         if sum(map(len, self._waiting)) >= _CHUNK:
             self._take()
 
-    def total(self) -> Moments | None:
+    def total(self) -> FeatureMoments | None:
         if self._waiting:
             self._take()
         return self._moments
 
     def _take(self) -> None:
-        new = Moments.of(torch.cat(self._waiting))
+        new = FeatureMoments.of(torch.cat(self._waiting))
         self._moments = new if self._moments is None else self._moments + new
         self._waiting = []
 
@@ -170,8 +170,10 @@ def _check_finite(found: Features, needs: set[str], before: int) -> None:
         raise ValueError(f"The {name} of image {before + first} of this process are not finite.")
 
 
-def _total(a: Moments | Gaussian | None, b: Moments | Gaussian | None) -> Moments | None:
-    if isinstance(a, Moments) and isinstance(b, Moments):
+def _total(
+    a: FeatureMoments | Gaussian | None, b: FeatureMoments | Gaussian | None
+) -> FeatureMoments | None:
+    if isinstance(a, FeatureMoments) and isinstance(b, FeatureMoments):
         return a + b
     if a is None and b is None:
         return None

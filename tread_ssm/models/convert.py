@@ -22,8 +22,8 @@ POSITION = "pos_embed"
 # Beginnings of names, published and ours; those of blocks follow "blocks.<number>.".
 _PAIRS = (
     ("x_embedder.proj.", "patches.projection."),
-    ("t_embedder.mlp.0.", "level_cond.hidden."),
-    ("t_embedder.mlp.2.", "level_cond.out."),
+    ("t_embedder.mlp.0.", "t_cond.hidden."),
+    ("t_embedder.mlp.2.", "t_cond.out."),
     ("y_embedder.embedding_table.", "label_cond."),
     ("attn.", "attention."),
     ("mlp.", "mlp."),

@@ -14,9 +14,9 @@ def backbone_cost(config: ModelConfig, plan: RoutePlan, batch: int = 1) -> PlanC
     with torch.device("meta"):
         model = build_model(config)
         x = torch.empty(batch, config.channels, config.image_size, config.image_size)
-        level = torch.empty(batch)
+        t = torch.empty(batch)
         labels = torch.empty(batch, dtype=torch.int64)
-    return plan_cost(model, plan, (x, level, labels))
+    return plan_cost(model, plan, (x, t, labels))
 
 
 def long_skips(config: ModelConfig) -> tuple[tuple[int, int], ...]:

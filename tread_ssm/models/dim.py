@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tread_ssm.models.embed import (
-    LevelEmbedding,
     PatchEmbedding,
+    TimestepEmbedding,
     WithTables,
     as_stream,
     check_inputs,
@@ -102,9 +102,9 @@ def scan_orders(depth: int) -> tuple[OrderName, ...]:
 
 
 class DiM(WithTables):
-    """Diffusion Mamba: x_BCHW, noise level, label -> prediction_BCHW.
+    """Diffusion Mamba: x_BCHW, t_B, labels_B -> prediction_BCHW.
 
-    The stream is [level, label, separators, padded grid]; the prefix (all before the grid) comes
+    The stream is [t, label, separators, padded grid]; the prefix (all before the grid) comes
     first in every scan and is never routed. Attributes for others: config, grid (of the image
     tokens), depth, blocks, skips, padded_grid, n_prefix.
     """
@@ -129,7 +129,7 @@ class DiM(WithTables):
         self.pads = nn.Parameter(torch.empty(pads, dim)) if pads else None
         self.separators = nn.Parameter(torch.empty(pads, dim)) if pads else None
 
-        self.level_cond = LevelEmbedding(dim)
+        self.t_cond = TimestepEmbedding(dim)
         self.label_cond = label_embedding(config.n_classes, dim)
         self.modulation = nn.Linear(dim, 3 * dim)
         self.blocks = nn.ModuleList(
@@ -165,7 +165,7 @@ class DiM(WithTables):
     def forward(
         self,
         x: Tensor,
-        noise_level: Tensor,
+        t: Tensor,
         labels: Tensor,
         *,
         routing: Draw = (),
@@ -174,7 +174,7 @@ class DiM(WithTables):
         """The network's prediction for a batch.
 
         x:           (B, C, H, W) floating point.
-        noise_level: (B,) floating point, of the order of 0..1000 (see embed.sinusoid).
+        t: (B,) floating point, of the order of 0..1000 (see embed.sinusoid).
         labels:      (B,) int64 in 0..n_classes; n_classes stands for "no class".
         routing:     a draw over `grid`, from RoutePlan.draw; () runs the dense network.
         checkpoint:  recompute the blocks' activations in the backward pass.
@@ -184,12 +184,12 @@ class DiM(WithTables):
         """
         c = self.config
         shape = (c.channels, c.image_size, c.image_size)
-        check_inputs("DiM", shape, c.n_classes, x, noise_level, labels, self.head.weight)
-        level, label = sinusoid(noise_level, c.dim), self.label_token(labels)
-        cond = self.modulation(F.silu(self.level_cond(noise_level) + self.label_cond(labels)))
+        check_inputs("DiM", shape, c.n_classes, x, t, labels, self.head.weight)
+        t_token, label_token = sinusoid(t, c.dim), self.label_token(labels)
+        cond = self.modulation(F.silu(self.t_cond(t) + self.label_cond(labels)))
         stream = run_blocks(
             tuple(self.blocks),
-            self._embed(x, level, label),
+            self._embed(x, t_token, label_token),
             cond.unflatten(1, (3, c.dim)),
             Layout(self.padded_grid, n_prefix=self.n_prefix),
             self._on_padded_grid(routing),
@@ -199,15 +199,15 @@ class DiM(WithTables):
         image = stream[:, self.n_prefix :].unflatten(1, self.padded_grid)
         image = image[:, : self.grid[0], : self.grid[1]].flatten(1, 2)
         weight = self.head_modulation.weight
-        pooled = self.head_modulation(F.silu((level + label).to(weight.dtype)))
+        pooled = self.head_modulation(F.silu((t_token + label_token).to(weight.dtype)))
         shift, scale = pooled.chunk(2, dim=1)
         image = modulate(self.norm(self._convolve(self.conv_out, image)), shift, scale)
         return as_stream(unpatchify(self.head(image), self.grid, c.patch))
 
-    def _embed(self, x: Tensor, level: Tensor, label: Tensor) -> Tensor:
+    def _embed(self, x: Tensor, t_token: Tensor, label_token: Tensor) -> Tensor:
         """The stream x_BLD that enters the first block."""
         position = as_stream(self.position)
-        prefix = torch.stack([level, label], dim=1).to(position.dtype) + position[:2]
+        prefix = torch.stack([t_token, label_token], dim=1).to(position.dtype) + position[:2]
         tokens = self._convolve(self.conv_in, self.patches(x) + position[2:])
         if self.pads is None or self.separators is None:
             return torch.cat([prefix, tokens], dim=1)
@@ -273,8 +273,8 @@ def init_dim(model: DiM) -> None:
     for weight in (
         model.label_token.weight,
         model.label_cond.weight,
-        model.level_cond.hidden.weight,
-        model.level_cond.out.weight,
+        model.t_cond.hidden.weight,
+        model.t_cond.out.weight,
         model.pads,
         model.separators,
     ):

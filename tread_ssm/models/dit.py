@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tread_ssm.models.embed import (
-    LevelEmbedding,
     PatchEmbedding,
+    TimestepEmbedding,
     WithTables,
     as_stream,
     check_inputs,
@@ -84,7 +84,7 @@ class DiTConfig:
 
 
 class DiT(WithTables):
-    """x_BCHW, noise level, label -> prediction. Attributes: config, grid, depth, blocks."""
+    """x_BCHW, t_B, labels_B -> prediction. Attributes: config, grid, depth, blocks."""
 
     position: Tensor
 
@@ -94,7 +94,7 @@ class DiT(WithTables):
         self.config, self.grid, self.depth = config, config.grid, config.depth
         self.patches = PatchEmbedding(config.channels, config.patch, dim)
         self.register_tables()
-        self.level_cond = LevelEmbedding(dim)
+        self.t_cond = TimestepEmbedding(dim)
         self.label_cond = label_embedding(config.n_classes, dim)
         self.blocks = nn.ModuleList(
             DiTBlock(dim, config.heads, config.mlp_ratio) for _ in range(self.depth)
@@ -111,7 +111,7 @@ class DiT(WithTables):
     def forward(
         self,
         x: Tensor,
-        noise_level: Tensor,
+        t: Tensor,
         labels: Tensor,
         *,
         routing: Draw = (),
@@ -120,8 +120,8 @@ class DiT(WithTables):
         """The prediction, (B, out_channels or C, H, W); arguments and errors as for DiM."""
         c = self.config
         shape = (c.channels, c.image_size, c.image_size)
-        check_inputs("DiT", shape, c.n_classes, x, noise_level, labels, self.head.weight)
-        cond = self.level_cond(noise_level) + self.label_cond(labels)
+        check_inputs("DiT", shape, c.n_classes, x, t, labels, self.head.weight)
+        cond = self.t_cond(t) + self.label_cond(labels)
         stream = run_blocks(
             tuple(self.blocks),
             as_stream(self.patches(x) + self.position),
@@ -164,8 +164,8 @@ def init_dit(model: DiT) -> None:
     nn.init.zeros_(model.patches.projection.bias)
     for weight in (
         model.label_cond.weight,
-        model.level_cond.hidden.weight,
-        model.level_cond.out.weight,
+        model.t_cond.hidden.weight,
+        model.t_cond.out.weight,
     ):
         nn.init.normal_(weight, std=0.02)
     for block in model.blocks:

@@ -1,4 +1,4 @@
-"""What all backbones share at their two ends: patches, noise level, label, and back to an image.
+"""What all backbones share at their two ends: patches, t, label, and back to an image.
 
 Shape legend: B batch, C channels, H, W image height and width, N image tokens, D channels of a
 token, P side of a patch.
@@ -33,21 +33,21 @@ def unpatchify(x: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
-def sinusoid(level: Tensor, dim: int) -> Tensor:
-    """level_B -> (B, dim): cosines, then sines, of angular frequencies 1 down to about 1e-4.
+def sinusoid(t: Tensor, dim: int) -> Tensor:
+    """t_B -> (B, dim): cosines, then sines, of angular frequencies 1 down to about 1e-4.
 
     Computed in at least float32, whatever autocast says. Levels should spread over a range of the
     order of 1000 (as diffusion steps do) for the frequencies to tell them apart.
     """
     half = dim // 2
-    level = level.to(torch.promote_types(level.dtype, torch.float32))
-    steps = torch.arange(half, device=level.device, dtype=level.dtype)
-    angle = level[:, None] * torch.exp(steps * (-math.log(1e4) / half))
+    t = t.to(torch.promote_types(t.dtype, torch.float32))
+    steps = torch.arange(half, device=t.device, dtype=t.dtype)
+    angle = t[:, None] * torch.exp(steps * (-math.log(1e4) / half))
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
-class LevelEmbedding(nn.Module):
-    """level_B -> (B, D): sinusoid of width 256, Linear, SiLU, Linear (DiT, arXiv 2212.09748)."""
+class TimestepEmbedding(nn.Module):
+    """t_B -> (B, D): sinusoid of width 256, Linear, SiLU, Linear (DiT, arXiv 2212.09748)."""
 
     WIDTH = 256
 
@@ -56,8 +56,8 @@ class LevelEmbedding(nn.Module):
         self.hidden = nn.Linear(self.WIDTH, dim)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, level: Tensor) -> Tensor:
-        waves = sinusoid(level, self.WIDTH).to(self.hidden.weight.dtype)
+    def forward(self, t: Tensor) -> Tensor:
+        waves = sinusoid(t, self.WIDTH).to(self.hidden.weight.dtype)
         return self.out(F.silu(self.hidden(waves)))
 
 
@@ -105,7 +105,7 @@ def check_inputs(
     shape: tuple[int, int, int],
     n_classes: int,
     x: Tensor,
-    level: Tensor,
+    t: Tensor,
     labels: Tensor,
     weight: Tensor,
 ) -> None:
@@ -123,13 +123,13 @@ def check_inputs(
         )
     if x.shape[0] == 0:
         raise ValueError(f"{name}: the batch is empty; pass at least one sample.")
-    for argument, tensor in (("noise_level", level), ("labels", labels)):
+    for argument, tensor in (("t", t), ("labels", labels)):
         if tuple(tensor.shape) != (x.shape[0],):
             raise ValueError(
                 f"{name}: {argument} has shape {tuple(tensor.shape)}, expected "
                 f"({x.shape[0]},): one value per sample."
             )
-    for argument, tensor in (("x", x), ("noise_level", level)):
+    for argument, tensor in (("x", x), ("t", t)):
         if not tensor.is_floating_point():
             raise TypeError(f"{name}: {argument} is {tensor.dtype}; pass a floating-point tensor.")
     _check_precision(name, x, weight.dtype)

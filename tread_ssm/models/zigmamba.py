@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tread_ssm.models.embed import (
-    LevelEmbedding,
     PatchEmbedding,
+    TimestepEmbedding,
     as_stream,
     check_inputs,
     check_shape,
@@ -88,7 +88,7 @@ class ZigMambaBlock(nn.Module):
 
 
 class ZigMamba(nn.Module):
-    """x_BCHW, noise level, label -> prediction_BCHW. Attributes: config, grid, depth, blocks."""
+    """x_BCHW, t_B, labels_B -> prediction_BCHW. Attributes: config, grid, depth, blocks."""
 
     def __init__(self, config: ZigMambaConfig) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class ZigMamba(nn.Module):
         self.config, self.grid, self.depth = config, config.grid, config.depth
         self.patches = PatchEmbedding(config.channels, config.patch, dim)
         self.position = nn.Parameter(torch.empty(self.grid[0] * self.grid[1], dim))
-        self.level_cond = LevelEmbedding(dim)
+        self.t_cond = TimestepEmbedding(dim)
         self.label_cond = label_embedding(config.n_classes, dim)
         self.blocks = nn.ModuleList(
             ZigMambaBlock(
@@ -122,7 +122,7 @@ class ZigMamba(nn.Module):
     def forward(
         self,
         x: Tensor,
-        noise_level: Tensor,
+        t: Tensor,
         labels: Tensor,
         *,
         routing: Draw = (),
@@ -131,8 +131,8 @@ class ZigMamba(nn.Module):
         """The network's prediction for a batch; arguments, result and errors as for DiM."""
         c = self.config
         shape = (c.channels, c.image_size, c.image_size)
-        check_inputs("ZigMamba", shape, c.n_classes, x, noise_level, labels, self.head.weight)
-        cond = self.level_cond(noise_level) + self.label_cond(labels)
+        check_inputs("ZigMamba", shape, c.n_classes, x, t, labels, self.head.weight)
+        cond = self.t_cond(t) + self.label_cond(labels)
         stream = run_blocks(
             tuple(self.blocks),
             as_stream(self.patches(x) + self.position),
@@ -165,7 +165,7 @@ def init_zigmamba(model: ZigMamba) -> None:
     nn.init.zeros_(model.position)
     for weight in (
         model.label_cond.weight,
-        model.level_cond.hidden.weight,
-        model.level_cond.out.weight,
+        model.t_cond.hidden.weight,
+        model.t_cond.out.weight,
     ):
         nn.init.normal_(weight, std=0.02)

@@ -22,7 +22,7 @@ from tread_ssm.evaluation import EmojiFeatures, feature_moments, frechet_distanc
 from tread_ssm.pretrained import load_export
 from tread_ssm.randomness import generator
 from tread_ssm.routing import RoutePlan
-from tread_ssm.sampling.generate import draw, starting_noise
+from tread_ssm.sampling.generate import sample_images, starting_noise
 from tread_ssm.sampling.image_grid import to_uint8
 from tread_ssm.timing import median_of_pairs, take_turns
 from tread_ssm.training.batch import Batch, BatchMaker
@@ -178,7 +178,7 @@ def emoji_distances(
     return Distances(images, len(real) - images, values)
 
 
-def draw_samples(
+def generate_from(
     folder: Path, labels: Tensor, guidance: float, seed: int, device: torch.device
 ) -> Tensor:
     """Samples from the averaged weights in `folder`: uint8 (n, 3, H, W), on the CPU.
@@ -188,7 +188,7 @@ def draw_samples(
     model, described = load_export(folder, device)
     noise = starting_noise(len(labels), described.model, seed)
     parts = [
-        draw(
+        sample_images(
             model,
             described.objective,
             x.to(device),

@@ -28,8 +28,8 @@ from tread_ssm.report.measure import (
     SAMPLE_STEPS,
     Distances,
     StepTimes,
-    draw_samples,
     emoji_distances,
+    generate_from,
     step_times,
 )
 from tread_ssm.routing.cost import Cost, PlanCost
@@ -107,7 +107,7 @@ def _distances(
     draws: dict[str, Callable[[Tensor], Tensor]] = {}
     for weights in {w.step: w for w in (found[0], found[-1])}.values():
         draws[f"step {weights.step:,}"] = functools.partial(
-            draw_samples,
+            generate_from,
             weights.folder,
             guidance=config.sample.guidance,
             seed=config.seed,

@@ -36,7 +36,7 @@ class Recipe:
     """How images are drawn.
 
     guidance:    scale of the guidance, 1 is none.
-    interval:    levels at which to guide, see `classifier_free`; not with `weak_drop`.
+    interval:    timesteps at which to guide, see `classifier_free`; not with `weak_drop`.
     weak_drop:   route guidance in place of classifier-free guidance: what the weak pass drops.
     strong_drop: the same of the strong pass.
     sampler:     None: heun for EDM and flow, dpm_solver_pp for noise prediction.
@@ -53,7 +53,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Images:
     """Some images of a set: their numbers, labels (B,) int64 and pixels (B, H, W, 3) uint8."""
 
     numbers: range
@@ -71,11 +71,11 @@ def generate(
     seed: int,
     decode: Decode,
     on_step: OnStep | None = None,
-) -> Iterator[Drawn]:
+) -> Iterator[Images]:
     """Draw the images of these batches, one batch after the other.
 
         batches = shares(50_000, batch=64, process=0, processes=2)
-        labels = draw_labels(50_000, range(1000), seed=0)
+        labels = sample_labels(50_000, range(1000), seed=0)
         for drawn in generate(model, run, recipe, batches, labels, seed=0, decode=decode): ...
 
     model:   as `load_export` gives it, in eval mode, on the device to draw on.
@@ -97,7 +97,7 @@ def generate(
             routes = RouteGuidance(plan, grid, *drops, seed, numbers)
         half = recipe.precision == "bf16"
         with torch.autocast(device.type, torch.bfloat16) if half else nullcontext():
-            x = draw(
+            x = sample_images(
                 model,
                 run.objective,
                 noise_of(numbers, run.model, seed).to(device),
@@ -110,7 +110,7 @@ def generate(
                 sampler=recipe.sampler,
                 on_step=on_step,
             )
-        yield Drawn(numbers, mine.cpu(), decode(x))
+        yield Images(numbers, mine.cpu(), decode(x))
 
 
 def recipe_of(run: Export, options: Mapping[str, Any]) -> Recipe:
@@ -166,7 +166,7 @@ def shares(n: int, batch: int, process: int = 0, processes: int = 1) -> list[ran
     return every[process::processes]
 
 
-def draw_labels(n: int, classes: Sequence[int], seed: int, *, balanced: bool = False) -> Tensor:
+def sample_labels(n: int, classes: Sequence[int], seed: int, *, balanced: bool = False) -> Tensor:
     """(n,) int64, the labels of images 0..n-1: each drawn evenly from `classes`.
 
     balanced: in turn instead, so that no class is drawn more than once more than another.
@@ -208,9 +208,9 @@ class RouteGuidance:
         if not self.plan.routes:
             raise ValueError("Route guidance needs a network that was trained with routes.")
 
-    def draw(self, plan: RoutePlan, level: float) -> Draw:
-        """What `plan` keeps of each image: a function of the seed, its number and the level."""
-        purpose = f"sample routes at {level.hex()}"
+    def draw(self, plan: RoutePlan, t: float) -> Draw:
+        """What `plan` keeps of each image: a function of the seed, its number and t."""
+        purpose = f"sample routes at {t.hex()}"
         rows = [plan.draw(1, self.grid, generator(self.seed, i, purpose)) for i in self.images]
         return tuple(
             (route, replace(subset, index=torch.cat([row[k][1].index for row in rows])))
@@ -219,7 +219,7 @@ class RouteGuidance:
 
 
 @torch.no_grad()
-def draw(
+def sample_images(
     network: Network,
     objective: Objective,
     noise: Tensor,
@@ -238,7 +238,7 @@ def draw(
     null_label: the network's label for "no class"; 0: it has no classes, and is guided by routes
                 alone.
     guidance:   1 is none.
-    interval:   levels at which to guide, see `classifier_free`; not with `routes`.
+    interval:   timesteps at which to guide, see `classifier_free`; not with `routes`.
     routes:     the two passes of route guidance, in place of classifier-free guidance.
     sampler:    None: heun for EDM and flow, dpm_solver_pp for noise prediction.
 
@@ -253,5 +253,5 @@ def draw(
         )
     elif null_label > 0:
         denoiser = classifier_free(denoiser, guidance, null_label, interval)
-    levels = objective.times(steps)
-    return sample(denoiser, objective, noise, levels, labels, sampler=sampler, on_step=on_step)
+    timesteps = objective.timesteps(steps)
+    return sample(denoiser, objective, noise, timesteps, labels, sampler=sampler, on_step=on_step)

@@ -1,6 +1,6 @@
 """Everything random about one training step, drawn for the whole batch and then cut.
 
-The global batch's samples, mirrorings, dropped labels, noise levels, noise and routes are drawn
+The global batch's samples, mirrorings, dropped labels, t, noise and routes are drawn
 from one generator, in this order; each process and each micro-batch takes its rows. So a run is
 the same run on any number of processes, and a routed run sees the same noise as a dense one.
 
@@ -26,11 +26,11 @@ from tread_ssm.routing import Draw, RoutePlan
 
 @dataclass(frozen=True)
 class Batch:
-    """x, noise (B, C, H, W) float32; labels (B,) int64; level (B,) float32; draw of B samples."""
+    """x, noise (B, C, H, W) float32; labels (B,) int64; t (B,) float32; draw of B samples."""
 
     x: Tensor
     labels: Tensor
-    level: Tensor
+    t: Tensor
     noise: Tensor
     draw: Draw
 
@@ -42,7 +42,7 @@ class Batch:
         return Batch(
             self.x[rows],
             self.labels[rows],
-            self.level[rows],
+            self.t[rows],
             self.noise[rows],
             cut(self.draw, rows),
         )
@@ -63,7 +63,7 @@ class Batch:
 
     def _each(self, f: Callable[[Tensor], Tensor]) -> Batch:
         draw = tuple((route, replace(subset, index=f(subset.index))) for route, subset in self.draw)
-        return Batch(f(self.x), f(self.labels), f(self.level), f(self.noise), draw)
+        return Batch(f(self.x), f(self.labels), f(self.t), f(self.noise), draw)
 
 
 @dataclass(frozen=True)
@@ -87,17 +87,17 @@ class BatchMaker:
         """The rows `rows` of the global batch of `step`, with routes drawn from `plan`; on CPU."""
         rng = generator(self.seed, step, "step")
         index = batch_index(len(self.data.labels), self.size, self.seed, step)
-        mine: Any = self.data.draw(self.size, rng)
+        mine: Any = self.data.sample_augmentation(self.size, rng)
         mine = tuple(t[rows] for t in mine) if isinstance(mine, tuple) else mine[rows]
         dropped = torch.rand(self.size, generator=rng) < self.label_dropout
         labels = torch.from_numpy(self.data.labels[index])
         # Without classes every label is the null label.
         labels = labels.masked_fill(dropped | (self.null_label == 0), self.null_label)
-        level = self.objective.draw_level(self.size, rng)
+        t = self.objective.sample_t(self.size, rng)
         noise = torch.randn(self.size, *self.data.shape, generator=rng)
         draw = plan.draw(self.size, self.grid, rng)
         x = self.data.read(index[rows], mine)
-        return Batch(x, labels[rows], level[rows], noise[rows], cut(draw, rows))
+        return Batch(x, labels[rows], t[rows], noise[rows], cut(draw, rows))
 
 
 def cut(draw: Draw, rows: slice) -> Draw:

@@ -28,7 +28,7 @@ from tread_ssm.evaluation import (
 from tread_ssm.evaluation.images import KEYS, npz_names
 from tread_ssm.pretrained import Export
 from tread_ssm.processes import gathered, own_share, world
-from tread_ssm.sampling.generate import Recipe, draw_labels, generate, shares
+from tread_ssm.sampling.generate import Recipe, generate, sample_labels, shares
 from tread_ssm.sampling.image_grid import decoder, save_grid
 from tread_ssm.training.metrics import MetricsLog
 
@@ -52,7 +52,7 @@ class Evaluation:
             sampler=config.sample.sampler,
         )
         classes = range(max(1, config.model.n_classes))
-        self._labels = draw_labels(options.num, classes, config.seed)
+        self._labels = sample_labels(options.num, classes, config.seed)
         weights = None if options.weights is None else Path(options.weights)
         try:
             self._decode = decoder(data.values, None, device)

@@ -71,7 +71,7 @@ def train(config: RunConfig, data: Data) -> int | None:
             if sample.every and (done % sample.every == 0 or last):
                 log.checked(done)
                 with log.paused(), ema.applied():
-                    preview.draw(model, done, write=accelerator.is_main_process)
+                    preview.write(model, done, write=accelerator.is_main_process)
             if evaluation is not None and (done % config.eval.every == 0 or last):
                 log.checked(done)
                 with log.paused(), ema.applied():

@@ -7,7 +7,7 @@ from torch import nn
 
 from tread_ssm.config.run import RunConfig
 from tread_ssm.data.sources import Data
-from tread_ssm.sampling.generate import draw, starting_noise
+from tread_ssm.sampling.generate import sample_images, starting_noise
 from tread_ssm.sampling.image_grid import save_grid, spread, to_uint8
 
 
@@ -22,13 +22,13 @@ class Preview:
         self._labels = torch.tensor(rows, device=device).repeat_interleave(options.per_class)
         self._noise = starting_noise(len(self._labels), config.model, config.seed).to(device)
 
-    def draw(self, model: nn.Module, step: int, *, write: bool) -> None:
+    def write(self, model: nn.Module, step: int, *, write: bool) -> None:
         """Draw the grid after `step` steps; every process draws, the one with `write` writes."""
         options = self._config.sample
         model.eval()
         # A compiled model would be compiled again for these shapes.
         with torch.compiler.set_stance("force_eager"):
-            images = draw(
+            images = sample_images(
                 model,
                 self._config.objective,
                 self._noise,

@@ -49,7 +49,7 @@ class Stepper:
             alone = last or not is_shared(self.module)
             with nullcontext() if alone else self.accelerator.no_sync(self.module):
                 terms = self.objective.loss_terms(
-                    self.network, part.x, part.labels, part.level, part.noise, part.draw
+                    self.network, part.x, part.labels, part.t, part.noise, part.draw
                 )
                 losses = route_loss(terms, part.draw, self.patch, self.loss)
                 self.accelerator.backward(losses.total * weight)

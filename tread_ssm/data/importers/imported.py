@@ -116,7 +116,7 @@ def from_deviations(array: np.ndarray, where: str) -> np.ndarray:
 
 
 def from_sample(sample: np.ndarray, where: str, scale: float) -> np.ndarray:
-    """Moments of a posterior of which only this sample (C, h, w), times `scale`, is left.
+    """PosteriorMoments of a posterior of which only this sample (C, h, w), times `scale`, is left.
 
     Raises ValueError.
     """
