@@ -46,7 +46,7 @@ def test_activations_grow_evenly_with_the_batch(estimate: ModuleType, model: Mod
 
 def test_dit_xl_is_predicted_at_the_speed_that_the_share_comes_from(estimate: ModuleType) -> None:
     assert 0.1 < estimate.shares()["mamba"] < estimate.shares()["dit"] < 0.6
-    config = estimate.load_config(ROOT / "configs" / "dit_xl_dense.yaml")
+    config = estimate.load_config(ROOT / "configs" / "dit_xl.yaml", ["routing.routes=[]"])
     text = "\n".join(estimate.estimate(config, gpus=8))
     assert "674.8M parameters" in text
     assert f"ddp   {24 * 674.8e6 / 1e9:.1f} GB state" in text
