@@ -1,0 +1,71 @@
+"""Files that are there whole or not at all, and their checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file to write; afterwards it takes the place of `path`, or is removed on failure.
+
+        with replacing(folder / "report.md") as temporary:
+            temporary.write_text(...)
+
+    The temporary file is empty and lies in the same folder, which is made where it is missing.
+    Its name is hidden, cannot be guessed (so that no link waits under it) and has the suffix of
+    `path`. It is flushed to the disk before it is renamed. Permissions follow the umask, whatever
+    the library that wrote it chose.
+
+    Args:
+        path: The file to write. A link is replaced, not followed.
+
+    Raises:
+        OSError: `path` is something other than a file, or cannot be written.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is no file; remove it or choose another name.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp{path.suffix}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL  # fails where a link has the name
+    try:
+        descriptor = os.open(temporary, flags, 0o666)
+        mode = os.fstat(descriptor).st_mode
+        os.close(descriptor)
+        yield temporary
+        os.chmod(temporary, mode)
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            error.filename = str(path)  # the name that the user knows
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_left_over(folder: Path) -> None:
+    """Remove the temporary files of `replacing` that a killed process left in a folder.
+
+    Only where no other process writes into the folder.
+    """
+    for path in folder.glob(".*.tmp*"):
+        path.unlink(missing_ok=True)
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
