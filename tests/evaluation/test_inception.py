@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tread_ssm.evaluation import load_extractor
-from tread_ssm.evaluation.inception import WEIGHTS, InceptionFeatures
+from tread_ssm.evaluation.extractors import WEIGHTS, InceptionFeatures
 from tread_ssm.sampling.adm_npz import file_digest
 
 fidelity = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")

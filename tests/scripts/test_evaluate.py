@@ -184,7 +184,7 @@ def test_missing_weights_say_where_they_are_looked_for(
     pytest.importorskip("torch_fidelity")
     weights = tmp_path / "weights.pth"
     assert load("evaluate")([*sets(files), "--weights", str(weights)]) == 2
-    assert f"not at {weights}; fetch https://" in capsys.readouterr().err
+    assert f"not at {weights}. Download https://" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -6,18 +6,18 @@ samples = statistics(extractor, batches, METRICS).merged()
 print(score(samples, reference, METRICS))
 """
 
-from tread_ssm.evaluation.features import (
+from tread_ssm.evaluation.extractors import (
     EmojiFeatures,
     FeatureExtractor,
     Features,
-    feature_moments,
+    InceptionFeatures,
     load_extractor,
 )
 from tread_ssm.evaluation.frechet import FeatureMoments, Gaussian, frechet_distance
 from tread_ssm.evaluation.images import Images, batches, open_images
 from tread_ssm.evaluation.reference import reference_statistics, save_statistics
 from tread_ssm.evaluation.score import check_comparable, score
-from tread_ssm.evaluation.statistics import METRICS, Metric, Statistics, statistics
+from tread_ssm.evaluation.statistics import METRICS, Metric, Statistics, feature_moments, statistics
 
 __all__ = [
     "METRICS",
@@ -27,6 +27,7 @@ __all__ = [
     "Features",
     "Gaussian",
     "Images",
+    "InceptionFeatures",
     "Metric",
     "Statistics",
     "batches",

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tread_ssm.evaluation.features import FeatureExtractor
+from tread_ssm.evaluation.extractors import FeatureExtractor
 from tread_ssm.evaluation.frechet import FeatureMoments, Gaussian
 from tread_ssm.evaluation.images import KEYS, batches, npz_names, open_images
 from tread_ssm.evaluation.statistics import NEEDS, Metric, Statistics, check_metrics, statistics

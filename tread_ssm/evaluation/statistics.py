@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from tread_ssm.evaluation.features import FeatureExtractor, Features
+from tread_ssm.evaluation.extractors import FeatureExtractor, Features
 from tread_ssm.evaluation.frechet import FeatureMoments, Gaussian
 from tread_ssm.processes import gathered
 
@@ -119,6 +119,14 @@ def statistics(
         torch.cat(features) if features else None,
         torch.cat(probabilities) if probabilities else None,
     )
+
+
+def feature_moments(
+    extractor: FeatureExtractor, images_BCHW: Tensor, batch: int = 256
+) -> FeatureMoments:
+    """The moments of the pooled features of uint8 images (n, 3, H, W), `batch` at a time."""
+    parts = (FeatureMoments.of(extractor(part).pooled) for part in images_BCHW.split(batch))
+    return reduce(operator.add, parts)
 
 
 def check_metrics(metrics: Sequence[str]) -> None:

@@ -1,0 +1,1 @@
+"""Features of the embedded emoji: the network, its weights and how they are trained."""

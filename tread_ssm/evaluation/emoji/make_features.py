@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tread_ssm.data import load_emoji
-from tread_ssm.evaluation.features import WEIGHTS, EmojiNet, network_input
+from tread_ssm.evaluation.emoji.network import WEIGHTS, EmojiNet, network_input
 
 DAMAGES = ("intact", "noise", "blur", "shuffle")
 EPOCHS, BATCH, PEAK_LR = 36, 96, 4e-3
@@ -139,7 +138,7 @@ def _displaced(x_BCHW: Tensor, reach_B: Tensor, rng: torch.Generator) -> Tensor:
 def main() -> None:
     """Train, print the accuracies, write the weights as float16."""
     parser = argparse.ArgumentParser(description=__doc__)
-    default = Path(str(files("tread_ssm.data").joinpath(WEIGHTS)))
+    default = Path(__file__).with_name(WEIGHTS)
     parser.add_argument("--out", type=Path, default=default)
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     options = parser.parse_args()

@@ -19,7 +19,8 @@ from tread_ssm.evaluation import (
     load_extractor,
 )
 from tread_ssm.evaluation.emoji.make_features import DAMAGES, damage, held_out, train
-from tread_ssm.evaluation.features import flat_map, network_input
+from tread_ssm.evaluation.emoji.network import network_input
+from tread_ssm.evaluation.extractors import flat_map
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_wrong_images_are_refused(extractor: EmojiFeatures) -> None:
 
 
 def test_shipped_weights_are_small_and_carry_their_accuracy(extractor: EmojiFeatures) -> None:
-    path = files("tread_ssm.data").joinpath("emoji_features.safetensors")
+    path = files("tread_ssm.evaluation.emoji").joinpath("features.safetensors")
     with safe_open(str(path), "pt") as file:
         recorded = {name: float(value) for name, value in file.metadata().items()}
     assert len(path.read_bytes()) < 1_000_000
