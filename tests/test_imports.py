@@ -20,7 +20,7 @@ ALLOWED = {
     "routing": {"tokens"},
     "scan": {"tokens"},
     "models": {"errors", "tokens", "routing", "scan"},
-    "diffusion": {"tokens", "routing.plan"},
+    "diffusion": {"tokens", "routing.plan", "routing.guidance"},
     "data": GROUND,
     # Configurations that stand beside what they build.
     "config": CORE | {"data", "evaluation.statistics", "training.schedule"},

@@ -10,32 +10,65 @@ order (row by row). It never leaves that order: blocks that scan along another o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from numbers import Integral
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+
+Grid: TypeAlias = tuple[int, ...]
+"""Sizes of the token grid, slowest first: (rows, columns), or (frames, rows, columns)."""
+
+
+def grid_text(grid: Grid) -> str:
+    """For messages: 4 x 6."""
+    return " x ".join(map(str, grid))
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is an int, and no bool; symbolic sizes of a compiled graph are ints too."""
+    return isinstance(value, (Integral, torch.SymInt)) and not isinstance(value, bool)
+
+
+def check_grid(where: str, grid: Any) -> None:
+    """Raise ValueError unless `grid` is two or more whole numbers, each at least 1."""
+    fits = isinstance(grid, (tuple, list)) and len(grid) > 1
+    if not fits or not all(is_whole(n) and n >= 1 for n in grid):
+        raise ValueError(
+            f"{where}: grid is {grid!r}; it is (rows, columns) or (frames, rows, columns), whole "
+            f"numbers of at least 1."
+        )
 
 
 @dataclass(frozen=True)
 class TokenSubset:
     """The K of N tokens that stay in a stream; the others are dropped from it.
 
-    index:  (B, K) int64, ascending raster positions in [0, N).
-    length: N.
-    grid:   (h, w) with h * w == K, only where the kept tokens form a rectangle that blocks
-            with 2-D neighbourhoods may rely on; otherwise None.
-
     `TokenSubset.of` sorts and checks ids from outside; the bare constructor trusts its caller.
+
+    Attributes:
+        index: (B, K) int64, ascending raster positions in [0, N).
+        length: N.
+        grid: Sizes whose product is K, only where the kept tokens form a rectangle (or box) that
+            blocks with neighbourhoods may rely on; otherwise None.
+        full_grid: Sizes whose product is N, the grid that was drawn on; None where unknown.
     """
 
     index: Tensor
     length: int
-    grid: tuple[int, int] | None = None
+    grid: Grid | None = None
+    full_grid: Grid | None = None
 
     @classmethod
-    def of(cls, index: Tensor, length: int, grid: tuple[int, int] | None = None) -> TokenSubset:
-        """A subset from ids_BK in any order. Raises ValueError on wrong, doubled or no ids."""
-        if index.dim() != 2 or index.shape[1] == 0 or index.is_floating_point():
+    def of(cls, index: Tensor, length: int, grid: Grid | None = None) -> TokenSubset:
+        """A subset from ids_BK in any order.
+
+        Raises:
+            ValueError: Ids are wrong, doubled or none, or `grid` has another number of places.
+        """
+        if index.dim() != 2 or index.shape[1] == 0 or not _is_ids(index):
             raise ValueError(
                 f"TokenSubset.of: index must be an integer tensor (batch, kept >= 1), got "
                 f"{index.dtype} of shape {tuple(index.shape)}; pass one row of ids per sample."
@@ -49,9 +82,9 @@ class TokenSubset:
             )
         if bool((index[:, 1:] == index[:, :-1]).any()):
             raise ValueError("TokenSubset.of: an id stands twice in a row; ids must be distinct.")
-        if grid is not None and grid[0] * grid[1] != index.shape[1]:
+        if grid is not None and math.prod(grid) != index.shape[1]:
             raise ValueError(
-                f"TokenSubset.of: grid {grid} has {grid[0] * grid[1]} places, but "
+                f"TokenSubset.of: grid {grid} has {math.prod(grid)} places, but "
                 f"{index.shape[1]} tokens are kept."
             )
         return cls(index, length, grid)
@@ -107,7 +140,7 @@ class TokenSubset:
 
     def to(self, device: torch.device | str) -> TokenSubset:
         """The subset with its index on `device`."""
-        return TokenSubset(self.index.to(device, non_blocking=True), self.length, self.grid)
+        return replace(self, index=self.index.to(device, non_blocking=True))
 
     def _rows(self) -> Tensor:
         # Ids into the (B * N) rows: whole rows move at once, where a gather along dim 1 would
@@ -128,20 +161,47 @@ class TokenSubset:
 class Layout:
     """Where the tokens of a stream x_BS... sit.
 
-    grid:     (rows, columns) of the full image grid, N = rows * columns.
-    index:    (B, K) int64 ascending raster positions that are present; None: all N.
-    n_prefix: P, tokens in front that have no place in the grid; always present, visited first.
+    Attributes:
+        grid: (rows, columns) of the full image grid, N = rows * columns; (frames, rows, columns)
+            for video.
+        index: (B, K) int64 ascending raster positions that are present; None: all N.
+        n_prefix: P, tokens in front that have no place in the grid; always present, visited first.
+
+    Raises:
+        ValueError: Grid, index or n_prefix are of the wrong kind. The ids themselves are checked
+            on the CPU alone, because a GPU would have to be waited for.
     """
 
-    grid: tuple[int, int]
+    grid: Grid
     index: Tensor | None = None
     n_prefix: int = 0
+
+    def __post_init__(self) -> None:
+        check_grid("Layout", self.grid)
+        if not is_whole(self.n_prefix) or self.n_prefix < 0:
+            raise ValueError(
+                f"Layout: n_prefix is {self.n_prefix!r}; it is a number of tokens, 0 or more."
+            )
+        if self.index is None:
+            return
+        if self.index.dim() != 2 or self.index.dtype != torch.int64:
+            raise ValueError(
+                f"Layout: index is {self.index.dtype} of shape {tuple(self.index.shape)}; expected "
+                f"int64 raster positions (batch, kept)."
+            )
+        n = math.prod(self.grid)
+        if _readable(self.index) and self.index.numel() and not _ascending(self.index, n):
+            raise ValueError(
+                f"Layout: index must hold ascending, distinct positions in 0..{n - 1} for a grid "
+                f"of {grid_text(self.grid)}; TokenSubset.of(index, {n}).index sorts and checks "
+                f"them."
+            )
 
     @property
     def n_tokens(self) -> int:
         """S, the length of the stream."""
-        rows, columns = self.grid
-        return self.n_prefix + (rows * columns if self.index is None else self.index.shape[1])
+        present = math.prod(self.grid) if self.index is None else self.index.shape[1]
+        return self.n_prefix + present
 
     def take(self, subset: TokenSubset) -> Layout:
         """The layout of the stream that is left when `subset` of the image tokens is kept."""
@@ -155,6 +215,7 @@ class Layout:
         Returns (S,) where all tokens are present, otherwise (B, S); int64. `argsort(rank[index])`
         behind the prefix: one rule for dense and routed streams, every order and grid.
         """
+        self._check_rank(rank)
         if self.index is None:
             return self._behind_prefix(rank.argsort())
         return self._behind_prefix(rank[self.index].argsort(dim=1))
@@ -172,9 +233,35 @@ class Layout:
         prefix = ranks.new_zeros(ranks.shape[0], self.n_prefix)
         return torch.cat([prefix, ranks - before - 1], dim=1)
 
+    def _check_rank(self, rank: Tensor) -> None:
+        n = math.prod(self.grid)
+        fits = rank.shape == (n,) and rank.dtype == torch.int64
+        if fits and _readable(rank):
+            fits = _ascending(rank.sort().values[None], n)
+        if not fits:
+            raise ValueError(
+                f"Layout: rank is {rank.dtype} of shape {tuple(rank.shape)}; expected int64 (N,) "
+                f"that holds each of 0..{n - 1} once, for a grid of {grid_text(self.grid)}."
+            )
+
     def _behind_prefix(self, order: Tensor) -> Tensor:
         if self.n_prefix == 0:
             return order
         prefix = torch.arange(self.n_prefix, device=order.device)
         prefix = prefix.expand(*order.shape[:-1], self.n_prefix)
         return torch.cat([prefix, order + self.n_prefix], dim=-1)
+
+
+def _readable(x: Tensor) -> bool:
+    """Whether looking at values costs no wait for a device and no graph."""
+    return type(x) is Tensor and x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _is_ids(index: Tensor) -> bool:
+    return not index.is_floating_point() and not index.is_complex() and index.dtype != torch.bool
+
+
+def _ascending(index: Tensor, n: int) -> bool:
+    """Whether the rows of index_BK ascend within 0..n-1."""
+    inside = bool(index[:, 0].min() >= 0) and bool(index[:, -1].max() < n)
+    return inside and bool((index[:, 1:] > index[:, :-1]).all())

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tread_ssm import Cells, RandomTokens, Rows, Segments
+from tread_ssm import Cells, Frames, RandomTokens, Route, RoutePlan, Rows, Segments, Tubes
 from tread_ssm.routing import Select
 
 SELECTIONS: list[Select] = [
@@ -105,3 +105,49 @@ def test_shares_that_are_no_binary_fractions_do_not_lose_a_token() -> None:
 def test_the_first_argument_is_the_size() -> None:
     assert Cells(4).size == 4 and Segments(6).length == 6
     assert (Cells(4).kind, Segments(6).kind) == ("cells", "segments")
+
+
+# --- video: (frames, rows, columns)
+
+VIDEO = (3, 4, 6)
+OF_VIDEO: list[Select] = [*SELECTIONS, Frames(), Tubes()]
+
+
+@pytest.mark.parametrize("select", OF_VIDEO, ids=str)
+def test_a_video_keeps_the_promised_number_and_what_must_stay(select: Select) -> None:
+    keep = torch.zeros(5, 72, dtype=torch.bool)
+    keep[torch.arange(5), torch.arange(5) * 17] = True
+    ((_, subset),) = RoutePlan((Route(1, 3, select=select),), 4).draw(
+        5, VIDEO, generator(), keep=keep
+    )
+    assert subset.length == 72 and subset.full_grid == VIDEO
+    assert subset.index.shape == (5, select.n_kept(VIDEO, 0.5))
+    assert bool((subset.index[:, 1:] > subset.index[:, :-1]).all())
+    assert bool(subset.mask()[keep].all())
+
+
+def test_frames_rows_and_tubes_of_a_video_are_whole() -> None:
+    frames = Frames().draw(40, VIDEO, 0.5, None, generator())
+    mask = frames.mask().unflatten(1, VIDEO)
+    assert torch.equal(mask.all(3).all(2), mask.any(3).any(2))
+    assert frames.grid == (2, 4, 6) and int(mask[0, :, 0, 0].sum()) == 2
+    rows = Rows().draw(40, VIDEO, 0.5, None, generator())
+    mask = rows.mask().unflatten(1, VIDEO)
+    assert torch.equal(mask.all(3).all(1), mask.any(3).any(1))
+    assert rows.grid == (3, 2, 6)
+    tubes = Tubes().draw(40, VIDEO, 0.5, None, generator())
+    mask = tubes.mask().unflatten(1, VIDEO)
+    assert torch.equal(mask.all(dim=1), mask.any(dim=1))
+    assert tubes.grid is None and int(mask[0, 0].sum()) == 12
+    assert not torch.equal(mask[0], mask[1])
+
+
+def test_cells_and_segments_of_a_video_stay_inside_its_frames() -> None:
+    cells = Cells(size=2, choose="whole").draw(9, VIDEO, 0.5, None, generator()).mask()
+    cells = cells.unflatten(1, (3, 2, 2, 3, 2)).movedim(3, 4).flatten(4)  # last: a cell's tokens
+    assert torch.equal(cells.all(dim=4), cells.any(dim=4))
+    path = torch.arange(72).reshape(VIDEO).transpose(1, 2).flatten()
+    kept = Segments(length=4, along="columns").draw(9, VIDEO, 0.5, None, generator()).mask()
+    for sample in kept[:, path]:
+        ends = (sample != sample.roll(1)).nonzero().flatten()
+        assert len(ends) > 2 and len(set((ends % 4).tolist())) == 1

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tread_ssm.diffusion.objective import Denoiser
+from tread_ssm.routing.guidance import check_drops, check_scale, extrapolate, strong_and_weak
 from tread_ssm.routing.plan import Draw, RoutePlan
 
 
@@ -24,15 +25,20 @@ def classifier_free(
 ) -> Denoiser:
     """x0 = x0_null + scale * (x0_label - x0_null) (Ho & Salimans, arXiv 2207.12598).
 
-    scale:      1 is no guidance, and then costs nothing.
-    null_label: the label of the dropped class.
-    interval:   (low, high), guidance only at low < t <= high (Kynkäänniemi et al., arXiv
-                2404.07724), in the objective's own timesteps: sigma for EDM; t for flow, where
-                t = sigma / (1 + sigma); steps of the chain for noise prediction. None: everywhere.
+    Both passes run as one batch of 2 B.
 
-    Both passes run as one batch of 2 B. Raises ValueError.
+    Args:
+        denoiser: What is guided.
+        scale: 1 is no guidance, and then costs nothing.
+        null_label: The label of the dropped class.
+        interval: (low, high), guidance only at low < t <= high (Kynkäänniemi et al., arXiv
+            2404.07724), in the objective's own timesteps: sigma for EDM; t for flow, where
+            t = sigma / (1 + sigma); steps of the chain for noise prediction. None: everywhere.
+
+    Raises:
+        ValueError: `scale` is not finite, or `interval` is empty.
     """
-    _check_scale("classifier_free", scale)
+    check_scale("classifier_free", scale)
     if interval is not None and not 0 <= interval[0] < interval[1]:
         raise ValueError(
             f"classifier_free: interval is {interval}; it must be (low, high) in timesteps with "
@@ -48,7 +54,7 @@ def classifier_free(
         null = torch.full_like(labels, null_label)
         both = denoiser(torch.cat([x, x]), t, torch.cat([labels, null]), _twice(routing))
         with_label, without = both.chunk(2)
-        return without + scale * (with_label - without)
+        return extrapolate(without, with_label, scale)
 
     return guided
 
@@ -64,25 +70,26 @@ def route_guidance(
     """x0 = weak + scale * (strong - weak): two passes of one network that differ in what its routes
     drop, both with the label (Sparse Guidance, arXiv 2601.01608).
 
-    plan:        the routes; each drops `weak_drop` or `strong_drop` of the tokens.
-    scale:       1 is the strong pass alone, and then costs one call.
-    weak_drop, strong_drop: 0 <= strong_drop <= weak_drop < 1; 0 is no routing at all.
-    draw:        draw(plan, t) says which tokens of each sample of the batch a plan keeps, in
-                 the order of the batch. It should give the same for the same arguments, so that
-                 equal drops keep equal tokens, and draw each sample by itself, so that it does
-                 not matter what else is in the batch.
-
     To guide by the label as well, wrap the other way round: the result of `classifier_free` in
-    this one. Raises ValueError; also where the result is called with a routing of its own, or with
-    more samples than were drawn for.
+    this one.
+
+    Args:
+        denoiser: What is guided.
+        plan: The routes; each drops `weak_drop` or `strong_drop` of the tokens.
+        scale: 1 is the strong pass alone, and then costs one call.
+        weak_drop: Share of the tokens that the weak pass drops, strong_drop <= weak_drop < 1.
+        strong_drop: Share that the strong pass drops, at least 0; 0 is no routing at all.
+        draw: draw(plan, t) says which tokens of each sample of the batch a plan keeps, in the
+            order of the batch. It should give the same for the same arguments, so that equal
+            drops keep equal tokens, and draw each sample by itself, so that it does not matter
+            what else is in the batch.
+
+    Raises:
+        ValueError: Scale or drops are impossible. Also where the result is called with a routing
+            of its own, or with more samples than were drawn for.
     """
-    _check_scale("route_guidance", scale)
-    if not 0 <= strong_drop <= weak_drop < 1:
-        raise ValueError(
-            f"route_guidance: weak_drop is {weak_drop} and strong_drop {strong_drop}; they must "
-            f"satisfy 0 <= strong_drop <= weak_drop < 1."
-        )
-    weak_plan, strong_plan = plan.with_drop(weak_drop), plan.with_drop(strong_drop)
+    check_scale("route_guidance", scale)
+    check_drops("route_guidance", weak_drop, strong_drop, equal=True)
 
     def guided(x: Tensor, t: float, labels: Tensor, routing: Draw = ()) -> Tensor:
         if routing:
@@ -97,11 +104,7 @@ def route_guidance(
             on_device = tuple((route, subset.to(x.device)) for route, subset in drawn)
             return denoiser(x, t, labels, on_device)
 
-        strong = run(strong_plan)
-        if scale == 1:
-            return strong
-        weak = run(weak_plan)
-        return weak + scale * (strong - weak)
+        return strong_and_weak(run, plan, scale, weak_drop, strong_drop)
 
     return guided
 
@@ -121,8 +124,3 @@ def _twice(draw: Draw) -> Draw:
         (route, replace(subset, index=torch.cat([subset.index, subset.index])))
         for route, subset in draw
     )
-
-
-def _check_scale(where: str, scale: float) -> None:
-    if not math.isfinite(scale):
-        raise ValueError(f"{where}: scale is {scale}; it must be finite (1 is no guidance).")

@@ -5,13 +5,14 @@ from tread_ssm.routing.attach.guidance import guided_by_routes
 from tread_ssm.routing.attach.hooks import Attached, attach
 from tread_ssm.routing.plan import Draw, Route, RoutePlan, RouteSchedule
 from tread_ssm.routing.run import run_blocks
-from tread_ssm.routing.select import Cells, RandomTokens, Rows, Segments, Select
+from tread_ssm.routing.select import Cells, Frames, RandomTokens, Rows, Segments, Select, Tubes
 from tread_ssm.tokens import Layout, TokenSubset
 
 __all__ = [
     "Attached",
     "Cells",
     "Draw",
+    "Frames",
     "Layout",
     "PerToken",
     "RandomTokens",
@@ -22,6 +23,7 @@ __all__ = [
     "Segments",
     "Select",
     "TokenSubset",
+    "Tubes",
     "attach",
     "guided_by_routes",
     "run_blocks",

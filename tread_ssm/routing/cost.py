@@ -25,10 +25,11 @@ from tread_ssm.routing.plan import Draw, RoutePlan
 class Cost:
     """What one forward (and backward) pass takes for one batch.
 
-    tokens:      per block, the length of the stream that it sees, prefix and padding included.
-    block_flops: per block, FLOPs of its forward pass.
-    forward:     FLOPs of the whole network's forward pass.
-    training:    FLOPs of forward and backward pass; equals 3 x forward only roughly.
+    Attributes:
+        tokens: Per block, the length of the stream that it sees, prefix and padding included.
+        block_flops: Per block, FLOPs of its forward pass.
+        forward: FLOPs of the whole network's forward pass.
+        training: FLOPs of forward and backward pass; equals 3 x forward only roughly.
     """
 
     tokens: tuple[int, ...]
@@ -39,7 +40,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class PlanCost:
-    """The dense network beside the routed one."""
+    """The dense network beside the routed one.
+
+    Attributes:
+        dense: Without routes.
+        routed: With the routes of a plan.
+    """
 
     dense: Cost
     routed: Cost
@@ -69,8 +75,10 @@ class Routed(Protocol):
 def plan_cost(network: Routed, plan: RoutePlan, inputs: Sequence[Tensor]) -> PlanCost:
     """Count a network with and without the routes of `plan`.
 
-    network: called as network(*inputs, routing=draw); its gradients are cleared afterwards.
-    inputs:  one batch, on the network's device; only shapes matter.
+    Args:
+        network: Called as network(*inputs, routing=draw); its gradients are cleared afterwards.
+        plan: Routes for the network's blocks.
+        inputs: One batch, on the network's device; only shapes matter.
     """
     batch, device = inputs[0].shape[0], inputs[0].device
     draw = plan.draw(batch, network.grid, torch.Generator().manual_seed(0), device=device)

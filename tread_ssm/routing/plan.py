@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tread_ssm.routing.select import RandomTokens, Select
-from tread_ssm.tokens import TokenSubset
+from tread_ssm.tokens import Grid, TokenSubset, check_grid, grid_text, is_whole
 
 Rejoin = Literal["start", "input", "sum"]
 
@@ -25,14 +25,19 @@ Rejoin = Literal["start", "input", "sum"]
 class Route:
     """Carries a share of the tokens past the blocks [start, stop), as `range` counts.
 
-    start, stop: block numbers; negative ones count from the end, so stop=-3 leaves three blocks
-                 behind the route.
-    drop:        share of tokens that skip the blocks, 0 <= drop < 1.
-    select:      which tokens stay.
-    rejoin:      what stands at a dropped token's place at `stop`: the token as it was at the
-                 route's start ("start", TREAD v2), the network's input token ("input"), or the
-                 sum of both ("sum"); TREAD, arXiv 2501.04765.
-    keep:        raster positions that are never dropped; negative ones count from the end.
+    Attributes:
+        start: The first block inside; a negative number counts from the end.
+        stop: The first block behind; a negative number counts from the end, so stop=-3 leaves
+            three blocks behind the route.
+        drop: Share of tokens that skip the blocks, 0 <= drop < 1.
+        select: Which tokens stay.
+        rejoin: What stands at a dropped token's place at `stop`: the token as it was at the
+            route's start ("start", TREAD v2), the network's input token ("input"), or the sum
+            of both ("sum"); TREAD, arXiv 2501.04765.
+        keep: Raster positions that are never dropped; negative ones count from the end.
+
+    Raises:
+        ValueError: A value is of the wrong type or out of its range.
     """
 
     start: int
@@ -43,9 +48,21 @@ class Route:
     keep: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.drop < 1:
+        for name in ("start", "stop"):
+            if not is_whole(getattr(self, name)):
+                raise ValueError(
+                    f"{self._name()}: {name} is {getattr(self, name)!r}; block numbers are whole "
+                    f"numbers (int)."
+                )
+        wrong = [p for p in self.keep if not is_whole(p)]
+        if wrong or len(set(self.keep)) < len(self.keep):
             raise ValueError(
-                f"{self._name()}: drop is {self.drop}; it is the share of tokens that skip the "
+                f"{self._name()}: keep is {self.keep}; positions are whole numbers (int) and "
+                f"each is named once."
+            )
+        if not isinstance(self.drop, (int, float)) or not 0 <= self.drop < 1:
+            raise ValueError(
+                f"{self._name()}: drop is {self.drop!r}; it is the share of tokens that skip the "
                 f"blocks and must satisfy 0 <= drop < 1."
             )
         if self.rejoin not in get_args(Rejoin):
@@ -55,7 +72,11 @@ class Route:
             )
 
     def resolve(self, depth: int) -> Route:
-        """The route with non-negative numbers for a stack of `depth` blocks. Raises ValueError."""
+        """The route with non-negative numbers for a stack of `depth` blocks.
+
+        Raises:
+            ValueError: The route leaves the stack or holds no block.
+        """
         start = self.start + depth if self.start < 0 else self.start
         stop = self.stop + depth if self.stop < 0 else self.stop
         if not 0 <= start < depth:
@@ -86,13 +107,22 @@ Draw: TypeAlias = tuple[tuple[Route, TokenSubset], ...]
 class RoutePlan:
     """Routes for a stack of `depth` blocks, resolved, sorted and checked when it is made.
 
-    Raises ValueError where a route leaves the stack, holds no block, or overlaps another.
+    Attributes:
+        routes: In any order; then numbers resolved, sorted by block.
+        depth: Blocks of the stack.
+
+    Raises:
+        ValueError: A route leaves the stack, holds no block, or overlaps another.
     """
 
     routes: Sequence[Route]
     depth: int
 
     def __post_init__(self) -> None:
+        if not is_whole(self.depth) or self.depth < 0:
+            raise ValueError(
+                f"RoutePlan: depth is {self.depth!r}; it is the number of blocks, a whole number."
+            )
         resolved = sorted((r.resolve(self.depth) for r in self.routes), key=lambda r: r.start)
         for first, second in pairwise(resolved):
             if second.start < first.stop:
@@ -116,27 +146,39 @@ class RoutePlan:
             return RoutePlan((), self.depth)
         return RoutePlan(tuple(replace(r, drop=drop) for r in self.routes), self.depth)
 
-    def n_kept(self, grid: tuple[int, int]) -> tuple[int, ...]:
-        """K of every route on a grid of (rows, columns). Raises ValueError where nothing stays."""
+    def n_kept(self, grid: Grid) -> tuple[int, ...]:
+        """K of every route on a grid.
+
+        Raises:
+            ValueError: The grid is none, a route keeps no token of it, or `Route.keep` names a
+                position outside it or one position twice.
+        """
+        check_grid("RoutePlan.n_kept", grid)
+        n = math.prod(grid)
         kept = tuple(r.select.n_kept(grid, r.drop) for r in self.routes)
         for route, k in zip(self.routes, kept, strict=True):
             if k < 1:
                 raise ValueError(
                     f"Route(start={route.start}, stop={route.stop}): drop {route.drop} keeps no "
-                    f"token of {grid[0]} x {grid[1]}; use a smaller drop."
+                    f"token of {grid_text(grid)}; use a smaller drop."
                 )
-            wrong = [p for p in route.keep if not -grid[0] * grid[1] <= p < grid[0] * grid[1]]
+            wrong = [p for p in route.keep if not -n <= p < n]
             if wrong:
                 raise ValueError(
                     f"Route(start={route.start}, stop={route.stop}): keep names position "
-                    f"{wrong[0]}, but there are {grid[0] * grid[1]} tokens."
+                    f"{wrong[0]}, but there are {n} tokens."
+                )
+            if len({p % n for p in route.keep}) < len(route.keep):
+                raise ValueError(
+                    f"Route(start={route.start}, stop={route.stop}): keep={route.keep} names one "
+                    f"of {n} tokens twice, from the front and from the end."
                 )
         return kept
 
     def draw(
         self,
         batch: int,
-        grid: tuple[int, int],
+        grid: Grid,
         generator: torch.Generator | None = None,
         *,
         keep: Tensor | None = None,
@@ -144,20 +186,28 @@ class RoutePlan:
     ) -> Draw:
         """Which tokens each route keeps for a batch.
 
-        batch:     B, samples; each has a draw of its own.
-        grid:      (rows, columns) of the image tokens, N = rows * columns.
-        generator: CPU generator; None uses torch's default one.
-        keep:      bool (N,) or (B, N), tokens that are never dropped (besides each route's own).
-        device:    where the result's index goes.
+        A route that drops nothing on this grid is left out: it is the dense network.
 
-        A route that drops nothing on this grid is left out: it is the dense network. Raises
-        ValueError where a route keeps no token or more tokens must stay than are kept.
+        Args:
+            batch: B, samples; each has a draw of its own.
+            grid: (rows, columns) of the image tokens, N = rows * columns, or (frames, rows,
+                columns), or whatever else the tokens' raster order runs through.
+            generator: CPU generator; None uses torch's default one.
+            keep: bool (N,) or (B, N), tokens that are never dropped (besides each route's own).
+            device: Where the result's index goes.
+
+        Raises:
+            ValueError: Batch or grid are no sizes, a route keeps no token, or more tokens must
+                stay than are kept.
         """
-        n = grid[0] * grid[1]
+        if not is_whole(batch) or batch < 1:
+            raise ValueError(f"RoutePlan.draw: batch is {batch!r}; use a whole number, at least 1.")
+        check_grid("RoutePlan.draw", grid)
+        n = math.prod(grid)
         if keep is not None and tuple(keep.shape) not in ((n,), (batch, n)):
             raise ValueError(
                 f"RoutePlan.draw: keep has shape {tuple(keep.shape)}; expected ({n},) or "
-                f"({batch}, {n}) for a grid of {grid[0]} x {grid[1]}."
+                f"({batch}, {n}) for a grid of {grid_text(grid)}."
             )
         drawn = []
         for route, k in zip(self.routes, self.n_kept(grid), strict=True):
@@ -165,6 +215,7 @@ class RoutePlan:
                 continue
             forced = _forced(route.keep, keep, batch, n)
             subset = route.select.draw(batch, grid, route.drop, forced, generator)
+            subset = replace(subset, full_grid=tuple(grid))
             drawn.append((route, subset if device is None else subset.to(device)))
         return tuple(drawn)
 
@@ -182,11 +233,16 @@ def _forced(positions: tuple[int, ...], keep: Tensor | None, batch: int, n: int)
 class RouteSchedule:
     """How much the routes drop as training goes on.
 
-    from_share: the first steps drop this share of each route's drop (1: all of it from the start).
-    ramp:       part of training, 0..1, over which that share grows evenly to 1.
-    levels:     distinct shares on the way; each is a sequence length, so a compiled graph.
-    dense_tail: last part of training, 0..1, without routes.
-    off_after:  no routes from this step on; None: never.
+    Attributes:
+        from_share: The first steps drop this share of each route's drop (1: all of it from the
+            start).
+        ramp: Part of training, 0..1, over which that share grows evenly to 1.
+        levels: Distinct shares on the way; each is a sequence length, so a compiled graph.
+        dense_tail: Last part of training, 0..1, without routes.
+        off_after: No routes from this step on; None: never.
+
+    Raises:
+        ValueError: A part outside 0..1, no level, or a negative step.
     """
 
     from_share: float = 1.0

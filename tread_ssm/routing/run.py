@@ -6,27 +6,13 @@ Shape legend: B batch, S tokens of a stream (prefix and image tokens), D channel
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
-from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
-from tread_ssm.routing.plan import Draw, Route
-from tread_ssm.tokens import Layout, TokenSubset
-
-Stream: TypeAlias = Any
-"""A tensor x_BSD, or a tuple of such tensors (hidden, residual) that are taken and put alike."""
-
-
-@dataclass(frozen=True)
-class _Open:
-    """The route that the loop is inside of."""
-
-    route: Route
-    subset: TokenSubset  # of the stream, prefix included
-    start: Stream
-    layout: Layout  # outside the route
+from tread_ssm.routing.plan import Draw
+from tread_ssm.routing.rejoin import OpenRoute, Stream
+from tread_ssm.tokens import Layout, grid_text, is_whole
 
 
 def run_blocks(
@@ -41,42 +27,45 @@ def run_blocks(
 ) -> Stream:
     """Run `blocks` over a stream; inside a route they see only the tokens that it keeps.
 
-    blocks:     called as block(x, cond, layout), or block(x, cond, layout, skip) where a long
-                skip ends; each returns the new stream.
-    x:          x_BSD in raster order behind the prefix, or a tuple of such tensors.
-    cond:       conditioning, handed to every block untouched.
-    layout:     where the tokens of x sit; blocks in a route get the layout of what is left.
-    routing:    a draw over the image tokens of `layout`; () runs the dense network.
-    skips:      (source, target) pairs: the stream behind block `source` is handed to block
-                `target`. Where it crosses a route's end, the kept part is put back onto the
-                stream as it was at the route's start; where it enters a route, it is taken.
-    checkpoint: recompute each block in the backward pass instead of keeping its activations.
+    Args:
+        blocks: Called as block(x, cond, layout), or block(x, cond, layout, skip) where a long
+            skip ends; each returns the new stream.
+        x: x_BSD in raster order behind the prefix, or a tuple of such tensors.
+        cond: Conditioning, handed to every block untouched.
+        layout: Where the tokens of x sit; blocks in a route get the layout of what is left.
+        routing: A draw over the image tokens of `layout`; () runs the dense network.
+        skips: (source, target) pairs: the stream behind block `source` is handed to block
+            `target`. Where it crosses a route's end, the kept part is put back onto the stream
+            as it was at the route's start; where it enters a route, it is taken.
+        checkpoint: Recompute each block in the backward pass instead of keeping its activations.
 
-    Returns the stream with every token at its place. Raises ValueError where draw, blocks and
-    stream do not belong together.
+    Returns:
+        The stream with every token at its place.
+
+    Raises:
+        ValueError: Draw, blocks and stream do not belong together.
     """
     _check(len(blocks), x, layout, routing, skips)
     targets = dict(skips)
     routes = {route.start: (route, subset) for route, subset in routing}
-    saved: dict[int, tuple[Stream, bool]] = {}  # by target: stream, whether it is a route's part
-    network_input = x
-    inside: _Open | None = None
+    saved: dict[int, tuple[Stream, bool]] = {}  # by target: stream, whether inside a route
+    network_input, dense_layout = x, layout
+    inside: OpenRoute | None = None
     for i, block in enumerate(blocks):
         if i in routes:
-            inside = _enter(*routes[i], x, layout)
-            x, layout = _each(inside.subset.take, x), layout.take(routes[i][1])
+            route, subset = routes[i]
+            inside = OpenRoute(route, subset.with_prefix(layout.n_prefix), x, network_input)
+            x, layout = inside.enter(x), layout.take(subset)
         arguments = [x, cond, layout]
         if i in saved:
             skip, partial = saved.pop(i)
-            if inside is not None and not partial:
-                skip = _each(inside.subset.take, skip)
-            arguments.append(skip)
+            arguments.append(skip if inside is None or partial else inside.enter(skip))
         x = _recomputed(block, arguments) if checkpoint else block(*arguments)
         if i in targets:
             saved[targets[i]] = (x, inside is not None)
         if inside is not None and i + 1 == inside.route.stop:
-            x, layout = _rejoin(inside, x, network_input), inside.layout
-            saved = {t: (_whole(inside, s) if part else s, False) for t, (s, part) in saved.items()}
+            x, layout = inside.rejoin(x), dense_layout
+            saved = {t: (inside.unroute(s) if part else s, False) for t, (s, part) in saved.items()}
             inside = None
     return x
 
@@ -86,32 +75,6 @@ def _recomputed(block: Callable[..., Stream], arguments: list[Any]) -> Stream:
     return recompute(block, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
-def _enter(route: Route, subset: TokenSubset, x: Stream, layout: Layout) -> _Open:
-    return _Open(route, subset.with_prefix(layout.n_prefix), x, layout)
-
-
-def _rejoin(inside: _Open, x: Stream, network_input: Stream) -> Stream:
-    """The whole stream at a route's end: what the blocks made of the kept tokens, the rest as
-    the route says."""
-    if inside.route.rejoin == "start":
-        return _whole(inside, x)
-    if inside.route.rejoin == "input":
-        return _each(inside.subset.put, x, network_input)
-    both = _each(lambda a, b: a + b, inside.start, network_input)
-    return _each(inside.subset.put, x, both)
-
-
-def _whole(inside: _Open, part: Stream) -> Stream:
-    return _each(inside.subset.put, part, inside.start)
-
-
-def _each(f: Callable[..., Tensor], *streams: Stream) -> Stream:
-    """f over a stream's tensor, or over each tensor of a stream that is a tuple."""
-    if isinstance(streams[0], tuple):
-        return tuple(f(*tensors) for tensors in zip(*streams, strict=True))
-    return f(*streams)
-
-
 def _check(
     depth: int, x: Stream, layout: Layout, routing: Draw, skips: Sequence[tuple[int, int]]
 ) -> None:
@@ -119,7 +82,7 @@ def _check(
     if tensor.shape[1] != layout.n_tokens:
         raise ValueError(
             f"run_blocks: the stream has {tensor.shape[1]} tokens, its layout {layout.n_tokens} "
-            f"({layout.n_prefix} prefix, grid {layout.grid[0]} x {layout.grid[1]})."
+            f"({layout.n_prefix} prefix, grid {grid_text(layout.grid)})."
         )
     free_from = 0
     for route, subset in routing:
@@ -142,7 +105,8 @@ def _check(
                 f"draw with plan.draw(batch, grid, device=x.device)."
             )
     for source, target in skips:
-        if not 0 <= source < target < depth:
+        whole = is_whole(source) and is_whole(target)
+        if not whole or not 0 <= source < target < depth:
             raise ValueError(
                 f"run_blocks: skip ({source}, {target}) does not fit {depth} blocks; it must run "
                 f"from one block to a later one."

@@ -260,7 +260,7 @@ def test_guidance_by_routes(model: Stack) -> None:
             parts[drop] = denoise(data(), scale=2.0)
     expected = parts[0.75] + 1.7 * (parts[0.25] - parts[0.75])
     torch.testing.assert_close(y, expected)
-    with pytest.raises(ValueError, match=r"strong_drop is 0\.5 and weak_drop 0\.5"):
+    with pytest.raises(ValueError, match=r"weak_drop is 0\.5 and strong_drop 0\.5"):
         guided_by_routes(denoise, routing, routes, GRID, 2, weak_drop=0.5, strong_drop=0.5)
 
 

@@ -29,8 +29,9 @@ from tread_ssm.routing.attach.arguments import (
     like,
     of_stream,
 )
-from tread_ssm.routing.attach.recompute import Inside, Pass, Recomputations
+from tread_ssm.routing.attach.recompute import Pass, Recomputations
 from tread_ssm.routing.plan import Draw, Route
+from tread_ssm.routing.rejoin import OpenRoute
 from tread_ssm.tokens import TokenSubset
 
 _attached: WeakSet[nn.Module] = WeakSet()
@@ -115,7 +116,8 @@ class Attached:
         inside = self._enter(i, call, now)
         if inside is None:
             return None
-        return call.inside(inside.subset, enters=i == inside.route.start)
+        drawn = next(subset for route, subset in now.draw if route is inside.route)
+        return call.inside(drawn, enters=i == inside.route.start)
 
     def _behind(
         self,
@@ -141,7 +143,7 @@ class Attached:
     def _owns(self, i: int, block: nn.Module) -> bool:
         return i < len(self._blocks) and self._blocks[i] is block
 
-    def _enter(self, i: int, call: Call, now: Pass) -> Inside | None:
+    def _enter(self, i: int, call: Call, now: Pass) -> OpenRoute | None:
         """The route that block i is in, opened where it begins."""
         if i == 0:
             now.inside, now.input = None, call.streams() if now.needs_input else None
@@ -157,7 +159,7 @@ class Attached:
             )
         return now.inside
 
-    def _open(self, call: Call, route: Route, subset: TokenSubset, now: Pass) -> Inside:
+    def _open(self, call: Call, route: Route, subset: TokenSubset, now: Pass) -> OpenRoute:
         streams = call.streams()
         batch, length = streams[0].shape[:2]
         place = f"attach: Route(start={route.start}, stop={route.stop}), {call.name}"
@@ -174,23 +176,19 @@ class Attached:
                 f"{streams[0].device}; draw with plan.draw(batch, grid, device=x.device)."
             )
         self._check_grid(route, subset)
-        if route.rejoin == "start":
-            return Inside(route, subset, streams)
-        assert now.input is not None
-        if now.input[0].shape != streams[0].shape:
-            raise ValueError(
-                f"{place}: rejoin={route.rejoin!r} needs streams of one shape, but block 0 got "
-                f"{tuple(now.input[0].shape)} and this one {tuple(streams[0].shape)}; use "
-                f"rejoin='start'."
-            )
-        if route.rejoin == "input":
-            return Inside(route, subset, now.input)
-        both = zip(streams, now.input, strict=True)
-        return Inside(route, subset, tuple(a + b for a, b in both))
+        if route.rejoin != "start":
+            assert now.input is not None
+            if now.input[0].shape != streams[0].shape:
+                raise ValueError(
+                    f"{place}: rejoin={route.rejoin!r} needs streams of one shape, but block 0 got "
+                    f"{tuple(now.input[0].shape)} and this one {tuple(streams[0].shape)}; use "
+                    f"rejoin='start'."
+                )
+        whole = of_stream(subset, batch, self._signature.n_prefix)
+        return OpenRoute(route, whole, streams, now.input)
 
-    def _rejoin(self, i: int, block: nn.Module, inside: Inside, output: Any) -> Any:
-        into, name = inside.rejoin, f"block {i} ({type(block).__name__})"
-        subset = of_stream(inside.subset, into[0].shape[0], self._signature.n_prefix)
+    def _rejoin(self, i: int, block: nn.Module, inside: OpenRoute, output: Any) -> Any:
+        name, subset = f"block {i} ({type(block).__name__})", inside.subset
         single = isinstance(output, Tensor)
         if not isinstance(output, (Tensor, tuple, list)):
             raise ValueError(
@@ -198,16 +196,19 @@ class Attached:
                 f"that holds the streams."
             )
         results = [output] if single else list(output)
-        for place, whole in zip((0,) if single else self._signature.returns, into, strict=True):
+        places = (0,) if single else self._signature.returns
+        for place in places:
             found = results[place] if place < len(results) else None
             if not isinstance(found, Tensor) or found.shape[:2] != subset.index.shape:
                 what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
                 raise ValueError(
                     f"attach: {name} returned {what} at place {place}; expected the stream, "
-                    f"({whole.shape[0]}, {subset.n_kept}, ...) inside this route; say where it "
-                    f"stands with attach(..., returns=(...))."
+                    f"({subset.index.shape[0]}, {subset.n_kept}, ...) inside this route; say where "
+                    f"it stands with attach(..., returns=(...))."
                 )
-            results[place] = subset.put(found, whole)
+        streams = inside.rejoin(tuple(results[place] for place in places))
+        for place, stream in zip(places, streams, strict=True):
+            results[place] = stream
         return results[0] if single else like(output, results)
 
     # --- checks

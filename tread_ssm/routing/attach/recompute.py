@@ -16,17 +16,8 @@ from torch.autograd import Variable
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from tread_ssm.routing.attach.arguments import Call, Streams
-from tread_ssm.routing.plan import Draw, Route
-from tread_ssm.tokens import TokenSubset
-
-
-@dataclass(frozen=True)
-class Inside:
-    """An open route."""
-
-    route: Route
-    subset: TokenSubset  # of the image tokens
-    rejoin: Streams  # what stands at the dropped tokens' places behind the route
+from tread_ssm.routing.plan import Draw
+from tread_ssm.routing.rejoin import OpenRoute
 
 
 @dataclass
@@ -34,7 +25,7 @@ class Pass:
     """A forward pass, and where it is."""
 
     draw: Draw
-    inside: Inside | None = None
+    inside: OpenRoute | None = None
     input: Streams | None = None  # what block 0 got, where a route needs it
     ran: bool = False  # whether any block was called
     repeated: bool = False  # whether the backward pass has been here
