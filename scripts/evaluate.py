@@ -29,14 +29,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tread_ssm.config.strict import plain
+from tread_ssm.diffusion import SAMPLERS
 from tread_ssm.errors import ConfigError
 from tread_ssm.evaluation import (
     METRICS,
     FeatureExtractor,
-    Metric,
     Statistics,
     batches,
     check_comparable,
+    check_metrics,
     load_extractor,
     open_images,
     reference_statistics,
@@ -44,7 +45,6 @@ from tread_ssm.evaluation import (
     score,
     statistics,
 )
-from tread_ssm.evaluation.statistics import check_metrics
 from tread_ssm.pretrained import Export, load_export
 from tread_ssm.processes import gathered, own_share, world
 from tread_ssm.sampling.adm_npz import check_same, file_digest
@@ -59,14 +59,6 @@ from tread_ssm.sampling.generate import (
 )
 from tread_ssm.sampling.image_grid import decoder
 
-NAMES: dict[Metric, str] = {
-    "fid": "FID",
-    "sfid": "sFID",
-    "is": "IS",
-    "precision": "precision",
-    "recall": "recall",
-    "kid": "KID",
-}
 SWEPT = {"guidance": float, "weak_drop": float, "steps": int}
 
 
@@ -118,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--interval", type=float, nargs=2, metavar=("LOW", "HIGH"))
     sweep.add_argument("--weak-drop", type=float, help="route guidance, as in sample.py")
     sweep.add_argument("--strong-drop", type=float, default=0.0)
-    sweep.add_argument("--sampler", choices=["euler", "heun", "dpm_solver_pp"])
+    sweep.add_argument("--sampler", choices=list(SAMPLERS))
     sweep.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     sweep.add_argument("--vae", help="autoencoder of latents (default: the data's)")
     return parser
@@ -127,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
 class _Job(NamedTuple):
     """What both ways of evaluating need."""
 
-    metrics: tuple[Metric, ...]
+    metrics: tuple[str, ...]
     extractor: FeatureExtractor
     device: torch.device
 
@@ -221,7 +213,7 @@ def _sweep(args: argparse.Namespace, job: _Job) -> None:
         "sweep": name,
         "recipe": {k: v for k, v in plain(base).items() if k != name},
     }
-    rows: dict[float, Mapping[Metric, float]] = gathered(_done(out, record))[0]
+    rows: dict[float, Mapping[str, float]] = gathered(_done(out, record))[0]
     reference = _reference(args, job)
     check_comparable(args.num, job.extractor.name, reference, job.metrics)
     for value in points:
@@ -280,7 +272,7 @@ def _check_points(name: str, points: Sequence[float], base: Recipe, run: Export)
         )
 
 
-def _done(out: Path, record: Mapping[str, Any]) -> dict[float, Mapping[Metric, float]]:
+def _done(out: Path, record: Mapping[str, Any]) -> dict[float, Mapping[str, float]]:
     """The rows that an earlier, equal sweep has written. Raises ConfigError for other files."""
     if not out.exists():
         return {}
@@ -322,13 +314,13 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _title(metric: Metric, job: _Job) -> str:
+def _title(metric: str, job: _Job) -> str:
     """FID is a name for Inception's features alone."""
-    name = NAMES[metric]
+    name = METRICS[metric].title
     return name if job.extractor.name == "inception" else f"{name} ({job.extractor.name})"
 
 
-def _table(rows: Sequence[tuple[Mapping[str, str], Mapping[Metric, float]]], job: _Job) -> str:
+def _table(rows: Sequence[tuple[Mapping[str, str], Mapping[str, float]]], job: _Job) -> str:
     """A Markdown table: what the rows are of, then the metrics."""
     head = [*rows[0][0], *(_title(m, job) for m in job.metrics)]
     lines = [head, ["---"] * len(head)]

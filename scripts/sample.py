@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from tread_ssm.config.strict import nearest, plain
 from tread_ssm.data.sources import LatentValues
+from tread_ssm.diffusion import SAMPLERS
 from tread_ssm.errors import ConfigError
 from tread_ssm.pretrained import Export, load_export
 from tread_ssm.sampling.adm_npz import Parts, file_digest
@@ -73,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, help="sampling steps (default: the run's)")
     add("--guidance", type=float, help="classifier-free guidance, 1 is none (default: the run's)")
     add("--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="timesteps to guide at")
-    add("--sampler", choices=["euler", "heun", "dpm_solver_pp"], help="default: the objective's")
+    add("--sampler", choices=list(SAMPLERS), help="default: the objective's")
     add(
         "--weak-drop",
         type=float,

@@ -23,7 +23,7 @@ ALLOWED = {
     "diffusion": {"tokens", "routing.plan", "routing.guidance"},
     "data": GROUND,
     # Configurations that stand beside what they build.
-    "config": CORE | {"data", "evaluation.statistics", "training.schedule"},
+    "config": CORE | {"data", "evaluation.metrics", "training.schedule"},
     "pretrained": CORE | {"data", "config"},
     "sampling": CORE | {"data", "config", "pretrained", "training.checkpoint"},
     "evaluation": GROUND | {"data", "config", "pretrained", "sampling"},

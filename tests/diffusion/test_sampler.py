@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 
 from tests.diffusion.oracle import MU, OBJECTIVES, Oracle, S, Tiny, gaussian, transported
-from tread_ssm.diffusion import EDM, Flow, NoisePrediction, Objective, dpm_solver_pp, euler, heun
+from tread_ssm.diffusion import (
+    EDM,
+    SAMPLERS,
+    Flow,
+    NoisePrediction,
+    Objective,
+    check_sampler,
+    dpm_solver_pp,
+    euler,
+    heun,
+)
 from tread_ssm.diffusion import sample as sample_by_name
 
 Walk = Callable[..., Tensor]
@@ -158,3 +168,19 @@ def test_impossible_walks_are_refused(timesteps: Tensor, noise: Tensor, message:
             walk(flow.denoiser(Tiny()), flow, noise, timesteps, LABELS)
     with pytest.raises(ValueError, match="order is 4"):
         dpm_solver_pp(flow.denoiser(Tiny()), flow, noise, timesteps, LABELS, order=4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_of_the_table_is_asked_whether_it_can_walk(name: str) -> None:
+    check_sampler(name, Flow())
+    if name == "heun":
+        with pytest.raises(ValueError, match="not straight in t"):
+            check_sampler(name, NoisePrediction())
+    else:
+        check_sampler(name, NoisePrediction())
+
+
+def test_unknown_samplers_are_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="sampler is 'huen'; use one of euler, heun"):
+        check_sampler("huen", Flow())
+    check_sampler(None, NoisePrediction())

@@ -23,7 +23,7 @@ from tread_ssm.config.run import (
 )
 from tread_ssm.data.datasets import EmojiData, FolderData, open_data
 from tread_ssm.data.sources import Pixels
-from tread_ssm.diffusion import Flow
+from tread_ssm.diffusion import Flow, NoisePrediction
 from tread_ssm.errors import ConfigError
 from tread_ssm.evaluation import load_extractor, score, statistics
 from tread_ssm.models import DiMConfig
@@ -125,7 +125,7 @@ def test_what_cannot_be_evaluated_is_refused_before_training(tmp_path: Path) -> 
         assert not (config.folder / "checkpoints").exists()
 
     with pytest.raises(ValueError, match="No metric is called 'fd'"):
-        EvalConfig(metrics=("fd",))  # type: ignore[arg-type]
+        EvalConfig(metrics=("fd",))
     with pytest.raises(ValueError, match="num is 0"):
         EvalConfig(num=0)
     gone = str(tmp_path / "gone.npz")
@@ -149,3 +149,16 @@ def test_a_dry_run_says_what_will_be_evaluated(tmp_path: Path) -> None:
     expected = "eval        every 2 steps: kid, precision, recall of 20 images, emoji features"
     assert expected in describe(tiny(tmp_path)).splitlines()
     assert "every 0 steps" not in describe(tiny(tmp_path, EvalConfig()))
+
+
+def test_a_sampler_that_cannot_work_is_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"sampler is 'huen'; use one of euler, heun"):
+        SampleConfig(sampler="huen")
+    for section in (SampleConfig, EvalConfig):
+        with pytest.raises(ValueError, match="guidance is nan; it must be finite"):
+            section(guidance=float("nan"))
+    config = replace(
+        tiny(tmp_path), objective=NoisePrediction(), sample=SampleConfig(sampler="heun")
+    )
+    with pytest.raises(ConfigError, match=r"sample\.sampler: heun: the path of NoisePrediction"):
+        check(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,9 +16,9 @@ from tread_ssm.config.strict import build, plain, read
 from tread_ssm.data.datasets import DataConfig, open_data
 from tread_ssm.data.sources import Data, Pixels
 from tread_ssm.diffusion import AllTokens, Objective, PerRoute
-from tread_ssm.diffusion.sampler import Sampler
+from tread_ssm.diffusion.sampler import SAMPLERS, check_sampler
 from tread_ssm.errors import ConfigError
-from tread_ssm.evaluation.statistics import Metric, check_metrics
+from tread_ssm.evaluation.metrics import check_metrics
 from tread_ssm.models import DiTConfig, ModelConfig
 from tread_ssm.routing import Route, RoutePlan, RouteSchedule
 from tread_ssm.training.schedule import Shape
@@ -106,12 +107,15 @@ class SampleConfig:
     per_class: int = 8
     steps: int = 40
     guidance: float = 1.5
-    sampler: Sampler | None = None
+    sampler: str | None = None
 
     def __post_init__(self) -> None:
         _at_least("every", self.every, 0)
         for name in ("classes", "per_class", "steps"):
             _at_least(name, getattr(self, name), 1)
+        _finite("guidance", self.guidance)
+        if self.sampler is not None and self.sampler not in SAMPLERS:
+            raise ValueError(f"sampler is {self.sampler!r}; use one of {', '.join(SAMPLERS)}.")
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ class EvalConfig:
     every: int = 0
     num: int = 10_000
     batch: int = 64
-    metrics: tuple[Metric, ...] = ("fid",)
+    metrics: tuple[str, ...] = ("fid",)
     extractor: Literal["inception", "emoji"] = "inception"
     weights: str | None = None
     reference: str | None = None
@@ -142,6 +146,7 @@ class EvalConfig:
         _at_least("every", self.every, 0)
         for name in ("num", "batch", "steps"):
             _at_least(name, getattr(self, name), 1)
+        _finite("guidance", self.guidance)
         check_metrics(self.metrics)
 
 
@@ -194,6 +199,10 @@ def check(config: RunConfig) -> Data:
     """
     _check_routes(config)
     _check_machine(config)
+    try:
+        check_sampler(config.sample.sampler, config.objective)
+    except ValueError as error:
+        raise ConfigError(f"sample.sampler: {error}") from None
     data = open_data(config.data)
     model = config.model
     channels, height, width = data.shape
@@ -280,6 +289,11 @@ def _check_evaluation(options: EvalConfig, data: Data) -> None:
             "eval.reference is missing: the real images to compare with cannot be had from this "
             "data; name a file such as VIRTUAL_imagenet256_labeled.npz, or set eval.every to 0."
         )
+
+
+def _finite(name: str, value: float | None) -> None:
+    if value is not None and not math.isfinite(value):
+        raise ValueError(f"{name} is {value}; it must be finite (1 is none).")
 
 
 def _at_least(name: str, value: int | None, least: int) -> None:

@@ -8,12 +8,13 @@ from tread_ssm.diffusion.guidance import classifier_free, route_guidance
 from tread_ssm.diffusion.noise_prediction import NoisePrediction
 from tread_ssm.diffusion.objective import Denoiser, LossTerms, Network, NoiseSchedule
 from tread_ssm.diffusion.route_loss import AllTokens, PerRoute, RouteLosses, patchify, route_loss
-from tread_ssm.diffusion.sampler import dpm_solver_pp, euler, heun, sample
+from tread_ssm.diffusion.sampler import SAMPLERS, check_sampler, dpm_solver_pp, euler, heun, sample
 
 Objective: TypeAlias = EDM | Flow | NoisePrediction
 
 __all__ = [
     "EDM",
+    "SAMPLERS",
     "AllTokens",
     "Denoiser",
     "Flow",
@@ -22,9 +23,9 @@ __all__ = [
     "NoisePrediction",
     "NoiseSchedule",
     "Objective",
-    "Path",
     "PerRoute",
     "RouteLosses",
+    "check_sampler",
     "classifier_free",
     "dpm_solver_pp",
     "euler",

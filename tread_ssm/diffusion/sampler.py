@@ -1,17 +1,19 @@
-"""Samplers: from noise to data along a path, as functions over a denoiser.
+"""Samplers: from noise to data along a noise schedule, as functions over a denoiser.
 
     timesteps = objective.timesteps(40)
     x = heun(objective.denoiser(model), objective, noise, timesteps, labels)
 
-All of them take
-    denoiser: x, t, labels -> estimate of the clean data; guidance included.
-    path:     the objective that the denoiser was made by.
-    noise:    (B, C, H, W) standard normal numbers, float32 or float64, which the result's dtype
-              follows. The start is x = sqrt(alpha^2 + sigma^2) * noise at the first t.
-    timesteps:   (n + 1,) descending; a last t of 0 means clean data.
-    labels:   (B,) int64.
-    on_step:  called as on_step(i, n) when i of n steps are done.
-and return x at the last t. They raise ValueError where the timesteps cannot be walked.
+`SAMPLERS` names them all. A sampler is one function with these arguments and one row there:
+
+    denoiser: x_BCHW, t, labels_B -> estimate of the clean data; guidance included.
+    schedule: The objective that the denoiser was made by.
+    noise: (B, C, H, W) standard normal numbers, float32 or float64, which the result's dtype
+        follows. The start is x = sqrt(alpha^2 + sigma^2) * noise at the first t.
+    timesteps: (n + 1,) descending; a last t of 0 means clean data.
+    labels: (B,) int64.
+    on_step: Called as on_step(i, n) when i of n steps are done.
+
+It returns x (B, C, H, W) at the last t, and raises ValueError where the timesteps cannot be walked.
 
 Shape legend: B batch, C channels, H rows, W columns.
 """
@@ -19,7 +21,7 @@ Shape legend: B batch, C channels, H rows, W columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, TypeAlias
 
 import torch
@@ -28,7 +30,7 @@ from torch import Tensor
 from tread_ssm.diffusion.objective import Denoiser, NoiseSchedule
 
 OnStep: TypeAlias = Callable[[int, int], None]
-Sampler = Literal["euler", "heun", "dpm_solver_pp"]
+Sampler: TypeAlias = Callable[..., Tensor]
 
 
 @torch.no_grad()
@@ -70,11 +72,7 @@ def heun(
 
     For EDM and flow, on whose paths dx/dt = (x - x0) / t. Raises ValueError on others.
     """
-    if not schedule.straight:
-        raise ValueError(
-            f"heun: the path of {type(schedule).__name__} is not straight in t; use "
-            f"dpm_solver_pp or euler."
-        )
+    _check_straight("heun", schedule)
     steps, _, _, x = _start(schedule, noise, timesteps)
     n = len(steps) - 1
     for i in range(n):
@@ -103,10 +101,12 @@ def dpm_solver_pp(
 ) -> Tensor:
     """Multistep DPM-Solver++ with data prediction (Lu et al., arXiv 2211.01095), one call a step.
 
-    order: of the method once enough steps are behind it. The last steps to t 0 are of order 2
-           and 1. Order 3 for DiM's 50 steps; 2 is steadier with strong guidance and few steps.
-
     A start without any data (flow at t = 1) is left by a step of order 1 and not looked back at.
+
+    Args:
+        order: Of the method once enough steps are behind it. The last steps to t 0 are of order 2
+            and 1. Order 3 for DiM's 50 steps; 2 is steadier with strong guidance and few steps.
+        denoiser, schedule, noise, timesteps, labels, on_step: As for every sampler.
     """
     if order not in (1, 2, 3):
         raise ValueError(f"dpm_solver_pp: order is {order}; use 1, 2 or 3.")
@@ -125,6 +125,9 @@ def dpm_solver_pp(
     return x
 
 
+SAMPLERS: Mapping[str, Sampler] = {"euler": euler, "heun": heun, "dpm_solver_pp": dpm_solver_pp}
+
+
 def sample(
     denoiser: Denoiser,
     schedule: NoiseSchedule,
@@ -132,16 +135,36 @@ def sample(
     timesteps: Tensor,
     labels: Tensor,
     *,
-    sampler: Sampler | None = None,
+    sampler: str | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Sample by the sampler's name; None: heun for straight paths, dpm_solver_pp for others."""
     if sampler is None:
         sampler = "heun" if schedule.straight else "dpm_solver_pp"
-    chosen = {"euler": euler, "heun": heun, "dpm_solver_pp": dpm_solver_pp}.get(sampler)
-    if chosen is None:
-        raise ValueError(f"sample: sampler is {sampler!r}; use euler, heun or dpm_solver_pp.")
-    return chosen(denoiser, schedule, noise, timesteps, labels, on_step=on_step)
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sample: sampler is {sampler!r}; use one of {', '.join(SAMPLERS)}.")
+    return SAMPLERS[sampler](denoiser, schedule, noise, timesteps, labels, on_step=on_step)
+
+
+def check_sampler(sampler: str | None, schedule: NoiseSchedule) -> None:
+    """Whether a sampler of this name can walk a schedule; ask before anything is trained or drawn.
+
+    The sampler itself is asked, with an image of one number.
+
+    Raises:
+        ValueError: No sampler has this name, or it refuses the schedule.
+    """
+    one = torch.zeros(1, 1, 1, 1)
+    timesteps = torch.tensor([1.0, 0.0])
+    sample(lambda x, t, labels, routing=(): x, schedule, one, timesteps, one, sampler=sampler)
+
+
+def _check_straight(sampler: str, schedule: NoiseSchedule) -> None:
+    if not schedule.straight:
+        raise ValueError(
+            f"{sampler}: the path of {type(schedule).__name__} is not straight in t; use "
+            f"dpm_solver_pp or euler."
+        )
 
 
 def _start(

@@ -1,9 +1,9 @@
 """Evaluation: features of images, statistics of sets of them, and the metrics in use.
 
 extractor = load_extractor("inception", "cuda")
-reference = reference_statistics(Path("VIRTUAL_imagenet256_labeled.npz"), extractor, METRICS)
-samples = statistics(extractor, batches, METRICS).merged()
-print(score(samples, reference, METRICS))
+reference = reference_statistics(Path("VIRTUAL_imagenet256_labeled.npz"), extractor, ["fid"])
+samples = statistics(extractor, batches, ["fid"]).merged()
+print(score(samples, reference, ["fid"]))
 """
 
 from tread_ssm.evaluation.extractors import (
@@ -15,9 +15,10 @@ from tread_ssm.evaluation.extractors import (
 )
 from tread_ssm.evaluation.frechet import FeatureMoments, Gaussian, frechet_distance
 from tread_ssm.evaluation.images import Images, batches, open_images
+from tread_ssm.evaluation.metrics import METRICS, Metric, check_metrics
 from tread_ssm.evaluation.reference import reference_statistics, save_statistics
 from tread_ssm.evaluation.score import check_comparable, score
-from tread_ssm.evaluation.statistics import METRICS, Metric, Statistics, feature_moments, statistics
+from tread_ssm.evaluation.statistics import Statistics, feature_moments, statistics
 
 __all__ = [
     "METRICS",
@@ -32,6 +33,7 @@ __all__ = [
     "Statistics",
     "batches",
     "check_comparable",
+    "check_metrics",
     "feature_moments",
     "frechet_distance",
     "load_extractor",

@@ -19,7 +19,8 @@ import torch
 from tread_ssm.evaluation.extractors import FeatureExtractor
 from tread_ssm.evaluation.frechet import FeatureMoments, Gaussian
 from tread_ssm.evaluation.images import KEYS, batches, npz_names, open_images
-from tread_ssm.evaluation.statistics import NEEDS, Metric, Statistics, check_metrics, statistics
+from tread_ssm.evaluation.metrics import METRICS, check_metrics
+from tread_ssm.evaluation.statistics import Statistics, statistics
 
 _MOMENTS = {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
@@ -27,7 +28,7 @@ _MOMENTS = {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 def reference_statistics(
     path: Path,
     extractor: FeatureExtractor,
-    metrics: Sequence[Metric],
+    metrics: Sequence[str],
     *,
     batch: int = 64,
     progress: bool = False,
@@ -40,13 +41,13 @@ def reference_statistics(
     Raises ValueError where the file has neither images nor statistics that serve.
     """
     check_metrics(metrics)
-    wanted: list[Metric] = [m for m in metrics if m != "is"]
+    wanted = [m for m in metrics if METRICS[m].compared]
     held = Statistics(extractor.name, 0)
     names = set() if path.is_dir() else npz_names(path)
     maker = _maker(path, names)
     if maker == extractor.name:
         held = _read(path, names, maker)
-    missing = [m for m in wanted if getattr(held, NEEDS[m]) is None]
+    missing = [m for m in wanted if getattr(held, METRICS[m].needs) is None]
     if not missing:
         return held
     if names and not names & set(KEYS):
@@ -121,7 +122,7 @@ def _load(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} cannot be read ({error}).") from None
 
 
-def _refuse(path: Path, wanted: str, maker: str | None, missing: Sequence[Metric]) -> None:
+def _refuse(path: Path, wanted: str, maker: str | None, missing: Sequence[str]) -> None:
     if maker is None:
         open_images(path)  # says what it found instead
     metrics = ", ".join(missing)

@@ -3,111 +3,92 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tread_ssm.evaluation.frechet import FeatureMoments, Gaussian, frechet_distance
-from tread_ssm.evaluation.inception_score import inception_score
-from tread_ssm.evaluation.kernel import kernel_distance
-from tread_ssm.evaluation.precision_recall import precision_recall
-from tread_ssm.evaluation.statistics import NEEDS, Metric, Statistics, check_metrics
-
-NEIGHBOURS = 3
-
-T = TypeVar("T")
-_Set = FeatureMoments | Gaussian | None
+from tread_ssm.evaluation.frechet import FeatureMoments, Gaussian
+from tread_ssm.evaluation.metrics import METRICS, check_metrics
+from tread_ssm.evaluation.statistics import Statistics
 
 
 def score(
     samples: Statistics,
     reference: Statistics | None,
-    metrics: Sequence[Metric],
+    metrics: Sequence[str],
     device: torch.device | str = "cpu",
-) -> dict[Metric, float]:
+) -> dict[str, float]:
     """The metrics of the samples, in the order asked for; FID, sFID and KID are best at 0.
 
-    reference: None will do for the inception score alone.
-    device:    where neighbours (precision, recall) and kernels (kid) are computed.
+    Args:
+        samples: Statistics of the generated images.
+        reference: Statistics of real images. None will do for the inception score alone.
+        metrics: Names from `METRICS`.
+        device: Where neighbours (precision, recall) and kernels (kid) are computed.
 
-    Raises ValueError where statistics were not kept, or images are too few.
+    Raises:
+        ValueError: Statistics were not kept, or there are too few images.
     """
     check_comparable(samples.count, samples.extractor, reference, metrics)
-    values: dict[Metric, float] = {}
-    for metric in metrics:
-        if metric == "is":
-            values[metric] = inception_score(_need(samples.probabilities, metric))
+    values: dict[str, float] = {}
+    for name in metrics:
+        if name in values:  # computed beside an earlier one
             continue
-        real = _need(reference, metric)
-        if metric == "fid":
-            values[metric] = _frechet(samples.pooled, real.pooled, metric)
-        elif metric == "sfid":
-            values[metric] = _frechet(samples.spatial, real.spatial, metric)
-        elif metric == "kid":
-            values[metric] = kernel_distance(
-                _need(samples.features, metric), _need(real.features, metric), device=device
-            )
-        elif metric not in values:
-            values["precision"], values["recall"] = precision_recall(
-                _need(samples.features, metric),
-                _need(real.features, metric),
-                k=NEIGHBOURS,
-                device=device,
-            )
-    return {metric: values[metric] for metric in metrics}
+        metric = METRICS[name]
+        real = _held(reference, name) if reference is not None and metric.compared else None
+        values |= metric.compute(_held(samples, name), real, device)
+    return {name: values[name] for name in metrics}
 
 
 def check_comparable(
-    count: int, extractor: str, reference: Statistics | None, metrics: Sequence[Metric]
+    count: int, extractor: str, reference: Statistics | None, metrics: Sequence[str]
 ) -> None:
-    """Whether `count` samples can be compared with the reference; ask before drawing them.
+    """Whether `count` samples can be compared with the reference; ask before sampling them.
 
-    Raises ValueError.
+    Args:
+        count: Number of samples.
+        extractor: Name of their feature extractor.
+        reference: Statistics of real images, as for `score`.
+        metrics: Names from `METRICS`.
+
+    Raises:
+        ValueError: A metric is unknown, lacks a reference, or has too few images.
     """
     check_metrics(metrics)
     if count < 1:
         raise ValueError("There are no samples to evaluate.")
-    for metric in metrics:
-        if metric == "is":
-            continue
+    for name in (m for m in metrics if METRICS[m].compared):
         if reference is None:
-            raise ValueError(f"{metric} compares with real images: a reference is needed.")
+            raise ValueError(f"{name} compares with real images: a reference is needed.")
         if reference.extractor != extractor:
             raise ValueError(
                 f"The samples' features are of {extractor}, the reference's of "
                 f"{reference.extractor}; use one extractor for both."
             )
-        _check_count("sample set", count, reference, metric)
-        held = getattr(reference, NEEDS[metric])
+        held = _held(reference, name)
+        _check_count("sample set", count, held, name)
         if isinstance(held, Tensor):
-            _check_count("reference", len(held), reference, metric)
+            _check_count("reference", len(held), held, name)
         elif isinstance(held, FeatureMoments):
-            _check_count("reference", held.count, reference, metric)
+            _check_count("reference", held.count, held, name)
 
 
-def _check_count(name: str, count: int, reference: Statistics, metric: Metric) -> None:
-    held = _need(getattr(reference, NEEDS[metric]), metric)
-    least, why = 2, ""
-    if isinstance(held, (FeatureMoments, Gaussian)):
+def _check_count(who: str, count: int, held: Tensor | FeatureMoments | Gaussian, name: str) -> None:
+    least, why = METRICS[name].least, ""
+    if least is None and not isinstance(held, Tensor):
         least = len(held.mean) + 1
         why = f" for the covariance of {len(held.mean)} features"
-    elif metric in ("precision", "recall"):
-        least = NEIGHBOURS + 1
-    if count < least:
+    if least is not None and count < least:
         raise ValueError(
-            f"{metric} needs at least {least} images{why}; the {name} has {count}: add "
-            f"{least - count}, or leave {metric} out."
+            f"{name} needs at least {least} images{why}; the {who} has {count}: add "
+            f"{least - count}, or leave {name} out."
         )
 
 
-def _frechet(a: _Set, b: _Set, metric: Metric) -> float:
-    if a is None or b is None:
-        raise ValueError(f"{metric}: the statistics were not made for it.")
-    return frechet_distance(a, b)
-
-
-def _need(value: T | None, metric: Metric) -> T:
+def _held(statistics: Statistics, name: str) -> Any:
+    """The field that a metric is computed from."""
+    value = getattr(statistics, METRICS[name].needs)
     if value is None:
-        raise ValueError(f"{metric}: the statistics were not made for it.")
+        raise ValueError(f"{name}: the statistics were not made for it.")
     return value

@@ -9,27 +9,15 @@ import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tread_ssm.evaluation.extractors import FeatureExtractor, Features
+from tread_ssm.evaluation.extractors import FeatureExtractor
 from tread_ssm.evaluation.frechet import FeatureMoments, Gaussian
+from tread_ssm.evaluation.metrics import METRICS, check_metrics
 from tread_ssm.processes import gathered
-
-Metric = Literal["fid", "sfid", "is", "precision", "recall", "kid"]
-METRICS: tuple[Metric, ...] = get_args(Metric)
-
-# Of the fields of Statistics, the one that a metric is computed from.
-NEEDS: dict[Metric, str] = {
-    "fid": "pooled",
-    "sfid": "spatial",
-    "is": "probabilities",
-    "precision": "features",
-    "recall": "features",
-    "kid": "features",
-}
 
 # Rows of features that are turned into moments at a time.
 _CHUNK = 1024
@@ -41,12 +29,13 @@ class Statistics:
 
     Parts of a set add up to the whole, in their order.
 
-    extractor:     name of the feature extractor.
-    count:         n.
-    pooled:        of the (n, F) pooled features, float64.
-    spatial:       of the (n, G) spatial features, float64.
-    features:      (n, F), the pooled features themselves, float32, on the CPU.
-    probabilities: (n, classes) float32, on the CPU.
+    Attributes:
+        extractor: Name of the feature extractor.
+        count: n.
+        pooled: Moments of the (n, F) pooled features, float64.
+        spatial: Moments of the (n, G) spatial features, float64.
+        features: (n, F), the pooled features themselves, float32, on the CPU.
+        probabilities: (n, classes) float32, on the CPU.
     """
 
     extractor: str
@@ -82,43 +71,43 @@ class Statistics:
 
 
 def statistics(
-    extractor: FeatureExtractor, batches: Iterable[Tensor], metrics: Sequence[Metric]
+    extractor: FeatureExtractor, batches: Iterable[Tensor], metrics: Sequence[str]
 ) -> Statistics:
-    """Stream uint8 images (B, 3, H, W) through the extractor; of this process's images alone.
+    """Stream images through the extractor, this process's alone.
 
         mine = statistics(extractor, batches, ["fid", "is"])
         print(score(mine.merged(), reference, ["fid", "is"]))
 
-    No batches give an empty set. Raises ValueError where the extractor lacks what a metric needs,
-    or features are not finite.
+    Args:
+        extractor: Gives the features of a batch.
+        batches: uint8 (B, 3, H, W) each. None at all give an empty set.
+        metrics: What will be computed from the result, names from `METRICS`.
+
+    Raises:
+        ValueError: The extractor lacks what a metric needs, or features are not finite.
     """
     check_metrics(metrics)
-    needs = {NEEDS[m] for m in metrics}
-    pooled, spatial = _Stream(), _Stream()
-    features: list[Tensor] = []
-    probabilities: list[Tensor] = []
+    needs = {METRICS[metric].needs: metric for metric in reversed(metrics)}
+    moments = {name: _Stream() for name in ("pooled", "spatial") if name in needs}
+    rows: dict[str, list[Tensor]] = {n: [] for n in ("features", "probabilities") if n in needs}
     count = 0
     for images in batches:
         found = extractor(images)
-        _check_complete(found, extractor.name, metrics)
-        _check_finite(found, needs, count)
+        for name, metric in needs.items():
+            x = found.pooled if name == "features" else getattr(found, name)
+            if x is None:
+                raise ValueError(
+                    f"{metric}: the {extractor.name} features {_LACKS[name]}; leave {metric} out."
+                )
+            if name in moments:
+                moments[name].add(x)
+            else:
+                _check_finite(name, x, count)
+                rows[name].append(x.to("cpu", torch.float32))
         count += len(images)
-        if "pooled" in needs:
-            pooled.add(found.pooled)
-        if "spatial" in needs and found.spatial is not None:
-            spatial.add(found.spatial)
-        if "features" in needs:
-            features.append(found.pooled.to("cpu", torch.float32))
-        if "probabilities" in needs and found.probabilities is not None:
-            probabilities.append(found.probabilities.to("cpu", torch.float32))
-    return Statistics(
-        extractor.name,
-        count,
-        pooled.total(),
-        spatial.total(),
-        torch.cat(features) if features else None,
-        torch.cat(probabilities) if probabilities else None,
-    )
+    held: dict[str, Any] = {name: stream.total() for name, stream in moments.items()}
+    held |= {name: torch.cat(parts) for name, parts in rows.items() if parts}
+    return Statistics(extractor.name, count, **held)
 
 
 def feature_moments(
@@ -127,15 +116,6 @@ def feature_moments(
     """The moments of the pooled features of uint8 images (n, 3, H, W), `batch` at a time."""
     parts = (FeatureMoments.of(extractor(part).pooled) for part in images_BCHW.split(batch))
     return reduce(operator.add, parts)
-
-
-def check_metrics(metrics: Sequence[str]) -> None:
-    """Raises ValueError where a metric is unknown, named twice, or none is named."""
-    for metric in metrics:
-        if metric not in METRICS:
-            raise ValueError(f"No metric is called {metric!r}; there are {', '.join(METRICS)}.")
-    if not metrics or len(set(metrics)) < len(metrics):
-        raise ValueError(f"metrics are {', '.join(metrics) or 'none'}; name each wanted one once.")
 
 
 class _Stream:
@@ -161,19 +141,12 @@ class _Stream:
         self._waiting = []
 
 
-def _check_complete(found: Features, extractor: str, metrics: Sequence[Metric]) -> None:
-    if "sfid" in metrics and found.spatial is None:
-        raise ValueError(f"sfid: the {extractor} features have no spatial part; leave sfid out.")
-    if "is" in metrics and found.probabilities is None:
-        raise ValueError(f"is: the {extractor} features come without classes; leave is out.")
+_LACKS = {"spatial": "have no spatial part", "probabilities": "come without classes"}
 
 
-def _check_finite(found: Features, needs: set[str], before: int) -> None:
+def _check_finite(name: str, x: Tensor, before: int) -> None:
     """Moments refuse such numbers by themselves; distances and scores of them would mislead."""
-    looked_at = {"features": found.pooled, "probabilities": found.probabilities}
-    for name, x in looked_at.items():
-        if name not in needs or x is None or bool(torch.isfinite(x).all()):
-            continue
+    if not bool(torch.isfinite(x).all()):
         first = int((~torch.isfinite(x)).any(dim=1).nonzero()[0])
         raise ValueError(f"The {name} of image {before + first} of this process are not finite.")
 

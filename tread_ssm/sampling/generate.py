@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from tread_ssm.diffusion import Network, Objective, classifier_free, route_guidance, sample
-from tread_ssm.diffusion.sampler import OnStep, Sampler
+from tread_ssm.diffusion.sampler import OnStep
 from tread_ssm.errors import ConfigError
 from tread_ssm.models import ModelConfig
 from tread_ssm.pretrained import Export
@@ -48,7 +48,7 @@ class Recipe:
     interval: tuple[float, float] | None = None
     weak_drop: float | None = None
     strong_drop: float = 0.0
-    sampler: Sampler | None = None
+    sampler: str | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
 
 
@@ -230,7 +230,7 @@ def sample_images(
     guidance: float,
     interval: tuple[float, float] | None = None,
     routes: RouteGuidance | None = None,
-    sampler: Sampler | None = None,
+    sampler: str | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Samples (B, C, H, W) float32 for noise (B, C, H, W) and labels (B,) on one device.
