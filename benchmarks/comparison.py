@@ -30,6 +30,7 @@ from PIL import Image
 from torch import Tensor
 
 from tread_ssm.config.run import RunConfig, check, load_config
+from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.data import load_emoji
 from tread_ssm.data.sources import PixelValues
 from tread_ssm.evaluation import EmojiFeatures, FeatureMoments, feature_moments, frechet_distance
@@ -41,12 +42,11 @@ from tread_ssm.sampling.generate import sample_images, starting_noise
 from tread_ssm.sampling.image_grid import to_uint8
 from tread_ssm.timing import take_turns
 from tread_ssm.training.batch import BatchMaker
-from tread_ssm.training.checkpoint import checkpoints
 from tread_ssm.training.ema import Ema
 from tread_ssm.training.loop import is_finished, train
 from tread_ssm.training.metrics import read_metrics
 from tread_ssm.training.optimizer import make_optimizer
-from tread_ssm.training.run_folder import write_config
+from tread_ssm.training.resume import write_config
 from tread_ssm.training.step import Stepper
 
 BASE = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
@@ -287,9 +287,9 @@ def train_all(work: Path, scale: Scale) -> None:
 
 def _branch(work: Path, scale: Scale, config: RunConfig, trunk: str) -> None:
     """Start a run from the last but one checkpoint of another."""
-    place = Path("checkpoints") / f"step-{scale.steps - scale.every:07d}"
-    if not (config.folder / "checkpoints").exists():
-        shutil.copytree(work / trunk / place, config.folder / place)
+    step = scale.steps - scale.every
+    if not config.folder.checkpoints():
+        shutil.copytree(RunFolder(work / trunk).checkpoint(step), config.folder.checkpoint(step))
 
 
 def sweep(work: Path, scale: Scale, backbone: str) -> list[dict[str, float]]:
@@ -300,7 +300,7 @@ def sweep(work: Path, scale: Scale, backbone: str) -> list[dict[str, float]]:
         result = work / "results" / f"{config.name}.json"
         if not result.is_file():
             run(config)
-            loss = loss_of(checkpoints(config.folder)[-1][1], held_out(work, scale, config))
+            loss = loss_of(config.folder.weights(), held_out(work, scale, config))
             write_json(result, {"lr": lr, "loss": loss})
         tried.append(json.loads(result.read_text(encoding="utf-8")))
     return tried
@@ -313,11 +313,11 @@ def best(tried: Sequence[dict[str, float]]) -> float:
 
 def evaluate(work: Path, scale: Scale, config: RunConfig) -> dict[str, Any]:
     """Loss at every checkpoint and FD-emoji at some; of seed 0 a picture of samples besides."""
-    held, found = held_out(work, scale, config), dict(checkpoints(config.folder))
+    held, found = held_out(work, scale, config), config.folder.checkpoints()
     if config.routing.schedule.dense_tail:
         found = {scale.steps: found[scale.steps]}  # the checkpoint before belongs to the trunk
     at = {s: folder for s, folder in found.items() if s in scale.distance_at}
-    logged = read_metrics(config.folder / "metrics.jsonl")
+    logged = read_metrics(config.folder.metrics)
     result = {
         "training_steps": [row["step"] for row in logged],
         "training_loss": [row["loss"] for row in logged],

@@ -25,13 +25,13 @@ import torch
 from torch import Tensor
 
 from tread_ssm.config.run import SampleConfig
+from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.data.sources import LatentValues
 from tread_ssm.diffusion import NoisePrediction
 from tread_ssm.errors import ConfigError
 from tread_ssm.models import DiTConfig
 from tread_ssm.models.convert import from_published, to_published
 from tread_ssm.pretrained import Export, export, load_export
-from tread_ssm.sampling.generate import find_weights
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,7 +97,7 @@ def _export(args: argparse.Namespace) -> None:
         raise ConfigError("--to takes --run FOLDER and --out FILE.")
     if args.out.exists():
         raise ConfigError(f"--out: {args.out} is there already; name another file.")
-    model, description = load_export(find_weights(args.run))
+    model, description = load_export(RunFolder(args.run).weights())
     config = description.model
     if not isinstance(config, DiTConfig):
         raise ConfigError(f"--run: {args.run} holds a {config.kind}; this layout is DiT's alone.")

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.config.strict import plain
 from tread_ssm.diffusion import SAMPLERS
 from tread_ssm.errors import ConfigError
@@ -51,7 +52,6 @@ from tread_ssm.sampling.adm_npz import check_same, file_digest
 from tread_ssm.sampling.generate import (
     Images,
     Recipe,
-    find_weights,
     generate,
     recipe_of,
     sample_labels,
@@ -196,7 +196,7 @@ def _reference(args: argparse.Namespace, job: _Job) -> Statistics | None:
 def _sweep(args: argparse.Namespace, job: _Job) -> None:
     """Draw and evaluate with each value; values that an earlier, equal command has done stay."""
     name, points = _points(args.sweep)
-    folder = find_weights(args.run, args.checkpoint)
+    folder = RunFolder(args.run).weights(args.checkpoint)
     model, run = load_export(folder, job.device)
     base = recipe_of(run, vars(args))
     _check_points(name, points, base, run)

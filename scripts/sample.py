@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.config.strict import nearest, plain
 from tread_ssm.data.sources import LatentValues
 from tread_ssm.diffusion import SAMPLERS
@@ -33,7 +34,6 @@ from tread_ssm.sampling.adm_npz import Parts, file_digest
 from tread_ssm.sampling.generate import (
     Images,
     Recipe,
-    find_weights,
     generate,
     recipe_of,
     sample_labels,
@@ -261,7 +261,7 @@ def _write_png(folder: Path, drawn: Images) -> None:
 
 def _weights(args: argparse.Namespace) -> Path:
     """The folder that holds the weights asked for. Raises ConfigError."""
-    folder = find_weights(args.run, args.checkpoint)
+    folder = RunFolder(args.run).weights(args.checkpoint)
     if args.checkpoint is None and folder != args.run and _is_main():
         print(f"{args.run} is not finished; taking its {folder.name}.", file=sys.stderr)
     return folder

@@ -19,7 +19,7 @@ from tread_ssm.data.datasets import MissingDataError
 from tread_ssm.data.sources import Data
 from tread_ssm.errors import ConfigError
 from tread_ssm.report.describe import describe
-from tread_ssm.training.run_folder import check_folder, write_config
+from tread_ssm.training.resume import check_folder, write_config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,10 +58,10 @@ def _train(config: RunConfig, data: Data) -> int:
 
     if is_finished(config):
         _say(
-            f"{config.folder} is finished ({config.train.steps} steps); raise train.steps to train "
-            f"longer, or choose another name."
+            f"{config.folder.path} is finished ({config.train.steps} steps); raise train.steps to "
+            f"train longer, or choose another name."
         )
-        if not (config.folder / "report.md").is_file():
+        if not config.folder.report.is_file():
             _report(config)
         return 0
     if _is_main():
@@ -78,7 +78,7 @@ def _train(config: RunConfig, data: Data) -> int:
         _say(f"Saved after {signal.Signals(stopped).name}; the same command goes on.")
         return 130 if stopped == signal.SIGINT else 0
     _report(config)
-    _say(f"Done: {config.folder}")
+    _say(f"Done: {config.folder.path}")
     return 0
 
 
@@ -86,7 +86,7 @@ def _report(config: RunConfig) -> None:
     if config.train.report and _is_main():
         from tread_ssm.report.report import write_report
 
-        _say(f"Report: {write_report(config.folder)}")
+        _say(f"Report: {write_report(config.folder.path)}")
 
 
 def _fail(message: str, code: int) -> int:

@@ -25,7 +25,7 @@ ALLOWED = {
     # Configurations that stand beside what they build.
     "config": CORE | {"data", "evaluation.metrics", "training.schedule"},
     "pretrained": CORE | {"data", "config"},
-    "sampling": CORE | {"data", "config", "pretrained", "training.checkpoint"},
+    "sampling": CORE | {"data", "config", "pretrained"},
     "evaluation": GROUND | {"data", "config", "pretrained", "sampling"},
     "training": CORE | {"data", "config", "pretrained", "sampling", "evaluation"},
     "plots": {"routing", "tokens"},

@@ -14,10 +14,10 @@ from tread_ssm.models.cost import backbone_cost
 from tread_ssm.plots.runs import smooth
 from tread_ssm.pretrained import load_export
 from tread_ssm.report.measure import emoji_distances, step_times
-from tread_ssm.report.report import find_weights, write_report
+from tread_ssm.report.report import write_report
 from tread_ssm.training.loop import train
 from tread_ssm.training.metrics import read_metrics
-from tread_ssm.training.run_folder import write_config
+from tread_ssm.training.resume import write_config
 
 CONFIG = """
 name: tiny
@@ -49,21 +49,21 @@ def routed(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     folder = tmp_path_factory.mktemp("routed")
     run(folder)
     config = run(folder, "train.steps=12")
-    write_report(config.folder, images=80)
+    write_report(config.folder.path, images=80)
     return config
 
 
 def text_of(config: RunConfig) -> str:
-    return (config.folder / "report.md").read_text()
+    return config.folder.report.read_text()
 
 
 def test_a_resumed_run_is_reported_as_one(routed: RunConfig) -> None:
     text = text_of(routed)
     assert "12 of 12 steps, 192 images seen" in text
-    assert [w.step for w in find_weights(routed.folder)] == [4, 6, 8, 12]
+    assert list(routed.folder.checkpoints()) == [4, 6, 8, 12]
     assert "step 4 " in text and "step 12 " in text
     assert "after 4 steps" in text and "after 12 steps" in text
-    rows = read_metrics(routed.folder / "metrics.jsonl")
+    rows = read_metrics(routed.folder.metrics)
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
 
 
@@ -71,7 +71,7 @@ def test_every_picture_that_is_named_exists(routed: RunConfig) -> None:
     names = [part.split(")")[0] for part in text_of(routed).split("](")[1:]]
     assert len(names) == 5
     for name in names:
-        with Image.open(routed.folder / name) as picture:
+        with Image.open(routed.folder.path / name) as picture:
             picture.load()
             assert min(picture.size) > 50
             assert len(set(picture.convert("L").resize((64, 64)).tobytes())) > 4, "blank"
@@ -100,10 +100,10 @@ def test_distances_name_their_sample_counts_and_never_fid(routed: RunConfig) -> 
 
 def test_a_run_without_routes(tmp_path: Path) -> None:
     config = run(tmp_path, "name=dense", "routing.routes=[]", "sample.every=0")
-    text = write_report(config.folder, images=80).read_text()
+    text = write_report(config.folder.path, images=80).read_text()
     assert "This run has no routes" in text and "drew no grids" in text
     assert "routed" not in text.lower()
-    assert not (config.folder / "report" / "routing.png").exists()
+    assert not (config.folder.pictures / "routing.png").exists()
 
 
 def test_the_script_rewrites_a_report(
@@ -115,24 +115,24 @@ def test_the_script_rewrites_a_report(
         monkeypatch.setattr(sys, "argv", ["report.py", *arguments])
         return script["main"]()
 
-    report = routed.folder / "report.md"
+    report = routed.folder.report
     report.unlink()
-    assert call("--run", str(routed.folder), "--images", "70") == 0
+    assert call("--run", str(routed.folder.path), "--images", "70") == 0
     assert "70 images each" in report.read_text()
-    assert call("--run", str(routed.folder), "--images", "20") == 2
+    assert call("--run", str(routed.folder.path), "--images", "20") == 2
     assert "images is 20" in capsys.readouterr().err
     assert call("--run", "nowhere") == 2
     assert "nowhere holds no config.yaml" in capsys.readouterr().err
 
 
 def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path, routed: RunConfig) -> None:
-    (tmp_path / "config.yaml").write_text((routed.folder / "config.yaml").read_text())
+    (tmp_path / "config.yaml").write_text(routed.folder.config.read_text())
     with pytest.raises(ConfigError, match="no metrics yet"):
         write_report(tmp_path)
 
 
 def test_timing_leaves_the_weights_alone_and_times_both_sides(routed: RunConfig) -> None:
-    model, _ = load_export(routed.folder)
+    model, _ = load_export(routed.folder.path)
     before = {n: p.clone() for n, p in model.named_parameters()}
     times = step_times(routed, check(routed), model, seconds=0.3)
     assert times.routed is not None and times.share is not None

@@ -25,7 +25,7 @@ from tread_ssm.evaluation import METRICS, EmojiFeatures, feature_moments, freche
 from tread_ssm.models import DiMConfig
 from tread_ssm.routing import Route
 from tread_ssm.training.loop import train
-from tread_ssm.training.run_folder import write_config
+from tread_ssm.training.resume import write_config
 
 ROOT = Path(__file__).parents[2]
 Main = Callable[..., int]
@@ -202,7 +202,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_config(config)
     assert train(config, check(config)) is None
     AcceleratorState._reset_state(reset_partial_state=True)
-    return config.folder
+    return config.folder.path
 
 
 SWEEP = ["--num", "70", "--batch", "16", "--metrics", "fid,recall,kid", "--seed", "3"]

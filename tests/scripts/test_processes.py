@@ -150,11 +150,12 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.training.peers import Peers
 from tread_ssm.training.signals import StopSignals
 
 accelerator = Accelerator(cpu=True)
-with Peers(accelerator, Path(sys.argv[1])), StopSignals(accelerator):
+with Peers(accelerator, RunFolder(Path(sys.argv[1]))), StopSignals(accelerator):
     accelerator.wait_for_everyone()
     if accelerator.process_index == 1:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -20,15 +20,16 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from tread_ssm.config.run import RoutingConfig, RunConfig, SampleConfig, TrainConfig, check
+from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.data.datasets import EmojiData
 from tread_ssm.data.sources import LatentValues, PixelValues
 from tread_ssm.diffusion import EDM
 from tread_ssm.models import DiMConfig, DiTConfig, build_model
 from tread_ssm.pretrained import Export, export, load_export
 from tread_ssm.routing import Route
-from tread_ssm.sampling.generate import find_weights, noise_of, sample_labels
+from tread_ssm.sampling.generate import noise_of, sample_labels
 from tread_ssm.training.loop import train
-from tread_ssm.training.run_folder import write_config
+from tread_ssm.training.resume import write_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,7 +59,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_config(config)
     assert train(config, check(config)) is None
     AcceleratorState._reset_state(reset_partial_state=True)
-    return config.folder
+    return config.folder.path
 
 
 Draw = Callable[..., np.ndarray]
@@ -368,7 +369,7 @@ def test_pictures_of_two_sets_are_not_mixed(
 
 
 def test_the_weights_of_a_run_are_found(run: Path, tmp_path: Path) -> None:
-    assert find_weights(run) == run
-    assert find_weights(run, 20) == run / "checkpoints" / "step-0000020"
+    assert RunFolder(run).weights() == run
+    assert RunFolder(run).weights(20) == run / "checkpoints" / "step-0000020"
     shutil.copytree(run / "checkpoints", tmp_path / "checkpoints")
-    assert find_weights(tmp_path).name == "step-0000030"  # it is not finished
+    assert RunFolder(tmp_path).weights().name == "step-0000030"  # it is not finished

@@ -34,7 +34,7 @@ from tread_ssm.sampling.generate import Recipe, generate, sample_labels, shares
 from tread_ssm.sampling.image_grid import decoder
 from tread_ssm.training.loop import train
 from tread_ssm.training.metrics import read_metrics
-from tread_ssm.training.run_folder import write_config
+from tread_ssm.training.resume import write_config
 
 EVAL = EvalConfig(
     every=2, num=20, batch=8, metrics=("kid", "precision", "recall"), extractor="emoji", steps=2
@@ -65,16 +65,16 @@ def run(config: RunConfig) -> dict[str, torch.Tensor]:
     write_config(config)
     assert train(config, check(config)) is None
     AcceleratorState._reset_state(reset_partial_state=True)
-    return load_file(config.folder / "ema.safetensors")
+    return load_file(config.folder.path / "ema.safetensors")
 
 
 def test_the_metrics_are_those_of_the_averaged_weights(tmp_path: Path) -> None:
     config = tiny(tmp_path)
     run(config)
-    rows = read_metrics(config.folder / "evals.jsonl")
+    rows = read_metrics(config.folder.evals)
     assert [r["step"] for r in rows] == [2, 4, 5]
     assert {r["count"] for r in rows} == {20}
-    model, description = load_export(config.folder)
+    model, description = load_export(config.folder.path)
     drawn = generate(
         model,
         description,
@@ -98,7 +98,7 @@ def test_the_metrics_are_those_of_the_averaged_weights(tmp_path: Path) -> None:
     )
     for name, value in expected.items():
         assert rows[-1][name] == pytest.approx(value, rel=1e-5, abs=1e-7)
-    grid = np.asarray(Image.open(config.folder / "evals" / "step-0000005.png"))
+    grid = np.asarray(Image.open(config.folder.path / "evals" / "step-0000005.png"))
     assert np.array_equal(grid[-68 * 2 + 4 : -4 : 8, -68 * 8 :: 8][:8, :8], images[0])
 
 
@@ -107,14 +107,14 @@ def test_training_is_the_same_bit_for_bit_and_goes_on_after_a_stop(tmp_path: Pat
     config = tiny(tmp_path / "b")
     with_evaluations = run(config)
     assert all(torch.equal(quiet[n], with_evaluations[n]) for n in quiet)
-    whole = read_metrics(config.folder / "evals.jsonl")
+    whole = read_metrics(config.folder.evals)
     # Stopped behind step 4's evaluation, before its checkpoint: step 3's is the newest.
     cut = tiny(tmp_path / "c", steps=4)
     run(cut)
-    (cut.folder / "checkpoints" / "step-0000004").rename(tmp_path / "gone")
+    cut.folder.checkpoint(4).rename(tmp_path / "gone")
     again = run(tiny(tmp_path / "c"))
     assert all(torch.equal(quiet[n], again[n]) for n in quiet)
-    assert read_metrics(cut.folder / "evals.jsonl") == whole
+    assert read_metrics(cut.folder.evals) == whole
 
 
 def test_what_cannot_be_evaluated_is_refused_before_training(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_what_cannot_be_evaluated_is_refused_before_training(tmp_path: Path) -> 
         with pytest.raises(ConfigError, match=match):
             train(config, check(config))
         AcceleratorState._reset_state(reset_partial_state=True)
-        assert not (config.folder / "checkpoints").exists()
+        assert not (config.folder.path / "checkpoints").exists()
 
     with pytest.raises(ValueError, match="No metric is called 'fd'"):
         EvalConfig(metrics=("fd",))

@@ -31,11 +31,10 @@ from tread_ssm.models import DiMConfig, DiTConfig
 from tread_ssm.pretrained import load_export
 from tread_ssm.routing import Route
 from tread_ssm.training import loop
-from tread_ssm.training.checkpoint import checkpoints
 from tread_ssm.training.log import TrainingError
 from tread_ssm.training.loop import is_finished, train
 from tread_ssm.training.metrics import read_metrics
-from tread_ssm.training.run_folder import check_folder, write_config
+from tread_ssm.training.resume import check_folder, write_config
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +62,7 @@ def run(config: RunConfig) -> list[dict[str, float]]:
     write_config(config)
     assert train(config, check(config)) is None
     AcceleratorState._reset_state(reset_partial_state=True)
-    return read_metrics(config.folder / "metrics.jsonl")
+    return read_metrics(config.folder.metrics)
 
 
 def losses(rows: list[dict[str, float]]) -> Tensor:
@@ -86,7 +85,7 @@ def test_kept_and_routed_losses_are_logged_apart_and_absent_where_nothing_is_rou
 def test_the_export_holds_the_average_of_the_trained_weights(tmp_path: Path) -> None:
     config = tiny(tmp_path, ema_decay=0.0)
     run(config)
-    model, description = load_export(config.folder)
+    model, description = load_export(config.folder.path)
     assert description.step == 6
     assert description.model == config.model
     assert description.objective == config.objective
@@ -94,7 +93,7 @@ def test_the_export_holds_the_average_of_the_trained_weights(tmp_path: Path) -> 
     assert description.class_names[2] == "Flags"
     assert not model.training
     # With decay 0 the average is the newest weights.
-    final = checkpoints(config.folder)[-1][1]
+    final = [*config.folder.checkpoints().values()][-1]
     weights = load_file(final / "model.safetensors")
     assert all(torch.equal(p, weights[n]) for n, p in model.named_parameters())
 
@@ -128,11 +127,11 @@ def test_clipping_limits_the_update_and_the_norm_is_logged_before_it(tmp_path: P
 def test_a_loss_that_is_not_finite_stops_before_a_checkpoint_is_replaced(tmp_path: Path) -> None:
     config = tiny(tmp_path, save_every=2, keep=1, log_every=100)
     run(replace(config, train=replace(config.train, steps=2)))
-    weights = (checkpoints(config.folder)[0][1] / "model.safetensors").read_bytes()
+    weights = (config.folder.checkpoint(2) / "model.safetensors").read_bytes()
     wild = replace(config, train=replace(config.train, steps=8, lr=1e30, clip=None))
     with pytest.raises(TrainingError, match=r"became (nan|inf) at step [3-5]\b"):
         train(wild, check(wild))
-    ((step, folder),) = checkpoints(config.folder)
+    ((step, folder),) = config.folder.checkpoints().items()
     assert step in (2, 4)  # step 3 may still be finite: its loss was computed before its update
     if step == 2:
         assert (folder / "model.safetensors").read_bytes() == weights
@@ -154,11 +153,11 @@ def test_a_run_that_was_lengthened_is_not_finished_before_it_is_exported(
         with pytest.raises(KeyboardInterrupt):
             run(longer)
     AcceleratorState._reset_state(reset_partial_state=True)
-    assert checkpoints(longer.folder)[-1][0] == 4
+    assert max(longer.folder.checkpoints()) == 4
     assert not is_finished(longer)
     run(longer)
     assert is_finished(longer)
-    assert load_export(longer.folder)[1].step == 4
+    assert load_export(longer.folder.path)[1].step == 4
 
 
 @pytest.mark.parametrize(
@@ -167,7 +166,7 @@ def test_a_run_that_was_lengthened_is_not_finished_before_it_is_exported(
 def test_a_damaged_checkpoint_is_named_with_the_remedy(tmp_path: Path, name: str) -> None:
     config = tiny(tmp_path, steps=2)
     run(config)
-    file = checkpoints(config.folder)[-1][1] / name
+    file = [*config.folder.checkpoints().values()][-1] / name
     for content in (file.read_bytes()[:-20], b""):
         file.write_bytes(content)
         with pytest.raises(ConfigError, match=r"step-0000002 cannot be read .* Remove that folder"):
@@ -185,12 +184,12 @@ def test_a_learned_variance_is_refused_before_training(tmp_path: Path) -> None:
 def test_old_checkpoints_go_and_more_steps_continue(tmp_path: Path) -> None:
     config = tiny(tmp_path, save_every=2, keep=2)
     run(config)
-    assert [s for s, _ in checkpoints(config.folder)] == [4, 6]
+    assert list(config.folder.checkpoints()) == [4, 6]
     assert is_finished(config)
     longer = replace(config, train=replace(config.train, steps=9))
     assert not is_finished(longer)
     assert [r["step"] for r in run(longer)] == list(range(1, 10))
-    assert load_export(config.folder)[1].step == 9
+    assert load_export(config.folder.path)[1].step == 9
 
 
 def test_other_settings_do_not_continue_a_run(tmp_path: Path) -> None:
@@ -203,15 +202,15 @@ def test_other_settings_do_not_continue_a_run(tmp_path: Path) -> None:
         check_folder(changed)
     for key in ("seed", "train.lr", "train.weight_decay"):
         assert key in str(caught.value)
-    assert load_config(config.folder / "config.yaml") == config
+    assert load_config(config.folder.config) == config
 
 
 def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:
     config = tiny(tmp_path, save_every=3)
     run(config)
-    half = config.folder / "checkpoints" / "tmp-step-0000099"
+    half = config.folder.path / "checkpoints" / "tmp-step-0000099"
     half.mkdir()
-    assert [s for s, _ in checkpoints(config.folder)] == [3, 6]
+    assert list(config.folder.checkpoints()) == [3, 6]
     run(replace(config, train=replace(config.train, steps=7)))
     assert not half.exists()
 
@@ -232,11 +231,11 @@ def test_latents_without_labels_train_and_are_shown(tmp_path: Path) -> None:
         sample=SampleConfig(every=4, per_class=2, steps=3),
     )
     assert len(run(config)) == 6
-    assert [p.name for p in sorted((config.folder / "samples").iterdir())] == [
+    assert [p.name for p in sorted(config.folder.samples.iterdir())] == [
         "step-0000004.png",
         "step-0000006.png",
     ]
-    description = load_export(config.folder)[1]
+    description = load_export(config.folder.path)[1]
     assert description.values == LatentValues(scale=0.5)
 
 

@@ -25,7 +25,7 @@ from tread_ssm.models import DiMConfig
 from tread_ssm.routing import Route
 from tread_ssm.training.loop import train
 from tread_ssm.training.metrics import read_metrics
-from tread_ssm.training.run_folder import write_config
+from tread_ssm.training.resume import write_config
 from tread_ssm.training.sharding import fsdp_plugin
 
 ROOT = Path(__file__).parents[2]
@@ -111,7 +111,7 @@ for path in sys.argv[1:]:
     config = load_config(path)
     loop.train(config, check(config))
     if dist.get_rank() == 0:  # a report measures steps of a model of its own, in one process
-        whole = load_export(config.folder)[0]
+        whole = load_export(config.folder.path)[0]
         assert step_times(config, check(config), whole, seconds=0, most=3).share > 0
     AcceleratorState._reset_state(reset_partial_state=True)
 '''
@@ -146,7 +146,7 @@ def run_sharded(*configs: RunConfig) -> None:
     worker.write_text(WORKER)
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     done = subprocess.run(
-        [sys.executable, *launcher, str(worker)] + [str(c.folder / "config.yaml") for c in configs],
+        [sys.executable, *launcher, str(worker)] + [str(c.folder.config) for c in configs],
         env=os.environ
         | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         | {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
@@ -162,25 +162,25 @@ def run_sharded(*configs: RunConfig) -> None:
 def from_the_middle(config: RunConfig, name: str) -> RunConfig:
     """The same run as it stood at its first checkpoint."""
     other = replace(config, name=name)
-    shutil.copytree(config.folder, other.folder)
-    shutil.rmtree(other.folder / "checkpoints" / "step-0000006")
+    shutil.copytree(config.folder.path, other.folder.path)
+    shutil.rmtree(other.folder.checkpoint(6))
     return other
 
 
 def agree(a: RunConfig, b: RunConfig, rtol: float = 1e-4) -> None:
-    rows = [read_metrics(c.folder / "metrics.jsonl") for c in (a, b)]
+    rows = [read_metrics(c.folder.metrics) for c in (a, b)]
     assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]] == list(range(1, 7))
     for one, other in zip(*rows, strict=True):
         for key in ("loss", "kept_loss", "routed_loss", "grad_norm"):
             assert one[key] == pytest.approx(other[key], rel=rtol), (key, one["step"])
-    weights = [load_file(c.folder / "ema.safetensors") for c in (a, b)]
+    weights = [load_file(c.folder.path / "ema.safetensors") for c in (a, b)]
     assert weights[0].keys() == weights[1].keys()
     for name, tensor in weights[0].items():
         torch.testing.assert_close(tensor, weights[1][name], rtol=10 * rtol, atol=10 * rtol)
 
 
 def first_loss(config: RunConfig) -> float:
-    return float(read_metrics(config.folder / "metrics.jsonl")[0]["loss"])
+    return float(read_metrics(config.folder.metrics)[0]["loss"])
 
 
 def test_sharded_and_whole_runs_agree_and_go_on_from_each_other(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_sharded_and_whole_runs_agree_and_go_on_from_each_other(tmp_path: Path) 
 
     for other in (sharded, spread, gathered):
         agree(whole, other)
-        grids = [sorted(p.name for p in (c.folder / "samples").iterdir()) for c in (whole, other)]
+        grids = [sorted(p.name for p in c.folder.samples.iterdir()) for c in (whole, other)]
         assert grids[0] == grids[1]
     agree(half, sharded_half, rtol=5e-3)
     assert first_loss(sharded_half) != pytest.approx(first_loss(sharded), rel=1e-5)

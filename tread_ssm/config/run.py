@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.config.strict import build, plain, read
 from tread_ssm.data.datasets import DataConfig, open_data
 from tread_ssm.data.sources import Data, Pixels
@@ -166,9 +167,9 @@ class RunConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> RunFolder:
         """Where the run's results go."""
-        return Path(self.out) / self.name
+        return RunFolder(Path(self.out) / self.name)
 
     @property
     def grid(self) -> tuple[int, int]:

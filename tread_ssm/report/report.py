@@ -10,7 +10,6 @@ import os
 import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,11 @@ import torch
 from torch import Tensor
 
 from tread_ssm.config.run import RunConfig, load_config
+from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.data.datasets import EmojiData, open_data
 from tread_ssm.data.sources import Data, Pixels
 from tread_ssm.errors import ConfigError
+from tread_ssm.files import replacing
 from tread_ssm.models import build_model
 from tread_ssm.models.cost import backbone_cost
 from tread_ssm.pretrained import load_export
@@ -34,18 +35,7 @@ from tread_ssm.report.measure import (
 )
 from tread_ssm.routing.cost import Cost, PlanCost
 from tread_ssm.scan.dispatch import choose_backend
-from tread_ssm.training.checkpoint import checkpoints
 from tread_ssm.training.metrics import read_metrics
-
-PICTURES = "report"
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Averaged weights of a run: after how many steps, and the folder that holds them."""
-
-    step: int
-    folder: Path
 
 
 def write_report(run: str | Path, images: int = 256) -> Path:
@@ -56,11 +46,11 @@ def write_report(run: str | Path, images: int = 256) -> Path:
     Raises ConfigError where the folder is no run or lacks checkpoints or metrics, ValueError where
     `images` are too few or too many.
     """
-    run = Path(run)
-    if not (run / "config.yaml").is_file():
+    folder = RunFolder(Path(run))
+    if not folder.config.is_file():
         raise ConfigError(f"{run} holds no config.yaml; it is no run folder.")
-    config = load_config(run / "config.yaml")
-    rows, found = read_metrics(run / "metrics.jsonl"), find_weights(run)
+    config = load_config(folder.config)
+    rows, found = read_metrics(folder.metrics), folder.checkpoints()
     if not rows or not found:
         missing = "metrics" if not rows else "checkpoint"
         raise ConfigError(
@@ -71,44 +61,38 @@ def write_report(run: str | Path, images: int = 256) -> Path:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = open_data(config.data)
     cost = backbone_cost(config.model, config.plan)
-    times = step_times(config, data, load_export(found[-1].folder, device)[0])
+    times = step_times(config, data, load_export(found[max(found)], device)[0])
     distances = None
     if isinstance(config.data, EmojiData) and isinstance(data, Pixels):
         distances = _distances(config, data, found, images, device)
-    _draw_pictures(run / PICTURES, rows, cost, times, distances)
+    _draw_pictures(folder.pictures, rows, cost, times, distances)
     sections = [
         f"# Report of the run `{config.name}`",
-        _summary(run, config, data, rows, times, cost, distances, device),
-        _samples(run),
+        _summary(folder, config, data, rows, times, cost, distances, device),
+        _samples(folder),
         _losses(rows),
         _savings(cost, times),
-        _quality(distances, found, config),
-        *_evaluations(run, config),
+        _quality(distances, len(found), config),
+        *_evaluations(folder, config),
     ]
-    temporary = run / "report.md.tmp"
-    temporary.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
-    os.replace(temporary, run / "report.md")
-    return run / "report.md"
-
-
-def find_weights(run: Path) -> list[Weights]:
-    """The averaged weights that a run folder still holds, oldest first."""
-    return [Weights(step, folder) for step, folder in checkpoints(run)]
+    with replacing(folder.report) as temporary:
+        temporary.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    return folder.report
 
 
 def _distances(
     config: RunConfig,
     data: Pixels,
-    found: Sequence[Weights],
+    found: Mapping[int, Path],
     images: int,
     device: torch.device,
 ) -> Distances:
     """FD-emoji of samples from the oldest and the newest weights."""
     draws: dict[str, Callable[[Tensor], Tensor]] = {}
-    for weights in {w.step: w for w in (found[0], found[-1])}.values():
-        draws[f"step {weights.step:,}"] = functools.partial(
+    for step in sorted({min(found), max(found)}):
+        draws[f"step {step:,}"] = functools.partial(
             generate_from,
-            weights.folder,
+            found[step],
             guidance=config.sample.guidance,
             seed=config.seed,
             device=device,
@@ -134,7 +118,7 @@ def _draw_pictures(
 
 
 def _summary(
-    run: Path,
+    folder: RunFolder,
     config: RunConfig,
     data: Data,
     rows: Sequence[Mapping[str, Any]],
@@ -164,14 +148,13 @@ def _summary(
         lines["FD-emoji"] = ", ".join(f"{k} {v:.1f}" for k, v in distances.values.items())
     lines["machine"] = _machine(config, device)
     lines["repeat with"] = (
-        f"`accelerate launch scripts/train.py --config {run / 'config.yaml'} "
-        f"name={config.name}-again`"
+        f"`accelerate launch scripts/train.py --config {folder.config} name={config.name}-again`"
     )
     return _table(("", ""), [(f"**{k}**", v) for k, v in lines.items()])
 
 
-def _samples(run: Path) -> str:
-    grids = sorted(p for p in (run / "samples").glob("*.png") if _step_of(p) is not None)
+def _samples(folder: RunFolder) -> str:
+    grids = sorted(p for p in folder.samples.glob("*.png") if _step_of(p) is not None)
     if not grids:
         return "## Samples\n\nThis run drew no grids (`sample.every: 0`)."
     ends = grids[:1] if len(grids) == 1 else [grids[0], grids[-1]]
@@ -192,7 +175,7 @@ def _losses(rows: Sequence[Mapping[str, Any]]) -> str:
     )
     if all(row["routed_loss"] is None for row in rows):
         text = "Thin: means between two log lines; thick: smoothed over them."
-    return f"## Loss\n\n![loss over the steps]({PICTURES}/losses.png)\n\n{text}"
+    return f"## Loss\n\n![loss over the steps](report/losses.png)\n\n{text}"
 
 
 def _savings(cost: PlanCost, times: StepTimes) -> str:
@@ -216,7 +199,7 @@ def _savings(cost: PlanCost, times: StepTimes) -> str:
         ),
     ]
     return (
-        f"{title}\n\n![tokens per block, and what is left of the cost]({PICTURES}/routing.png)\n\n"
+        f"{title}\n\n![tokens per block, and what is left of the cost](report/routing.png)\n\n"
         f"{_table(('', 'dense', 'routed', 'routed / dense'), rows)}\n\n"
         f"Times are medians of {times.repeats} real training steps of this model (forward, loss, "
         "backward, clipping, AdamW), dense and routed taking turns in one process. FLOPs count "
@@ -231,17 +214,17 @@ def _counts(
     return f"{dense * unit:,.4g}{name}", f"{routed * unit:,.4g}{name}", f"{routed / dense:.1%}"
 
 
-def _quality(distances: Distances | None, found: Sequence[Weights], config: RunConfig) -> str:
+def _quality(distances: Distances | None, n_found: int, config: RunConfig) -> str:
     title = "## FD-emoji"
     if distances is None:
         return f"{title}\n\nNot computed: its features know the embedded emoji only."
     size = config.model.image_size
     rows = [(k, f"{v:.2f}") for k, v in distances.values.items()]
     early = ""
-    if len(found) == 1:
+    if n_found == 1:
         early = " No earlier weights are left (`train.keep`), so there is no early row."
     return (
-        f"{title}\n\n![FD-emoji of noise, samples and real images]({PICTURES}/distances.png)\n\n"
+        f"{title}\n\n![FD-emoji of noise, samples and real images](report/distances.png)\n\n"
         f"{_table((f'{distances.images} images each', 'FD-emoji'), rows)}\n\n"
         f"The Frechet distance to {distances.reference:,} real emoji of {size} x {size}, over 64 "
         "features of a small network that was trained on these emoji "
@@ -253,8 +236,8 @@ def _quality(distances: Distances | None, found: Sequence[Weights], config: RunC
     )
 
 
-def _evaluations(run: Path, config: RunConfig) -> list[str]:
-    rows = read_metrics(run / "evals.jsonl")
+def _evaluations(folder: RunFolder, config: RunConfig) -> list[str]:
+    rows = read_metrics(folder.evals)
     if not rows:
         return []
     names = [name for name in rows[0] if name not in ("step", "count")]

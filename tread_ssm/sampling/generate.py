@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +27,6 @@ from tread_ssm.pretrained import Export
 from tread_ssm.randomness import generator
 from tread_ssm.routing import Draw, RoutePlan
 from tread_ssm.sampling.image_grid import Decode
-from tread_ssm.training.checkpoint import checkpoints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,24 +133,6 @@ def recipe_of(run: Export, options: Mapping[str, Any]) -> Recipe:
         sampler=options["sampler"] or run.sample.sampler,
         precision=options["precision"],
     )
-
-
-def find_weights(run: Path, step: int | None = None) -> Path:
-    """The folder with a run's averaged weights: of its end, or of its checkpoint of that step.
-
-    A run that is not finished has those of its newest checkpoint. Raises ConfigError.
-    """
-    if not run.is_dir():
-        raise ConfigError(f"--run: {run} is no folder.")
-    found = dict(checkpoints(run))
-    if step is not None:
-        if step not in found:
-            steps = ", ".join(map(str, found)) or "none"
-            raise ConfigError(f"--checkpoint: {run} has none of step {step}; there are {steps}.")
-        return found[step]
-    if (run / "ema.safetensors").is_file() or not found:
-        return run
-    return found[max(found)]
 
 
 def shares(n: int, batch: int, process: int = 0, processes: int = 1) -> list[range]:

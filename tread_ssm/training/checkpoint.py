@@ -31,8 +31,6 @@ from tread_ssm.errors import ConfigError
 from tread_ssm.pretrained import UNREADABLE, Export, export
 from tread_ssm.training.ema import Ema
 
-_PREFIX = "step-"
-
 
 @dataclass(frozen=True)
 class Progress:
@@ -58,20 +56,10 @@ class Trained:
     ema: Ema
 
 
-def checkpoints(run: Path) -> list[tuple[int, Path]]:
-    """The complete checkpoints of a run folder, oldest first."""
-    found = [
-        (int(p.name.removeprefix(_PREFIX)), p)
-        for p in (run / "checkpoints").glob(_PREFIX + "*")
-        if p.name.removeprefix(_PREFIX).isdigit()
-    ]
-    return sorted(found)
-
-
 def save(config: RunConfig, progress: Progress, trained: Trained, description: Export) -> None:
     """Write a checkpoint and remove all but the newest few. Every process calls it."""
     accelerator = trained.accelerator
-    final = config.folder / "checkpoints" / f"{_PREFIX}{progress.step:07d}"
+    final = config.folder.checkpoint(progress.step)
     temporary = final.with_name("tmp-" + final.name)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     optimizer = _unwrapped(trained.optimizer)
@@ -88,7 +76,7 @@ def save(config: RunConfig, progress: Progress, trained: Trained, description: E
         export(temporary, average, description)
         (temporary / "state.json").write_text(json.dumps(vars(progress)), encoding="utf-8")
         _publish(temporary, final)
-        for _, old in checkpoints(config.folder)[: -config.train.keep]:
+        for old in list(config.folder.checkpoints().values())[: -config.train.keep]:
             # Renamed first: a removal that is cut short must not leave half a checkpoint.
             gone = old.with_name("tmp-" + old.name)
             os.replace(old, gone)

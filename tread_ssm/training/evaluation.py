@@ -63,8 +63,8 @@ class Evaluation:
             check_comparable(options.num, self._extractor.name, self._reference, options.metrics)
         except ValueError as error:
             raise ConfigError(f"eval: {error}") from None
-        path = config.folder / "evals.jsonl"
-        self._log = MetricsLog(path, resume_at) if world()[0] == 0 else None
+        log = config.folder.evals
+        self._log = MetricsLog(log, resume_at) if world()[0] == 0 else None
 
     def measure(self, model: nn.Module, run: Export) -> dict[str, float]:
         """Draw, compare, write; the metrics, empty on all processes but the first.
@@ -121,7 +121,7 @@ class Evaluation:
 
     def _write_grid(self, step: int, images: np.ndarray) -> None:
         rows = min(ROWS, max(1, len(images) // COLUMNS))
-        path = self._config.folder / "evals" / f"step-{step:07d}.png"
+        path = self._config.folder.eval_grid(step)
         save_grid(path, images[: rows * COLUMNS], [""] * rows)
 
     def _real(self, data: Data) -> Statistics | None:

@@ -41,7 +41,7 @@ class Log:
         # Images and seconds since the last row of this session, for the speed.
         self._recent = (0, start.seconds)
         main = accelerator.is_main_process
-        self._metrics = MetricsLog(config.folder / "metrics.jsonl", start.step) if main else None
+        self._metrics = MetricsLog(config.folder.metrics, start.step) if main else None
         self._bar = tqdm(
             total=config.train.steps,
             initial=start.step,
@@ -108,7 +108,7 @@ class Log:
                 if not math.isfinite(row[k]):
                     raise TrainingError(
                         f"{LOGGED[k]} became {row[k]} at step {step - len(window) + i + 1}. The "
-                        f"newest checkpoint in {self._config.folder / 'checkpoints'} is from "
+                        f"newest checkpoint in {self._config.folder.path / 'checkpoints'} is from "
                         f"before; lower train.lr, lengthen train.warmup or use "
                         f"train.precision=fp32."
                     )

@@ -48,10 +48,10 @@ def train(config: RunConfig, data: Data) -> int | None:
     module, optimizer = prepare(accelerator, model, optimizer)
     ema = Ema(model, options.ema_decay)
     trained = Trained(accelerator, model, optimizer, ema)
-    found = checkpoint.checkpoints(config.folder)
+    found = config.folder.checkpoints()
     start = Progress(step=0, seconds=0.0, window=[])
     if found:
-        start = checkpoint.load(found[-1][1], trained)
+        start = checkpoint.load(found[max(found)], trained)
     if options.compile:
         module.compile()
     stepper = _stepper(config, accelerator, module, optimizer)
@@ -90,17 +90,15 @@ def train(config: RunConfig, data: Data) -> int | None:
         if accelerator.is_main_process:
             # Fewer steps may be asked for now than are done.
             step = max(start.step, options.steps)
-            export(config.folder, weights, _describe(config, data, step))
+            export(config.folder.path, weights, _describe(config, data, step))
     accelerator.end_training()
     return stopped
 
 
 def is_finished(config: RunConfig) -> bool:
     """Whether the run folder already holds the result of all the steps asked for."""
-    found = checkpoint.checkpoints(config.folder)
-    if not found or found[-1][0] < config.train.steps:
-        return False
-    return exported_step(config.folder) == found[-1][0]
+    newest = max(config.folder.checkpoints(), default=0)
+    return newest >= config.train.steps and exported_step(config.folder.path) == newest
 
 
 def _accelerator(config: RunConfig) -> Accelerator:
@@ -111,7 +109,7 @@ def _accelerator(config: RunConfig) -> Accelerator:
         cpu=not torch.accelerator.is_available(),
         mixed_precision="no" if options.precision == "fp32" else options.precision,
         log_with=list(options.trackers) or None,
-        project_config=ProjectConfiguration(str(config.folder), str(config.folder / "logs")),
+        project_config=ProjectConfiguration(str(config.folder.path), str(config.folder.trackers)),
         fsdp_plugin=fsdp_plugin(),
     )
     if options.trackers:

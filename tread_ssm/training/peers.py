@@ -18,7 +18,7 @@ from types import TracebackType
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from tread_ssm.training.checkpoint import checkpoints
+from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.training.log import TrainingError
 
 # Seconds that the error of one process gives another to end: its sockets close before it does.
@@ -33,7 +33,7 @@ class Peers:
     does.
     """
 
-    def __init__(self, accelerator: Accelerator, run: Path) -> None:
+    def __init__(self, accelerator: Accelerator, run: RunFolder) -> None:
         self._run, self._rank = run, accelerator.process_index
         mine = (self._rank, socket.gethostname(), os.getpid())
         every = gather_object([mine]) if accelerator.num_processes > 1 else [mine]
@@ -81,8 +81,8 @@ class Peers:
         if not gone or not self._once.acquire(blocking=False):
             return
         if self._rank == min({self._rank, *self._others} - set(gone)):
-            found = checkpoints(self._run)
-            goes_on = f"goes on from step {found[-1][0]}" if found else "starts it anew"
+            found = self._run.checkpoints()
+            goes_on = f"goes on from step {max(found)}" if found else "starts it anew"
             names = " and ".join(map(str, gone))
             print(
                 f"\nerror: process {names} of this run ended before its time; the run stops. Its "

@@ -40,5 +40,5 @@ class Preview:
             )
         model.train()
         if write:
-            path = self._config.folder / "samples" / f"step-{step:07d}.png"
+            path = self._config.folder.sample_grid(step)
             save_grid(path, to_uint8(images, self._values), self._names)

@@ -1,13 +1,11 @@
-"""The run folder: the resolved configuration in it, and whether a run may go on there."""
+"""Whether a run may resume in its folder, and the resolved configuration that is written there."""
 
 from __future__ import annotations
-
-import os
 
 from tread_ssm.config.run import RunConfig, differences, load_config
 from tread_ssm.config.strict import dump
 from tread_ssm.errors import ConfigError
-from tread_ssm.training.checkpoint import checkpoints
+from tread_ssm.files import replacing
 
 # What may change in the middle of a run: where it stands, what it says, how it computes.
 _MAY_CHANGE = (
@@ -30,8 +28,8 @@ _MAY_CHANGE = (
 
 def check_folder(config: RunConfig) -> None:
     """Raises ConfigError where the folder holds checkpoints of a run with other settings."""
-    written = config.folder / "config.yaml"
-    if not checkpoints(config.folder) or not written.is_file():
+    written = config.folder.config
+    if not config.folder.checkpoints() or not written.is_file():
         return
     changed = [
         key
@@ -40,14 +38,12 @@ def check_folder(config: RunConfig) -> None:
     ]
     if changed:
         raise ConfigError(
-            f"{config.folder} holds a run with other settings for {', '.join(changed)}; choose "
-            f"another name (name=...) or remove that folder."
+            f"{config.folder.path} holds a run with other settings for {', '.join(changed)}; "
+            f"choose another name or remove that folder."
         )
 
 
 def write_config(config: RunConfig) -> None:
     """Write the resolved configuration, every default spelled out, as YAML that loads again."""
-    config.folder.mkdir(parents=True, exist_ok=True)
-    temporary = config.folder / "config.yaml.tmp"
-    temporary.write_text(dump(config), encoding="utf-8")
-    os.replace(temporary, config.folder / "config.yaml")
+    with replacing(config.folder.config) as temporary:
+        temporary.write_text(dump(config), encoding="utf-8")

@@ -1,0 +1,99 @@
+"""Where everything of a run lies: its configuration, logs, pictures, checkpoints and weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tread_ssm.errors import ConfigError
+
+_PREFIX = "step-"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a run; nothing in it has to exist.
+
+    Attributes:
+        path: The folder itself. After the last step it holds `ema.safetensors` and `config.json`,
+            the export of the averaged weights.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration, every default spelled out."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One line for each logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def evals(self) -> Path:
+        """One line for each evaluation."""
+        return self.path / "evals.jsonl"
+
+    @property
+    def trackers(self) -> Path:
+        """The folder that trackers such as TensorBoard write to."""
+        return self.path / "logs"
+
+    @property
+    def samples(self) -> Path:
+        """The folder of the image grids that show progress."""
+        return self.path / "samples"
+
+    @property
+    def report(self) -> Path:
+        """The report."""
+        return self.path / "report.md"
+
+    @property
+    def pictures(self) -> Path:
+        """The folder of the report's pictures."""
+        return self.path / "report"
+
+    def sample_grid(self, step: int) -> Path:
+        """The image grid that was sampled after `step` steps."""
+        return self.samples / f"{_PREFIX}{step:07d}.png"
+
+    def eval_grid(self, step: int) -> Path:
+        """The first images of the evaluation after `step` steps."""
+        return self.path / "evals" / f"{_PREFIX}{step:07d}.png"
+
+    def checkpoint(self, step: int) -> Path:
+        """The checkpoint after `step` steps, a folder that is complete or not there."""
+        return self.path / "checkpoints" / f"{_PREFIX}{step:07d}"
+
+    def checkpoints(self) -> dict[int, Path]:
+        """The complete checkpoints by the steps behind them, oldest first."""
+        found = self.checkpoint(0).parent.glob(_PREFIX + "*")
+        steps = [(p.name.removeprefix(_PREFIX), p) for p in found]
+        return dict(sorted((int(step), path) for step, path in steps if step.isdigit()))
+
+    def weights(self, step: int | None = None) -> Path:
+        """The folder that holds averaged weights with their description.
+
+        Args:
+            step: Those of the checkpoint after so many steps. None: those of the run's end, or
+                of the newest checkpoint while the run is not finished.
+
+        Raises:
+            ConfigError: There is no such folder or checkpoint.
+        """
+        if not self.path.is_dir():
+            raise ConfigError(f"{self.path} is no folder of a run.")
+        found = self.checkpoints()
+        if step is not None:
+            if step not in found:
+                steps = ", ".join(map(str, found)) or "none"
+                raise ConfigError(
+                    f"{self.path} has no checkpoint of step {step}; there are {steps}."
+                )
+            return found[step]
+        if (self.path / "ema.safetensors").is_file() or not found:
+            return self.path
+        return found[max(found)]
