@@ -29,8 +29,8 @@ from tread_ssm import Route, RoutePlan
 from tread_ssm.models import ModelConfig, build_model
 from tread_ssm.models.cost import backbone_cost
 from tread_ssm.models.sizes import sized
+from tread_ssm.scan import BACKENDS
 from tread_ssm.scan.dispatch import ENVIRONMENT_VARIABLE, unavailable
-from tread_ssm.scan.ops import BACKENDS
 from tread_ssm.timing import median_of_pairs, take_turns
 
 

@@ -294,7 +294,7 @@ def block_share(batch: int = 8, tokens: int = 366, dim: int = 384) -> dict[str, 
         if event.key in ("aten::mm", "aten::addmm", "aten::bmm"):
             ms["products"] += event.self_cpu_time_total / 8e3
         for kind in ("scan", "conv"):
-            if event.key.startswith((f"tread_ssm::{kind}_forward", f"tread_ssm::{kind}_backward")):
+            if event.key.startswith(f"tread_ssm::{kind}_"):
                 ms[kind] += event.cpu_time_total / 8e3
     return {**ms, "scan_and_conv_over_products": (ms["scan"] + ms["conv"]) / ms["products"]}
 

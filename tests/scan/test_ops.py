@@ -17,12 +17,7 @@ from tests.scan.selective.cases import (
     scan_inputs,
 )
 from tread_ssm.scan import causal_conv, selective_scan
-from tread_ssm.scan.ops import (
-    FLOPS_PER_STATE_STEP,
-    FLOPS_PER_TAP,
-    conv_op,
-    scan_op,
-)
+from tread_ssm.scan.ops import FLOPS_PER_STATE_STEP, FLOPS_PER_TAP
 from tread_ssm.scan.selective.cpu import unavailable
 
 SCAN = ScanCase("ops", length=20, dim=6, state=3, visits=13, per_sample=True, gap=True)
@@ -53,13 +48,13 @@ def with_gradients(inputs):
 @pytest.mark.parametrize("case", [SCAN, BARE], ids=str)
 def test_opcheck_of_the_scan(backend, case):
     inputs = with_gradients(scan_inputs(case, torch.float32))
-    torch.library.opcheck(scan_op(backend), tuple(inputs.values()))
+    torch.library.opcheck(torch.ops.tread_ssm.scan_forward, (*inputs.values(), backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck_of_the_convolution(backend):
     inputs = with_gradients(conv_inputs(CONV, torch.float32))
-    torch.library.opcheck(conv_op(backend), tuple(inputs.values()))
+    torch.library.opcheck(torch.ops.tread_ssm.conv_forward, (*inputs.values(), backend))
 
 
 def scan_then_conv(u, delta, A, B, C, D, weight, order):

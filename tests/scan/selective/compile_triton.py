@@ -22,6 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from tread_ssm.scan.selective import triton as host
 from tread_ssm.scan.selective import triton_conv, triton_scan
 
 SIZES = ("visits", "length", "dim", "state", "order_stride", "gap_stride")
@@ -105,15 +106,15 @@ def variants(state: int) -> list[tuple[str, Any, dict[str, Any], int]]:
     found = []
     bare = dict.fromkeys(("D", "z", "bias", "order", "gap"))
     for name, left_out in (("bare", bare), ("order", {"gap": None}), ("all", {})):
-        block_n, block_d, warps = triton_scan.forward_blocks(state)
-        shared = {"CHUNK": triton_scan.CHUNK, "SOFTPLUS": True, **left_out}
+        block_n, block_d, warps = host.forward_blocks(state)
+        shared = {"CHUNK": host.CHUNK, "SOFTPLUS": True, **left_out}
         constants = {**shared, "BLOCK_N": block_n, "BLOCK_D": block_d}
-        found.append((f"forward {state} {name}", triton_scan._forward_kernel, constants, warps))
-        block_n, block_d, warps = triton_scan.backward_blocks(state)
-        constants = {**shared, "PART": triton_scan.PART, "BLOCK_N": block_n, "BLOCK_D": block_d}
+        found.append((f"forward {state} {name}", triton_scan.forward_kernel, constants, warps))
+        block_n, block_d, warps = host.backward_blocks(state)
+        constants = {**shared, "PART": host.PART, "BLOCK_N": block_n, "BLOCK_D": block_d}
         if name == "bare":
             constants |= dict.fromkeys(("grad_z", "part_D", "part_bias"))
-        found.append((f"backward {state} {name}", triton_scan._backward_kernel, constants, warps))
+        found.append((f"backward {state} {name}", triton_scan.backward_kernel, constants, warps))
     return found
 
 
@@ -124,13 +125,15 @@ def conv_variants() -> list[tuple[str, Any, dict[str, Any], int]]:
         constants = {
             "ACTIVATION": True,
             "W": 4,
-            "BLOCK_K": triton_conv.BLOCK_K,
-            "BLOCK_D": triton_conv.BLOCK_D,
+            "BLOCK_K": host.CONV_BLOCK_K,
+            "BLOCK_D": host.CONV_BLOCK_D,
             **left_out,
         }
-        for which in ("forward", "backward"):
-            kernel = getattr(triton_conv, f"_{which}_kernel")
-            found.append((f"conv {which} {name}", kernel, constants, triton_conv.WARPS))
+        for which, kernel in (
+            ("forward", triton_conv.forward_kernel),
+            ("backward", triton_conv.backward_kernel),
+        ):
+            found.append((f"conv {which} {name}", kernel, constants, host.CONV_WARPS))
     return found
 
 

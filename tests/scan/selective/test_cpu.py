@@ -18,8 +18,7 @@ from tests.scan.selective.cases import (
     run_with_gradients,
     scan_inputs,
 )
-from tread_ssm.scan import causal_conv, selective_scan
-from tread_ssm.scan.ops import scan_op
+from tread_ssm.scan import causal_conv, compiled, selective_scan
 from tread_ssm.scan.selective import cpu
 
 pytestmark = pytest.mark.skipif(
@@ -53,7 +52,7 @@ def test_right_and_repeatable_for_any_number_of_threads(threads, count):
 
 def test_own_threads_where_no_openmp_runtime_is_loaded(threads, monkeypatch):
     threads(3)
-    monkeypatch.setattr(cpu, "_openmp_entry", lambda: None)
+    monkeypatch.setattr(compiled, "openmp_entry", lambda: None)
     assert_scan_matches(CASE, torch.float32, "cpu")
     assert_conv_matches(CONV, torch.float32, "cpu")
 
@@ -62,12 +61,12 @@ def test_it_shares_torchs_thread_pool():
     """The OpenMP entry is found: with a second pool the two would spin on the same cores."""
     if sys.platform != "linux" or "OpenMP" not in torch.__config__.parallel_info():
         pytest.skip("torch without OpenMP, or not Linux")
-    assert cpu._openmp_entry() is not None
+    assert compiled.openmp_entry() is not None
 
 
-@pytest.mark.parametrize("level", cpu.instruction_sets())
+@pytest.mark.parametrize("level", compiled.instruction_sets())
 def test_every_instruction_set_that_this_processor_has(level, monkeypatch):
-    kernels = cpu.load(level)
+    kernels = compiled.load(level, cpu.fits)
     assert kernels is not None, f"kernels for {level} were not built"
     monkeypatch.setattr(cpu, "library", lambda: (level, kernels))
     for dtype in (torch.float32, torch.bfloat16):
@@ -75,19 +74,19 @@ def test_every_instruction_set_that_this_processor_has(level, monkeypatch):
         assert_conv_matches(CONV, dtype, "cpu")
 
 
-@pytest.mark.parametrize("level", cpu.instruction_sets())
+@pytest.mark.parametrize("level", compiled.instruction_sets())
 @pytest.mark.parametrize("dim, state", [(6, 3), (16, 8), (33, 10)])
 def test_no_output_holds_memory_that_nobody_wrote(level, dim, state, monkeypatch):
-    kernels = cpu.load(level)
+    kernels = compiled.load(level, cpu.fits)
     monkeypatch.setattr(cpu, "library", lambda: (level, kernels))
     x = scan_inputs(ScanCase("padded", length=130, dim=dim, state=state), torch.float32)
-    y, states = scan_op("cpu")(*x.values())
+    y, states = torch.ops.tread_ssm.scan_forward(*x.values(), "cpu")
     assert y.isfinite().all() and states.isfinite().all()
 
 
-@pytest.mark.parametrize("level", cpu.instruction_sets())
+@pytest.mark.parametrize("level", compiled.instruction_sets())
 def test_the_exponential(level, monkeypatch):
-    kernels = cpu.load(level)
+    kernels = compiled.load(level, cpu.fits)
     assert kernels is not None
     monkeypatch.setattr(cpu, "library", lambda: (level, kernels))
     x = torch.linspace(-125, 127, 1 << 16)
@@ -219,7 +218,7 @@ def test_a_library_from_other_sources_is_refused(monkeypatch):
     assert found is not None and cpu.fits(found[1])
     monkeypatch.setattr(cpu, "CHUNK", cpu.CHUNK // 2)
     assert not cpu.fits(found[1])
-    assert cpu.load(found[0]) is None
+    assert compiled.load(found[0], cpu.fits) is None
     monkeypatch.undo()
     assert not cpu.fits(ctypes.CDLL(None))  # no such symbol
 

@@ -27,7 +27,7 @@ from tests.scan.selective.cases import (
     scan_inputs,
 )
 from tread_ssm.scan import selective_scan
-from tread_ssm.scan.ops import scan_op
+from tread_ssm.scan.inputs import ScanInputs
 from tread_ssm.scan.selective import cuda, nvrtc
 
 HERE = Path(__file__).parent
@@ -149,7 +149,7 @@ def test_operators_pass_opcheck(on_cpu) -> None:
         x.requires_grad_() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
         for x in scan_inputs(case, torch.float32).values()
     ]
-    torch.library.opcheck(scan_op("cuda"), arguments)
+    torch.library.opcheck(torch.ops.tread_ssm.scan_forward, (*arguments, "cuda"))
 
 
 def test_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +173,7 @@ def test_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_too_large_a_sample_is_refused() -> None:
     u = torch.empty(1, 2**20, 2**10, device="meta")
     with pytest.raises(ValueError, match=r"4294967296 bytes a sample"):
-        cuda.scan_forward(u, *[u] * 4, None, None, None, True, None, None)
+        cuda.scan_forward(ScanInputs(u, *[u] * 4, None, None, None, True, None, None))
 
 
 @gpu

@@ -25,6 +25,7 @@ from tests.scan.selective.cases import (
     scan_inputs,
 )
 from tread_ssm.scan import causal_conv, selective_scan
+from tread_ssm.scan.inputs import ConvInputs, ScanInputs
 from tread_ssm.scan.selective import mamba_ssm as backend
 from tread_ssm.scan.selective import reference
 
@@ -41,13 +42,14 @@ class PlainScan(torch.autograd.Function):
         inputs = [swap(x) for x in (u, delta, A, B, C, D, z, delta_bias)]
         ctx.save_for_backward(*inputs)
         ctx.delta_softplus = delta_softplus
-        y, _ = reference.scan_forward(*inputs, delta_softplus, None, None)
+        y, _ = reference.scan_forward(ScanInputs(*inputs, delta_softplus, None, None))
         return swap(y)
 
     @staticmethod
     def backward(ctx, grad_y):
-        inputs = (*ctx.saved_tensors, ctx.delta_softplus, None, None, torch.empty(0))
-        return (*map(swap, reference.scan_backward(swap(grad_y), *inputs)), None)
+        inputs = ScanInputs(*ctx.saved_tensors, ctx.delta_softplus, None, None)
+        grads = reference.scan_backward(swap(grad_y), inputs, torch.empty(0))
+        return (*map(swap, grads), None)
 
 
 class PlainConv(torch.autograd.Function):
@@ -57,12 +59,13 @@ class PlainConv(torch.autograd.Function):
     def forward(ctx, x, weight, bias, activation):
         ctx.save_for_backward(swap(x), weight, bias)
         ctx.activation = activation == "silu"
-        return swap(reference.conv_forward(swap(x), weight, bias, None, None, ctx.activation))
+        inputs = ConvInputs(swap(x), weight, bias, None, None, ctx.activation)
+        return swap(reference.conv_forward(inputs))
 
     @staticmethod
     def backward(ctx, grad_y):
-        inputs = (*ctx.saved_tensors, None, None, ctx.activation)
-        return (*map(swap, reference.conv_backward(swap(grad_y), *inputs)), None)
+        inputs = ConvInputs(*ctx.saved_tensors, None, None, ctx.activation)
+        return (*map(swap, reference.conv_backward(swap(grad_y), inputs)), None)
 
 
 def swap(x):

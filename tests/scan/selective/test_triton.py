@@ -31,7 +31,6 @@ from tests.scan.selective.cases import (
     scan_inputs,
 )
 from tread_ssm.scan import causal_conv, selective_scan
-from tread_ssm.scan.ops import conv_op, scan_op
 from tread_ssm.scan.selective import triton as backend
 
 pytest.importorskip("triton")
@@ -235,10 +234,10 @@ def check_operators(device: str, case: ScanCase) -> None:
         x.requires_grad_() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
         for x in scan_inputs(case, torch.float32, device).values()
     ]
-    torch.library.opcheck(scan_op("triton"), arguments)
+    torch.library.opcheck(torch.ops.tread_ssm.scan_forward, (*arguments, "triton"))
     inputs = conv_inputs(ConvCase("small", batch=1, length=3, dim=3), torch.float32, device)
     arguments = [
         x.requires_grad_() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
         for x in inputs.values()
     ]
-    torch.library.opcheck(conv_op("triton"), arguments)
+    torch.library.opcheck(torch.ops.tread_ssm.conv_forward, (*arguments, "triton"))

@@ -15,29 +15,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tread_ssm.scan.selective import reference
-from tread_ssm.scan.selective.reference import ScanGradients, conv_backward, conv_forward
+from tread_ssm.scan.inputs import Gradients, ScanInputs
+from tread_ssm.scan.selective.reference import (
+    conv_backward,
+    conv_forward,
+    silu_slope,
+    step_size,
+    unavailable,
+)
+from tread_ssm.scan.visits import gap_scale, n_visits, put, take, visited_positions
 
 __all__ = [
+    "FAST_ON",
     "conv_backward",
     "conv_forward",
     "scan_backward",
     "scan_forward",
-    "states_shape",
+    "scan_states_shape",
     "unavailable",
 ]
 
+FAST_ON = ()
 CHUNK = 32
 
 
-def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
-    """None: plain torch runs everywhere."""
-    return None
-
-
-def states_shape(batch: int, visits: int, dim: int, state: int) -> tuple[int, ...]:
+def scan_states_shape(x: ScanInputs) -> tuple[int, ...]:
     """One state per chunk, as it stands before the chunk."""
-    return ((visits + CHUNK - 1) // CHUNK, batch, dim, state)
+    return (-(-n_visits(x.u, x.order) // CHUNK), len(x.u), *x.A.shape)
 
 
 @dataclass(frozen=True)
@@ -65,41 +69,19 @@ class _Visits:
         return decay, h
 
 
-def _visits(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    visit: Tensor | None,
-    gap: Tensor | None,
-) -> _Visits:
-    u_, delta_, B_, C_ = (reference.take(x, visit).transpose(0, 1) for x in (u, delta, B, C))
-    dt = reference.step_size(delta_, delta_bias, delta_softplus)
-    scale = reference.gap_scale(gap, dt.dtype)
+def _visits(x: ScanInputs, visit: Tensor | None) -> _Visits:
+    u, delta, B, C = (take(t, visit).transpose(0, 1) for t in (x.u, x.delta, x.B, x.C))
+    dt = step_size(delta, x.delta_bias, x.delta_softplus)
+    scale = gap_scale(x.gap, dt.dtype)
     stretch = dt if isinstance(scale, float) else dt * scale.transpose(0, 1)
-    return _Visits(u_, dt, stretch, A.to(u_.dtype), B_, C_)
+    return _Visits(u, dt, stretch, x.A, B, C)
 
 
-def scan_forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    order: Tensor | None,
-    gap: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def scan_forward(x: ScanInputs) -> tuple[Tensor, Tensor]:
     """y (B, L, D) in u's dtype, and the state before each chunk (chunks, B, D, N)."""
-    visit = reference.visited_positions(order, u)
-    v = _visits(u, delta, A, B, C, delta_bias, delta_softplus, visit, gap)
-    states = v.u.new_empty(states_shape(u.shape[0], len(v.u), *A.shape))
+    visit = visited_positions(x.order, x.u)
+    v = _visits(x, visit)
+    states = v.u.new_empty(scan_states_shape(x))
     state = torch.zeros_like(states[0])
     y = torch.empty_like(v.u)
     for kept, part in zip(states, v.chunks(), strict=True):
@@ -108,33 +90,20 @@ def scan_forward(
         state = h[-1].clone()  # a view would keep the whole chunk alive
         y[part] = (h @ v.C[part].unsqueeze(-1)).squeeze(-1)
     y = y.transpose(0, 1)
-    if D is not None:
-        y = y + D * v.u.transpose(0, 1)
-    if z is not None:
-        y = y * F.silu(reference.take(z, visit))
-    return reference.put(y.contiguous(), visit, u), states
+    if x.D is not None:
+        y = y + x.D * v.u.transpose(0, 1)
+    if x.z is not None:
+        y = y * F.silu(take(x.z, visit))
+    return put(y.contiguous(), visit, x.u), states
 
 
-def scan_backward(
-    grad_y: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    order: Tensor | None,
-    gap: Tensor | None,
-    states: Tensor,
-) -> ScanGradients:
+def scan_backward(grad_y: Tensor, x: ScanInputs, states: Tensor) -> Gradients:
     """As reference.scan_backward, from the chunk states that the forward kept."""
-    visit = reference.visited_positions(order, u)
-    v = _visits(u, delta, A, B, C, delta_bias, delta_softplus, visit, gap)
-    g = reference.take(grad_y, visit).transpose(0, 1)
-    z_ = None if z is None else reference.take(z, visit).transpose(0, 1)
+    u, delta, _, B, C, D, z, delta_bias, delta_softplus, order, gap = x
+    visit = visited_positions(order, u)
+    v = _visits(x, visit)
+    g = take(grad_y, visit).transpose(0, 1)
+    z_ = None if z is None else take(z, visit).transpose(0, 1)
     gated = g if z_ is None else g * F.silu(z_)
     y = None if z_ is None else torch.empty_like(v.u)
 
@@ -157,16 +126,16 @@ def scan_backward(
         grad_dt[part] = (exponent * v.A).sum(-1)
         grad_A += exponent.mul_(v.stretch[part].unsqueeze(-1)).sum((0, 1))
         if gap is not None:
-            grad_dt[part] *= 1 + gap.expand(u.shape[0], -1).T[part].unsqueeze(-1)
+            grad_dt[part] *= 1 + gap.to(v.dt.dtype).expand(len(u), -1).T[part].unsqueeze(-1)
         grad_dt[part] += grad_input * v.u[part]
 
     grad_D = grad_z = None
     if y is not None and z_ is not None and z is not None:
         y = y if D is None else y + D * v.u
-        grad_z = _back(g * y * reference.silu_slope(z_), visit, z)
+        grad_z = _back(g * y * silu_slope(z_), visit, z)
     if D is not None:
         grad_u += D * gated
-        grad_D = (v.u * gated).sum((0, 1)).to(D.dtype)
+        grad_D = (v.u * gated).sum((0, 1))
     if delta_softplus:
         grad_dt *= -torch.expm1(-v.dt)  # the slope of softplus, from its value
     return (
@@ -177,7 +146,7 @@ def scan_backward(
         _back(grad_C, visit, C),
         grad_D,
         grad_z,
-        None if delta_bias is None else grad_dt.sum((0, 1)).to(delta_bias.dtype),
+        None if delta_bias is None else grad_dt.sum((0, 1)),
     )
 
 
@@ -191,4 +160,4 @@ def _backwards(gh: Sequence[Tensor], decay: Sequence[Tensor], carry: Tensor) -> 
 
 
 def _back(x_KBD: Tensor, visit: Tensor | None, like: Tensor) -> Tensor:
-    return reference.put(x_KBD.transpose(0, 1).contiguous(), visit, like)
+    return put(x_KBD.transpose(0, 1).contiguous(), visit, like)

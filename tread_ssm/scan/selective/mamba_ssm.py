@@ -20,13 +20,16 @@ Shape legend: B batch, L positions, K visits (K <= L), D channels, N states, W t
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tread_ssm.scan.selective.reference import ScanGradients
+from tread_ssm.scan.inputs import ConvInputs, Gradients, ScanInputs
+from tread_ssm.scan.selective.gpu import dtype_unavailable
 
+FAST_ON = ("cuda",)
 REQUIRED = {
     "mamba_ssm": "the package mamba-ssm is not installed",
     "selective_scan_cuda": (
@@ -41,168 +44,103 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the packages cannot run, or None. Looks for them without importing them."""
     if device.type != "cuda":
         return f"mamba-ssm runs on CUDA devices, not on {device.type}"
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"{dtype} is not supported; mamba-ssm takes float32, bfloat16 and float16"
+    if reason := dtype_unavailable(dtype):
+        return reason
     for module, reason in REQUIRED.items():
         if find_spec(module) is None:
             return reason
     return None
 
 
-def states_shape(batch: int, visits: int, dim: int, state: int) -> tuple[int, ...]:
+def scan_states_shape(x: ScanInputs) -> tuple[int, ...]:
     """Nothing is kept between forward and backward."""
     return (0,)
 
 
-def scan_forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    order: Tensor | None,
-    gap: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """y (B, L, D) and an empty tensor. Arguments as in `selective_scan`."""
-    u_BDK, delta_BDK, B_BNK, C_BNK = (_take(x, order) for x in (u, delta, B, C))
-    z_BDK = None if z is None else _take(z, order)
-    if gap is not None:
-        u_BDK, C_BNK = u_BDK.float(), C_BNK.float()
-        z_BDK = None if z_BDK is None else z_BDK.float()
-        delta_BDK, B_BNK, _ = _stretched(delta_BDK, B_BNK, delta_bias, delta_softplus, gap)
-        delta_bias, delta_softplus = None, False
+def scan_forward(x: ScanInputs) -> tuple[Tensor, Tensor]:
+    """y (B, L, D) and an empty tensor."""
+    visits = _in_visiting_order(x)
+    if x.gap is not None:
+        visits, _ = _stretched(visits, x.gap)
     with torch.no_grad():
-        y = _scan(u_BDK, delta_BDK, A, B_BNK, C_BNK, D, z_BDK, delta_bias, delta_softplus)
-    return _put(y, order, u), u.new_empty((0,), dtype=torch.float32)
+        y = _scan(visits)
+    return _put(y, x.order, x.u), x.u.new_empty(0, dtype=torch.float32)
 
 
-def scan_backward(
-    grad_y: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    order: Tensor | None,
-    gap: Tensor | None,
-    states: Tensor,
-) -> ScanGradients:
-    """Gradients of u, delta, A, B, C, D, z and delta_bias; None where the argument is None."""
-    u_BDK, delta_BDK, B_BNK, C_BNK, g_BDK = (_take(x, order) for x in (u, delta, B, C, grad_y))
-    z_BDK = None if z is None else _take(z, order)
-    if gap is None:
-        gu, gdelta, gA, gB, gC, gD, gz, gbias = _gradients(
-            g_BDK, u_BDK, delta_BDK, A, B_BNK, C_BNK, D, z_BDK, delta_bias, delta_softplus
-        )
+def scan_backward(grad_y: Tensor, x: ScanInputs, states: Tensor) -> Gradients:
+    """Gradients of u, delta, A, B, C, D, z and delta_bias."""
+    visits, g_BDK = _in_visiting_order(x), _take(grad_y, x.order)
+    if x.gap is None:
+        gu, gdelta, gA, gB, gC, gD, gz, gbias = _gradients(g_BDK, visits)
     else:
-        u_BDK, C_BNK, g_BDK = u_BDK.float(), C_BNK.float(), g_BDK.float()
-        z_BDK = None if z_BDK is None else z_BDK.float()
-        dt, B_BNK, slope = _stretched(delta_BDK, B_BNK, delta_bias, delta_softplus, gap)
-        gu, gdt, gA, gB, gC, gD, gz, _ = _gradients(
-            g_BDK, u_BDK, dt, A, B_BNK, C_BNK, D, z_BDK, None, False
-        )
-        gdelta, gB = gdt * slope, gB / _scale(gap)
-        gbias = None if delta_bias is None else gdelta.sum((0, 2))
+        visits, slope = _stretched(visits, x.gap)
+        gu, gdt, gA, gB, gC, gD, gz, _ = _gradients(g_BDK.float(), visits)
+        gdelta, gB = gdt * slope, gB / _scale(x.gap)
+        gbias = None if x.delta_bias is None else gdelta.sum((0, 2))
     return (
-        _put(gu, order, u),
-        _put(gdelta, order, delta),
+        _put(gu, x.order, x.u),
+        _put(gdelta, x.order, x.delta),
         gA,
-        _put(gB, order, B),
-        _put(gC, order, C),
+        _put(gB, x.order, x.B),
+        _put(gC, x.order, x.C),
         gD,
-        None if gz is None or z is None else _put(gz, order, z),
+        None if x.z is None else _put(gz, x.order, x.z),
         gbias,
     )
 
 
-def conv_forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    order: Tensor | None,
-    gap: Tensor | None,
-    activation: bool,
-) -> Tensor:
-    """y (B, L, D) in x's dtype. Arguments as in `causal_conv`."""
+def conv_forward(inputs: ConvInputs) -> Tensor:
+    """y (B, L, D) in x's dtype."""
+    x, weight, bias, order, gap, activation = inputs
     place = _places(gap, weight.shape[1])
     with torch.no_grad():
         y = _conv(_apart(_take(x, order), place, weight.shape[1]), weight, bias, activation)
     return _put(_together(y, place), order, x)
 
 
-def conv_backward(
-    grad_y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    order: Tensor | None,
-    gap: Tensor | None,
-    activation: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def conv_backward(grad_y: Tensor, inputs: ConvInputs) -> Gradients:
     """Gradients of x, weight and bias."""
+    x, weight, bias, order, gap, activation = inputs
     width = weight.shape[1]
     place = _places(gap, width)
     x_BDK, g_BDK = (_apart(_take(t, order), place, width) for t in (x, grad_y))
-    x_BDK, weight, bias = _leaf(x_BDK), _leaf(weight), _optional_leaf(bias)
+    x_BDK, weight, bias = leaves = _leaves(x_BDK, weight, bias)
     with torch.enable_grad():
         y = _conv(x_BDK, weight, bias, activation)
-    grads = torch.autograd.grad(y, [t for t in (x_BDK, weight, bias) if t is not None], g_BDK)
-    gx = _put(_together(grads[0], place), order, x)
-    return gx, grads[1], None if bias is None else grads[2]
+    gx, gweight, gbias = _differentiated(y, leaves, g_BDK)
+    return _put(_together(gx, place), order, x), gweight, gbias
 
 
-def _scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> Tensor:
-    """y (B, D, K), by mamba-ssm; everything (B, ..., K) and contiguous."""
+def _in_visiting_order(x: ScanInputs) -> ScanInputs:
+    """The inputs as mamba-ssm takes them: (B, ..., K), contiguous, without order and gap."""
+    u, delta, B, C = (_take(t, x.order) for t in (x.u, x.delta, x.B, x.C))
+    z = None if x.z is None else _take(x.z, x.order)
+    return x._replace(u=u, delta=delta, B=B, C=C, z=z, order=None, gap=None)
+
+
+def _scan(x: ScanInputs) -> Tensor:
+    """y (B, D, K), by mamba-ssm."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     y: Tensor = selective_scan_fn(
-        u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias, delta_softplus=delta_softplus
-    )
+        x.u, x.delta, x.A, x.B, x.C,
+        D=x.D, z=x.z, delta_bias=x.delta_bias, delta_softplus=x.delta_softplus,
+    )  # fmt: skip
     return y
 
 
-def _gradients(
-    grad_y: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> ScanGradients:
+def _gradients(grad_y: Tensor, x: ScanInputs) -> list[Any]:
     """Gradients of _scan."""
-    u, delta, A, B, C = map(_leaf, (u, delta, A, B, C))
-    D, z, delta_bias = map(_optional_leaf, (D, z, delta_bias))
+    u, delta, A, B, C, D, z, delta_bias = leaves = _leaves(*x[:8])
     with torch.enable_grad():
-        y = _scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-    wanted = [x for x in (u, delta, A, B, C, D, z, delta_bias) if x is not None]
-    gu, gdelta, gA, gB, gC, *rest = torch.autograd.grad(y, wanted, grad_y)
-    others = iter(rest)
-    gD = None if D is None else next(others)
-    gz = None if z is None else next(others)
-    gbias = None if delta_bias is None else next(others)
-    return gu, gdelta, gA, gB, gC, gD, gz, gbias
+        y = _scan(ScanInputs(u, delta, A, B, C, D, z, delta_bias, x.delta_softplus, None, None))
+    return _differentiated(y, leaves, grad_y)
+
+
+def _differentiated(y: Tensor, leaves: list[Any], grad_y: Tensor) -> list[Any]:
+    """The gradient of each leaf; None where the leaf is None."""
+    found = iter(torch.autograd.grad(y, [x for x in leaves if x is not None], grad_y))
+    return [None if x is None else next(found) for x in leaves]
 
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, activation: bool) -> Tensor:
@@ -213,26 +151,33 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, activation: bool) -> T
     return y
 
 
-def _stretched(
-    delta_BDK: Tensor, B_BNK: Tensor, bias: Tensor | None, softplus: bool, gap: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dt (1 + gap), B / (1 + gap) and the slope of the first in delta, all fp32."""
-    raw = delta_BDK.float() if bias is None else delta_BDK.float() + bias[:, None]
+def _stretched(x: ScanInputs, gap: Tensor) -> tuple[ScanInputs, Tensor]:
+    """The inputs with dt (1 + gap) and B / (1 + gap), and the slope of the first in delta; fp32."""
+    raw = x.delta.float() if x.delta_bias is None else x.delta.float() + x.delta_bias[:, None]
     scale = _scale(gap)
-    slope = torch.sigmoid(raw) * scale if softplus else scale.expand_as(raw)
-    dt = F.softplus(raw) if softplus else raw
-    return dt * scale, B_BNK.float() / scale, slope
+    slope = torch.sigmoid(raw) * scale if x.delta_softplus else scale.expand_as(raw)
+    dt = F.softplus(raw) if x.delta_softplus else raw
+    inputs = x._replace(
+        u=x.u.float(),
+        delta=dt * scale,
+        B=x.B.float() / scale,
+        C=x.C.float(),
+        z=None if x.z is None else x.z.float(),
+        delta_bias=None,
+        delta_softplus=False,
+    )
+    return inputs, slope
 
 
 def _scale(gap: Tensor) -> Tensor:
-    return (1.0 + gap).view(-1, 1, gap.shape[-1])
+    return (1 + gap.float()).view(-1, 1, gap.shape[-1])
 
 
 def _places(gap: Tensor | None, width: int) -> Tensor | None:
     """Where visits stand in the longer sequence, (1 or B, 1, K)."""
     if gap is None:
         return None
-    return ((gap.long().clamp(max=width - 1) + 1).cumsum(-1) - 1).view(-1, 1, gap.shape[-1])
+    return ((gap.clamp(max=width - 1) + 1).cumsum(-1) - 1).view(-1, 1, gap.shape[-1])
 
 
 def _apart(x_BDK: Tensor, place: Tensor | None, width: int) -> Tensor:
@@ -266,9 +211,5 @@ def _put(x_BDK: Tensor, order: Tensor | None, like: Tensor) -> Tensor:
     return like.new_zeros(like.shape).scatter_(1, index.expand_as(x_BKD), x_BKD)
 
 
-def _leaf(x: Tensor) -> Tensor:
-    return x.detach().contiguous().requires_grad_()
-
-
-def _optional_leaf(x: Tensor | None) -> Tensor | None:
-    return None if x is None else _leaf(x)
+def _leaves(*tensors: Tensor | None) -> list[Any]:
+    return [None if x is None else x.detach().contiguous().requires_grad_() for x in tensors]

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ScanGradients = tuple[
-    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None
-]
+from tread_ssm.scan.inputs import ConvInputs, Gradients, ScanInputs, wide_dtype
+from tread_ssm.scan.visits import check_gap, gap_scale, put, take, visited_positions
+
+FAST_ON = ()
 
 
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -23,56 +24,31 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def states_shape(batch: int, visits: int, dim: int, state: int) -> tuple[int, ...]:
+def scan_states_shape(x: ScanInputs) -> tuple[int, ...]:
     """The reference keeps nothing between forward and backward."""
     return (0,)
 
 
-def scan_forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    order: Tensor | None,
-    gap: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """y (B, L, D) in u's dtype, and an empty tensor. Arguments as in `selective_scan`."""
+def scan_forward(x: ScanInputs) -> tuple[Tensor, Tensor]:
+    """y (B, L, D) in u's dtype, and an empty tensor."""
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, order, gap = x
     visit = visited_positions(order, u)
-    u_BKD, dt_BKD, B_BKN, C_BKN = (take(x, visit) for x in (u, delta, B, C))
+    u_BKD, dt_BKD, B_BKN, C_BKN = (take(t, visit) for t in (u, delta, B, C))
     dt_BKD = step_size(dt_BKD, delta_bias, delta_softplus)
-    _, h = _states(u_BKD, dt_BKD, A.to(u_BKD.dtype), B_BKN, gap)
+    _, h = _states(u_BKD, dt_BKD, A, B_BKN, gap)
     y = (h * C_BKN.unsqueeze(2)).sum(-1)  # not a matrix product: its rounding depends on K
     if D is not None:
         y = y + D * u_BKD
     if z is not None:
         y = y * F.silu(take(z, visit))
-    return put(y, visit, u), wide_empty(u)
+    return put(y, visit, u), u.new_empty(0, dtype=wide_dtype(u.dtype))
 
 
-def scan_backward(
-    grad_y: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    order: Tensor | None,
-    gap: Tensor | None,
-    states: Tensor,
-) -> ScanGradients:
-    """Gradients of u, delta, A, B, C, D, z and delta_bias; None where the argument is None."""
+def scan_backward(grad_y: Tensor, x: ScanInputs, states: Tensor) -> Gradients:
+    """Gradients of u, delta, A, B, C, D, z and delta_bias."""
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, order, gap = x
     visit = visited_positions(order, u)
-    u_BKD, delta_BKD, B_BKN, C_BKN, g_BKD = (take(x, visit) for x in (u, delta, B, C, grad_y))
-    A = A.to(u_BKD.dtype)
+    u_BKD, delta_BKD, B_BKN, C_BKN, g_BKD = (take(t, visit) for t in (u, delta, B, C, grad_y))
     dt_BKD = step_size(delta_BKD, delta_bias, delta_softplus)
     decay, h = _states(u_BKD, dt_BKD, A, B_BKN, gap)
 
@@ -106,7 +82,7 @@ def scan_backward(
     grad_D = None
     if D is not None:
         grad_u = grad_u + D * g_BKD
-        grad_D = (u_BKD * g_BKD).sum((0, 1)).to(D.dtype)
+        grad_D = (u_BKD * g_BKD).sum((0, 1))
     if delta_softplus:
         grad_dt = grad_dt * torch.sigmoid(delta_BKD + (0 if delta_bias is None else delta_bias))
     return (
@@ -117,123 +93,45 @@ def scan_backward(
         put(grad_C, visit, C),
         grad_D,
         grad_z,
-        None if delta_bias is None else grad_dt.sum((0, 1)).to(delta_bias.dtype),
+        None if delta_bias is None else grad_dt.sum((0, 1)),
     )
 
 
-def conv_forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    order: Tensor | None,
-    gap: Tensor | None,
-    activation: bool,
-) -> Tensor:
-    """(B, L, D) in x's dtype. Arguments as in `causal_conv`."""
+def conv_forward(inputs: ConvInputs) -> Tensor:
+    """y (B, L, D) in x's dtype."""
+    x, weight, bias, order, gap, activation = inputs
     visit = visited_positions(order, x)
     y = _convolved(take(x, visit), weight, bias, gap)
     return put(F.silu(y) if activation else y, visit, x)
 
 
-def conv_backward(
-    grad_y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    order: Tensor | None,
-    gap: Tensor | None,
-    activation: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def conv_backward(grad_y: Tensor, inputs: ConvInputs) -> Gradients:
     """Gradients of x, weight and bias."""
+    x, weight, bias, order, gap, activation = inputs
     visit = visited_positions(order, x)
     x_BKD, g_BKD = take(x, visit), take(grad_y, visit)
     if activation:
         g_BKD = g_BKD * silu_slope(_convolved(x_BKD, weight, bias, gap))
     width = weight.shape[1]
     grad_x = torch.zeros_like(x_BKD)
-    grad_weight = torch.zeros_like(weight, dtype=x_BKD.dtype)
+    grad_weight = torch.zeros_like(weight)
     for back, distance, reads in taps(gap, x_BKD.shape[1], width, x.device):
         tap = width - 1 - distance
         g = g_BKD[:, back:] * reads.unsqueeze(-1)
         source = x_BKD[:, : x_BKD.shape[1] - back]
         grad_x[:, : x_BKD.shape[1] - back] += g * weight[:, tap]
         grad_weight[:, tap] += (g * source).sum((0, 1))
-    grad_bias = None if bias is None else g_BKD.sum((0, 1)).to(bias.dtype)
-    return put(grad_x, visit, x), grad_weight.to(weight.dtype), grad_bias
+    grad_bias = None if bias is None else g_BKD.sum((0, 1))
+    return put(grad_x, visit, x), grad_weight, grad_bias
 
 
 # Parts that the chunked backend shares ---------------------------------------------------------
-
-
-def visited_positions(order: Tensor | None, x: Tensor) -> Tensor | None:
-    """order as (B, K); None stays None. Raises ValueError for positions outside 0..L-1 or twice."""
-    if order is None:
-        return None
-    batch, length = x.shape[:2]
-    visit = order.expand(batch, -1)
-    if x.device.type == "cpu":  # elsewhere a look at the values would stall the device
-        check_positions(visit, length)
-    return visit
-
-
-def check_positions(visit: Tensor, length: int) -> None:
-    """ValueError unless each row of visit (B, K) holds distinct positions in 0..length-1."""
-    if visit.numel() == 0:
-        return
-    low, high = int(visit.min()), int(visit.max())
-    if low < 0 or high >= length:
-        raise ValueError(
-            f"order: positions run from {low} to {high}, but must lie in 0..{length - 1} (L - 1)."
-        )
-    seen = torch.zeros(len(visit), length, dtype=torch.bool, device=visit.device)
-    if int(seen.scatter_(1, visit, True).sum()) != visit.numel():
-        raise ValueError("order: a position is visited more than once; visit each at most once.")
-
-
-def check_gap(gap: Tensor | None) -> None:
-    """ValueError where a count of missing tokens is negative; values are looked at on the CPU."""
-    if gap is not None and gap.device.type == "cpu" and gap.numel() and int(gap.min()) < 0:
-        raise ValueError(
-            f"gap: it holds {int(gap.min())}; it counts missing tokens and must be at least 0."
-        )
-
-
-def take(x: Tensor, visit: Tensor | None) -> Tensor:
-    """x (B, L, D) at the visited positions, (B, K, D), in the dtype of the state."""
-    x = x.to(wide_dtype(x.dtype))
-    if visit is None:
-        return x
-    return x.gather(1, visit.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-
-
-def put(x_BKD: Tensor, visit: Tensor | None, like: Tensor) -> Tensor:
-    """The inverse of take: shape and dtype of `like`, zero where nothing was visited."""
-    if visit is None:
-        return x_BKD.to(like.dtype).contiguous()
-    index = visit.unsqueeze(-1).expand_as(x_BKD)
-    return like.new_zeros(like.shape).scatter_(1, index, x_BKD.to(like.dtype))
-
-
-def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Dtype of the state and of all sums: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def wide_empty(u: Tensor) -> Tensor:
-    """No states."""
-    return u.new_empty((0,), dtype=wide_dtype(u.dtype))
 
 
 def step_size(delta_BKD: Tensor, delta_bias: Tensor | None, softplus: bool) -> Tensor:
     """dt = softplus(delta + delta_bias)."""
     x = delta_BKD if delta_bias is None else delta_BKD + delta_bias
     return F.softplus(x) if softplus else x
-
-
-def gap_scale(gap: Tensor | None, dtype: torch.dtype) -> Tensor | float:
-    """1 + gap as (1 or B, K, 1). Raises ValueError."""
-    check_gap(gap)
-    return 1.0 if gap is None else (1 + gap).to(dtype).view(-1, gap.shape[-1], 1)
 
 
 def silu_slope(x: Tensor) -> Tensor:
@@ -254,7 +152,7 @@ def taps(
         everywhere = torch.ones(1, visits, device=device)
         return [(m, m, everywhere[:, m:]) for m in range(min(width, visits))]
     check_gap(gap)
-    place = (gap.view(-1, visits) + 1).cumsum(1)
+    place = (gap.view(-1, visits).clamp(max=width) + 1).cumsum(1)  # more reaches no further
     found = []
     for m in range(min(width, visits)):
         distance = place[:, m:] - place[:, : visits - m]

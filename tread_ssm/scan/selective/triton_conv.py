@@ -13,16 +13,10 @@ Shape legend: B batch, L positions, K visits (K <= L), D channels, W taps.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from tread_ssm.scan.selective.triton_math import sigmoid, silu_slope
-
-BLOCK_K = 16
-BLOCK_D = 64
-WARPS = 4
 
 
 @triton.jit
@@ -83,7 +77,7 @@ def _convolved(tokens, taps, shift, gap, k, visits, AHEAD: tl.constexpr, W: tl.c
 
 
 @triton.jit
-def _forward_kernel(
+def forward_kernel(
     x, weight, bias, order, gap, y, visits, length, dim, order_stride, gap_stride,
     ACTIVATION: tl.constexpr, W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -110,7 +104,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def backward_kernel(
     grad_y, x, weight, bias, order, gap, grad_x, part_weight, part_bias,
     visits, length, dim, order_stride, gap_stride,
     ACTIVATION: tl.constexpr, W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -160,64 +154,3 @@ def _weight_gradient(g, tokens, gap, k, visits, DISTANCE: tl.constexpr, W: tl.co
             here = _distance(gap, k, visits, back) == DISTANCE
             read += tl.where(here[:, None], tokens[W - 1 - back], 0.0)
         return tl.sum(g * read, 0)
-
-
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    order: Tensor | None,
-    gap: Tensor | None,
-    activation: bool,
-) -> Tensor:
-    """y (B, L, D); all arguments contiguous, order and gap (K,) or (B, K)."""
-    batch, length, dim = x.shape
-    visits = length if order is None else order.shape[-1]
-    y = torch.empty_like(x) if visits == length else torch.zeros_like(x)
-    with torch.cuda.device_of(x):
-        _forward_kernel[_grid(batch, visits, dim)](
-            x, weight, bias, order, gap, y, visits, length, dim,
-            visits if order is not None and order.ndim == 2 else 0,
-            visits if gap is not None and gap.ndim == 2 else 0,
-            activation, weight.shape[1], BLOCK_K, BLOCK_D,
-            num_warps=WARPS, num_stages=1, enable_fp_fusion=True,
-        )  # fmt: skip
-    return y
-
-
-def backward(
-    grad_y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    order: Tensor | None,
-    gap: Tensor | None,
-    activation: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of x, weight and bias; all arguments contiguous."""
-    batch, length, dim = x.shape
-    width = weight.shape[1]
-    visits = length if order is None else order.shape[-1]
-    grad_x = torch.empty_like(x) if visits == length else torch.zeros_like(x)
-    strips = batch * triton.cdiv(visits, BLOCK_K)
-    part_weight = torch.empty(strips, width, dim, device=x.device, dtype=torch.float32)
-    part_bias = None
-    if bias is not None:
-        part_bias = torch.empty(strips, dim, device=x.device, dtype=torch.float32)
-    with torch.cuda.device_of(x):
-        _backward_kernel[_grid(batch, visits, dim)](
-            grad_y, x, weight, bias, order, gap, grad_x, part_weight, part_bias,
-            visits, length, dim,
-            visits if order is not None and order.ndim == 2 else 0,
-            visits if gap is not None and gap.ndim == 2 else 0,
-            activation, width, BLOCK_K, BLOCK_D,
-            num_warps=WARPS, num_stages=1, enable_fp_fusion=True,
-        )  # fmt: skip
-    grad_weight = part_weight.sum(0).t().contiguous().to(weight.dtype)
-    if bias is None or part_bias is None:
-        return grad_x, grad_weight, None
-    return grad_x, grad_weight, part_bias.sum(0).to(bias.dtype)
-
-
-def _grid(batch: int, visits: int, dim: int) -> tuple[int]:
-    return (batch * triton.cdiv(visits, BLOCK_K) * triton.cdiv(dim, BLOCK_D),)

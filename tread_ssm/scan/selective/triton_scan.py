@@ -17,16 +17,10 @@ Shape legend: B batch, L positions, K visits (K <= L), D channels, N states, P c
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from tread_ssm.scan.selective.triton import CHUNK, states_shape
 from tread_ssm.scan.selective.triton_math import LOG2_E, sigmoid, silu_slope, softplus
-
-PART = 2
-"""Visits whose states backward holds in registers at a time; divides CHUNK. 4 already spills."""
 
 LN_2 = tl.constexpr(0.6931471805599453)
 
@@ -50,7 +44,7 @@ def _time(dt, gap, k, valid):
 
 
 @triton.jit
-def _forward_kernel(
+def forward_kernel(
     u, delta, A, B, C, D, z, bias, order, gap, y, states,
     visits, length, dim, state, order_stride, gap_stride,
     CHUNK: tl.constexpr, SOFTPLUS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -107,7 +101,7 @@ def _advance(
 
 
 @triton.jit
-def _backward_kernel(
+def backward_kernel(
     grad_y, u, delta, A, B, C, D, z, bias, order, gap, states, scratch,
     grad_u, grad_delta, grad_z, part_A, part_B, part_C, part_D, part_bias,
     visits, length, dim, state, order_stride, gap_stride,
@@ -214,112 +208,3 @@ def _backward_kernel(
         tl.store(part_D + sample * dim + d, sum_D, mask=in_d)
     if bias is not None:
         tl.store(part_bias + sample * dim + d, sum_bias, mask=in_d)
-
-
-def forward_blocks(state: int) -> tuple[int, int, int]:
-    """BLOCK_N, BLOCK_D and warps of the forward kernel: about 16 states a thread."""
-    block_n = triton.next_power_of_2(state)
-    return block_n, min(2048 // block_n, 128), 4
-
-
-def backward_blocks(state: int) -> tuple[int, int, int]:
-    """The same of the backward kernel, one warp each: its sums over N and D need no barrier."""
-    block_n = triton.next_power_of_2(state)
-    return block_n, min(512 // block_n, 32), 1
-
-
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    order: Tensor | None,
-    gap: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """y (B, L, D) and the kept states; all arguments contiguous but A, which is (D, N)."""
-    batch, length, dim = u.shape
-    state = A.shape[1]
-    visits = length if order is None else order.shape[-1]
-    y = torch.empty_like(u) if visits == length else torch.zeros_like(u)
-    shape = states_shape(batch, visits, dim, state)
-    states = torch.empty(shape, device=u.device, dtype=torch.float32)
-    block_n, block_d, warps = forward_blocks(state)
-    with torch.cuda.device_of(u):
-        _forward_kernel[(batch * triton.cdiv(dim, block_d),)](
-            u, delta, A.t().contiguous(), B, C, D, z, delta_bias, order, gap, y, states,
-            visits, length, dim, state, _stride(order), _stride(gap),
-            CHUNK, delta_softplus, block_n, block_d,
-            num_warps=warps, num_stages=1, enable_fp_fusion=True,
-        )  # fmt: skip
-    return y, states
-
-
-def backward(
-    grad_y: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    order: Tensor | None,
-    gap: Tensor | None,
-    states: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of u, delta, A, B, C, D, z and delta_bias; arguments as in forward."""
-    batch, length, dim = u.shape
-    state = A.shape[1]
-    visits = length if order is None else order.shape[-1]
-    block_n, block_d, warps = backward_blocks(state)
-    blocks = triton.cdiv(dim, block_d)
-
-    def wide(*shape: int) -> Tensor:
-        return torch.empty(shape, device=u.device, dtype=torch.float32)
-
-    fresh = torch.empty_like if visits == length else torch.zeros_like
-    grad_u, grad_delta = fresh(u), fresh(delta)
-    grad_z = None if z is None else fresh(z)
-    part_A = wide(batch, state, dim)
-    part_B, part_C = wide(batch, blocks, visits, state), wide(batch, blocks, visits, state)
-    part_D = None if D is None else wide(batch, dim)
-    part_bias = None if delta_bias is None else wide(batch, dim)
-    scratch = wide(batch * blocks, CHUNK // PART, block_n, block_d)
-    with torch.cuda.device_of(u):
-        _backward_kernel[(batch * blocks,)](
-            grad_y, u, delta, A.t().contiguous(), B, C, D, z, delta_bias, order, gap, states,
-            scratch, grad_u, grad_delta, grad_z, part_A, part_B, part_C, part_D, part_bias,
-            visits, length, dim, state, _stride(order), _stride(gap),
-            CHUNK, PART, delta_softplus, block_n, block_d,
-            num_warps=warps, num_stages=1, enable_fp_fusion=True,
-        )  # fmt: skip
-    return (
-        grad_u,
-        grad_delta,
-        part_A.sum(0).t().contiguous(),
-        _put(part_B.sum(1), order, B),
-        _put(part_C.sum(1), order, C),
-        None if part_D is None else part_D.sum(0),
-        grad_z,
-        None if part_bias is None else part_bias.sum(0),
-    )
-
-
-def _put(x_BKN: Tensor, order: Tensor | None, like: Tensor) -> Tensor:
-    """The visited rows at their positions, in the shape and dtype of `like`, 0 elsewhere."""
-    if order is None:
-        return x_BKN.to(like.dtype)
-    index = order.expand(x_BKN.shape[:2]).unsqueeze(-1).expand_as(x_BKN)
-    return torch.zeros_like(like).scatter_(1, index, x_BKN.to(like.dtype))
-
-
-def _stride(visits: Tensor | None) -> int:
-    """From one sample's row to the next, for (K,), (B, K) or None."""
-    return visits.shape[-1] if visits is not None and visits.ndim == 2 else 0

@@ -1,0 +1,210 @@
+"""The arguments of each operation, once: their names, shapes and dtypes, and the checks of these.
+
+A backend takes one of these tuples. ops.py makes the operators' schemas from them.
+
+An annotation says what a tensor holds, and its axes, one letter each:
+
+    data    floating; all of one dtype
+    wide    float32, or float64 where the data is float64: the dtype of states and sums
+    visits  int64, (K,) for all samples or (B, K)
+
+Shape legend: B batch, L positions, K visits (K <= L), D channels, N states, W taps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple, get_type_hints
+
+import torch
+from torch import Tensor
+
+Gradients = tuple[Tensor | None, ...]
+"""One gradient for each data and wide argument, in their order; None where the argument is None."""
+
+MAX_STATES = 64
+
+
+class ScanInputs(NamedTuple):
+    """What `selective_scan` computes from; its docstring says what each argument means."""
+
+    u: Annotated[Tensor, "data", "BLD"]
+    delta: Annotated[Tensor, "data", "BLD"]
+    A: Annotated[Tensor, "wide", "DN"]
+    B: Annotated[Tensor, "data", "BLN"]
+    C: Annotated[Tensor, "data", "BLN"]
+    D: Annotated[Tensor | None, "wide", "D"]
+    z: Annotated[Tensor | None, "data", "BLD"]
+    delta_bias: Annotated[Tensor | None, "wide", "D"]
+    delta_softplus: bool
+    order: Annotated[Tensor | None, "visits", "BK"]
+    gap: Annotated[Tensor | None, "visits", "BK"]
+
+    def check(self) -> None:
+        """Raises ValueError or TypeError, see check_tensors; N must be 1 to MAX_STATES."""
+        if self.A.ndim == 2 and not 1 <= self.A.shape[1] <= MAX_STATES:
+            raise ValueError(
+                f"selective_scan: A has N = {self.A.shape[1]} states; 1 to {MAX_STATES} are "
+                "supported."
+            )
+        check_tensors("selective_scan", self)
+
+
+class ConvInputs(NamedTuple):
+    """What `causal_conv` computes from; its docstring says what each argument means."""
+
+    x: Annotated[Tensor, "data", "BLD"]
+    weight: Annotated[Tensor, "wide", "DW"]
+    bias: Annotated[Tensor | None, "wide", "D"]
+    order: Annotated[Tensor | None, "visits", "BK"]
+    gap: Annotated[Tensor | None, "visits", "BK"]
+    activation: bool
+
+    def check(self) -> None:
+        """Raises ValueError or TypeError, see check_tensors; W must be 2, 3 or 4."""
+        if self.weight.ndim == 2 and not 2 <= self.weight.shape[1] <= 4:
+            raise ValueError(
+                f"causal_conv: weight has {self.weight.shape[1]} taps; W must be 2, 3 or 4."
+            )
+        check_tensors("causal_conv", self)
+
+
+# What the annotations are for ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One field of a named tuple of inputs, read from its annotation.
+
+    Attributes:
+        name: The field's name.
+        kind: "data", "wide", "visits" or "flag" (a bool).
+        axes: One letter an axis; "" for flags.
+        optional: Whether it may be None.
+    """
+
+    name: str
+    kind: str
+    axes: str
+    optional: bool
+
+
+def arguments_of(inputs: type) -> tuple[Argument, ...]:
+    """The fields of a named tuple of inputs."""
+    found = []
+    for name, hint in get_type_hints(inputs, include_extras=True).items():
+        kind, axes = ("flag", "") if hint is bool else hint.__metadata__
+        optional = hint is not bool and hint.__origin__ is not Tensor
+        found.append(Argument(name, kind, axes, optional))
+    return tuple(found)
+
+
+ARGUMENTS: dict[type, tuple[Argument, ...]] = {
+    inputs: arguments_of(inputs) for inputs in (ScanInputs, ConvInputs)
+}
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of the state and of all sums: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def converted(where: str, inputs: Any) -> Any:
+    """The inputs in the dtypes that the operators take; data in the widest dtype among them.
+
+    Raises TypeError for integers where floats belong, and the other way round.
+    """
+    arguments = ARGUMENTS[type(inputs)]
+    dtype = inputs[0].dtype
+    for argument, x in zip(arguments, inputs, strict=True):
+        if x is None or argument.kind == "flag":
+            continue
+        if argument.kind == "visits":
+            if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+                raise TypeError(
+                    f"{where}: {argument.name} is {x.dtype}; an integer dtype is needed."
+                )
+        elif not x.is_floating_point():
+            raise TypeError(
+                f"{where}: {argument.name} is {x.dtype}; a real floating dtype is needed."
+            )
+        elif argument.kind == "data":
+            dtype = torch.promote_types(dtype, x.dtype)
+    to = {"data": dtype, "wide": wide_dtype(dtype), "visits": torch.int64}
+    return type(inputs)(
+        *(
+            x if x is None or argument.kind == "flag" else x.to(to[argument.kind])
+            for argument, x in zip(arguments, inputs, strict=True)
+        )
+    )
+
+
+def check_tensors(where: str, inputs: Any) -> None:
+    """Raises unless shapes, dtypes and devices are as the annotations say; looks at no value.
+
+    An axis has the size of the first argument that has it. No axis may be empty.
+
+    Raises:
+        ValueError: a shape or a device that does not fit.
+        TypeError: a dtype that does not fit.
+    """
+    first = inputs[0]
+    if not first.is_floating_point():
+        raise TypeError(f"{where}: {inputs._fields[0]} is {first.dtype}; it must be floating.")
+    dtypes = {"data": first.dtype, "wide": wide_dtype(first.dtype), "visits": torch.int64}
+    sizes: dict[str, int] = {}
+    for argument, x in zip(ARGUMENTS[type(inputs)], inputs, strict=True):
+        if x is None or argument.kind == "flag":
+            continue
+        if argument.kind == "visits":
+            _check_visits(where, argument.name, x, inputs.order, sizes)
+        elif len(x.shape) != len(argument.axes) or any(
+            size == 0 or sizes.setdefault(axis, size) != size
+            for axis, size in zip(argument.axes, x.shape, strict=True)
+        ):
+            raise ValueError(
+                f"{where}: {argument.name} has shape {tuple(x.shape)}; "
+                f"expected {_expected(argument, inputs, sizes)}."
+            )
+        if x.dtype != dtypes[argument.kind]:
+            raise TypeError(
+                f"{where}: {argument.name} is {x.dtype}; with {inputs._fields[0]} in "
+                f"{first.dtype} it must be {dtypes[argument.kind]}."
+            )
+        if x.device != first.device:
+            raise ValueError(
+                f"{where}: {argument.name} is on {x.device}, but the input on {first.device}; "
+                "move one."
+            )
+
+
+def _check_visits(
+    where: str, name: str, x: Tensor, order: Tensor | None, sizes: dict[str, int]
+) -> None:
+    batch, length = sizes["B"], sizes["L"]
+    visits = length if order is None else order.shape[-1] if order.ndim else 0
+    if x.ndim not in (1, 2) or x.shape[-1] != visits or (x.ndim == 2 and len(x) != batch):
+        raise ValueError(
+            f"{where}: {name} has shape {tuple(x.shape)}; expected (K,) or (B, K) with "
+            f"B = {batch}, K = {visits}."
+        )
+    if not 1 <= visits <= length:
+        raise ValueError(f"{where}: order has K = {visits} visits; 1 to L = {length} are possible.")
+
+
+def _expected(argument: Argument, inputs: Any, sizes: dict[str, int]) -> str:
+    """The shape that an argument should have had, with the sizes that are known before it."""
+    known: dict[str, int] = {}
+    like = ""
+    for other in ARGUMENTS[type(inputs)]:
+        if other is argument:
+            break
+        known |= {axis: sizes[axis] for axis in other.axes if axis in sizes}
+        if other.axes == argument.axes and not like:
+            like = f" like {other.name}"
+    names = ", ".join(argument.axes) + ("," if len(argument.axes) == 1 else "")
+    have = [axis for axis in argument.axes if axis in known]
+    if len(have) == len(argument.axes) > 1:
+        return f"({names}) = {tuple(known[axis] for axis in have)}{like}"
+    given = ", ".join(f"{axis} = {known[axis]}" for axis in have)
+    return f"({names})" + (f" with {given}" if given else "")
