@@ -34,7 +34,6 @@ from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.data import load_emoji
 from tread_ssm.data.sources import PixelValues
 from tread_ssm.evaluation import EmojiFeatures, FeatureMoments, feature_moments, frechet_distance
-from tread_ssm.models import build_model
 from tread_ssm.models.cost import backbone_cost
 from tread_ssm.pretrained import load_export
 from tread_ssm.randomness import generator
@@ -351,7 +350,7 @@ def measure_times(work: Path, scale: Scale) -> None:
 
 def training_step(config: RunConfig) -> Callable[[], None]:
     """All that a step of the training loop does: batch, forward, backward, AdamW, average."""
-    model = build_model(config.model)
+    model = config.model.build()
     options = config.train
     optimizer = make_optimizer(
         model, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay
@@ -427,7 +426,7 @@ def _row(work: Path, scale: Scale, arm: Arm) -> dict[str, Any] | None:
         return None
     config = configure(work, scale, arm, 0, 1e-4, arm.name, scale.steps)
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in build_model(config.model).parameters())
+        parameters = sum(p.numel() for p in config.model.build().parameters())
     cost = backbone_cost(config.model, config.plan, config.train.batch_size)
     tail = scale.every if arm.branch else 0
     return {

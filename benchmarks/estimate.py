@@ -25,15 +25,17 @@ import functools
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from tread_ssm.config.run import RunConfig, load_config
-from tread_ssm.models import ModelConfig, build_model, sized
+from tread_ssm.models import ModelConfig
 from tread_ssm.models.cost import backbone_cost
 from tread_ssm.routing import RoutePlan
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 A100_FLOPS, A100_BYTES = 312e12, 80e9
 DIT_XL_IMAGES = 400_000 * 256 / (240 * 3600)
 USABLE = 0.85
@@ -50,7 +52,7 @@ def block_bytes(model: ModelConfig) -> dict[bool, tuple[float, float]]:
 
 
 def _kept(model: ModelConfig, batch: int) -> dict[bool, float]:
-    network = build_model(model)
+    network = model.build()
     own = {p.untyped_storage().data_ptr() for p in network.parameters()}
     seen: dict[int, Tensor] = {}  # held, so that no address is used twice
     counts: defaultdict[bool, float] = defaultdict(float)
@@ -81,7 +83,7 @@ def shares() -> dict[str, float]:
     """The assumed share of an A100's bf16 peak, for attention and for Mamba."""
     dit, dim = (
         backbone_cost(m, RoutePlan((), m.depth)).dense
-        for m in (sized(n, image_size=32, channels=4, n_classes=1000) for n in ("dit_xl", "dim_h"))
+        for m in (load_config(CONFIGS / f"{n}.yaml").model for n in ("dit_xl", "dim_h"))
     )
     attention = DIT_XL_IMAGES * dit.training / A100_FLOPS
     return {"dit": attention, "mamba": attention * (25.1 * dim.forward) / (76.9 * dit.forward)}
@@ -91,7 +93,7 @@ def estimate(config: RunConfig, gpus: int) -> list[str]:
     """Lines of text about one configuration."""
     model, options = config.model, config.train
     with torch.device("meta"):
-        network = build_model(model)
+        network = model.build()
     parameters = sum(p.numel() for p in network.parameters())
     cost = backbone_cost(model, config.plan).routed
     per_block, dense = block_bytes(model), max(cost.tokens)

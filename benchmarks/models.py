@@ -26,12 +26,14 @@ from pathlib import Path
 import torch
 
 from tread_ssm import Route, RoutePlan
-from tread_ssm.models import ModelConfig, build_model
+from tread_ssm.config.run import load_config
+from tread_ssm.models import DiTConfig, ModelConfig
 from tread_ssm.models.cost import backbone_cost
-from tread_ssm.models.sizes import sized
 from tread_ssm.scan import BACKENDS
 from tread_ssm.scan.dispatch import ENVIRONMENT_VARIABLE, unavailable
 from tread_ssm.timing import median_of_pairs, take_turns
+
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def training_step(
 ) -> Callable[[], None]:
     """A step of forward, backward and AdamW on random latents; draws its routes anew."""
     torch.manual_seed(0)
-    model = build_model(config).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = config.build().to("cuda" if torch.cuda.is_available() else "cpu")
     device = next(model.parameters()).device
     if compiled:
         model.compile()
@@ -115,7 +117,7 @@ def throughput(
     size: str, batch: int, repeats: int, backends: tuple[str, ...], checkpoint: bool
 ) -> None:
     """Print images per second of dense training steps, by backend, as a Markdown table."""
-    config = sized(size, image_size=32, channels=4, n_classes=1000)
+    config = load_config(CONFIGS / f"{size}.yaml").model
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plan = RoutePlan((), config.depth)
     print("| backend | eager | compiled |\n|---|---|---|")
@@ -161,7 +163,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, help="also write the rows as JSON")
-    parser.add_argument("--size", default="dim_l", help="throughput: a size of the size table")
+    parser.add_argument("--size", default="dim_l", help="throughput: a file of configs/")
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
     parser.add_argument("--checkpoint", action="store_true", help="throughput: recompute blocks")
     options = parser.parse_args()
@@ -175,9 +177,8 @@ def main() -> None:
             options.checkpoint,
         )
         return
-    dim, dit = (
-        sized(name, image_size=32, channels=4, n_classes=1000) for name in ("dim_s", "dit_s")
-    )
+    dim = load_config(CONFIGS / "dim_s.yaml").model
+    dit = DiTConfig(image_size=32, channels=4, n_classes=1000, dim=384, depth=12, heads=6)  # DiT-S
     rows = [
         compare("DiM-S/2", dim, Route(4, -3), options.batch, options.repeats),
         compare("DiT-S/2", dit, Route(2, -3), 4 * options.batch, options.repeats),

@@ -13,7 +13,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
-from tread_ssm import Layout, Route, RoutePlan
+from tread_ssm import Route, RoutePlan
 from tread_ssm.scan.order import OrderName, rank_table
 
 GRID = (8, 8)
@@ -46,8 +46,7 @@ def draw_tokens(ax: Axes, image: np.ndarray, kept: np.ndarray, title: str) -> No
 
 def draw_scan(ax: Axes, kept: torch.Tensor, order: OrderName, title: str) -> None:
     """The path of a scan among the kept tokens."""
-    layout = Layout(GRID, kept[None])
-    path = kept[layout.visit(rank_table(order, GRID))[0]]
+    path = kept[rank_table(order, GRID)[kept].argsort()]
     y, x = (path // GRID[1] + 0.5).numpy(), (path % GRID[1] + 0.5).numpy()
     for p in range(GRID[0] * GRID[1]):
         r, c = divmod(p, GRID[1])

@@ -216,11 +216,11 @@ A = -torch.rand(channels, states, dtype=torch.float64)
 rank = ranks["hilbert"]
 
 subset_index = half.index[0]
-among = Layout(grid, half.index).visit(rank)
+among = Layout(grid, half.index, orders={"hilbert": rank}).visits("hilbert").index
 part = [t[:, subset_index] for t in (u, delta, B, C)]
 routed = selective_scan(*part[:2], A, *part[2:], delta_softplus=False, order=among)
 
 silent = delta * half.mask()[:, :, None]
-order = Layout(grid).visit(rank)
+order = rank.argsort()
 full = selective_scan(u, silent, A, B, C, delta_softplus=False, order=order)
 print("largest difference:", float((routed - full[:, subset_index]).abs().max()))

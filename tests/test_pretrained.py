@@ -15,7 +15,7 @@ import tread_ssm
 from tread_ssm.config.run import SampleConfig
 from tread_ssm.data.sources import PixelValues
 from tread_ssm.diffusion import EDM
-from tread_ssm.models import DiTConfig, build_model
+from tread_ssm.models import DiTConfig
 from tread_ssm.pretrained import Export, export
 
 CONFIG = DiTConfig(image_size=4, channels=3, n_classes=2, dim=16, depth=1, heads=2)
@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
     run = tmp_path / "run"
     run.mkdir()
     description = Export(7, CONFIG, EDM(), ("a", "b"), PixelValues(), (), SampleConfig())
-    export(run, build_model(CONFIG).state_dict(), description)
+    export(run, CONFIG.build().state_dict(), description)
     return run
 
 

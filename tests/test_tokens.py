@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tread_ssm import Layout, TokenSubset
 from tread_ssm.scan.order import ORDER_NAMES, rank_table
@@ -96,25 +97,32 @@ def test_wrong_stream_is_named() -> None:
         some_subset().take(torch.zeros(4, 14, 2))
 
 
+def ranks(name: str) -> dict[str, torch.Tensor]:
+    """The tables that a layout needs for an order."""
+    return {} if name == "raster" else {name: rank_table(name, GRID)}  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ORDER_NAMES)
 @pytest.mark.parametrize("n_prefix", [0, 2])
-def test_visit_is_the_order_restricted_to_the_kept_tokens(name: str, n_prefix: int) -> None:
-    rank = rank_table(name, GRID)  # type: ignore[arg-type]  # parametrised over the literals
+def test_visits_are_the_order_restricted_to_the_kept_tokens(name: str, n_prefix: int) -> None:
     subset = some_subset()
-    visit = Layout(GRID, n_prefix=n_prefix).take(subset).visit(rank)
-    path = rank.argsort().tolist()
+    layout = Layout(GRID, n_prefix=n_prefix, orders=ranks(name)).take(subset)
+    visits = layout.visits(name)
+    index = torch.arange(n_prefix + 7).expand(4, -1) if visits.index is None else visits.index
+    assert (visits.index is None) == (name == "raster")
+    path = rank_table(name, GRID).argsort().tolist()  # type: ignore[arg-type]
     for b in range(4):
         kept = subset.index[b].tolist()
         expected = [kept.index(p) + n_prefix for p in path if p in kept]
-        assert visit[b].tolist() == [*range(n_prefix), *expected]
+        assert index[b].tolist() == [*range(n_prefix), *expected]
 
 
 @pytest.mark.parametrize("name", ORDER_NAMES)
 def test_gap_counts_the_missing_tokens(name: str) -> None:
-    rank = rank_table(name, GRID)  # type: ignore[arg-type]  # parametrised over the literals
     subset = some_subset()
-    gap = Layout(GRID, n_prefix=2).take(subset).gap(rank)
-    path = rank.argsort().tolist()
+    gap = Layout(GRID, n_prefix=2, orders=ranks(name)).take(subset).visits(name).gap
+    assert gap is not None
+    path = rank_table(name, GRID).argsort().tolist()  # type: ignore[arg-type]
     for b in range(4):
         kept = set(subset.index[b].tolist())
         expected, missing = [], 0
@@ -129,10 +137,72 @@ def test_gap_counts_the_missing_tokens(name: str) -> None:
 
 def test_dense_layout_visits_everything_without_gaps() -> None:
     rank = rank_table("column", GRID)
-    layout = Layout(GRID, n_prefix=1)
+    layout = Layout(GRID, n_prefix=1, orders={"column": rank})
     assert layout.n_tokens == 16
-    assert layout.visit(rank).tolist() == [0, *(1 + p for p in rank.argsort().tolist())]
-    assert layout.gap(rank).tolist() == [0] * 16
+    index, gap = layout.visits("column").index, layout.visits("column").gap
+    assert index is not None and gap is None
+    assert index.tolist() == [0, *(1 + p for p in rank.argsort().tolist())]
+
+
+def test_every_order_is_sorted_once_for_a_layout() -> None:
+    orders = {**ranks("column"), **ranks("hilbert")}
+    dense, subset = Layout(GRID, orders=orders), some_subset()
+    with Sorts() as sorts:
+        layout = dense.take(subset)
+        for name in ("column", "hilbert", "raster", "column"):
+            layout.visits(name)
+    assert sorts.n == 2
+
+
+class Sorts(TorchDispatchMode):
+    """Counts the sorts that run inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.n += "sort" in func.__name__
+        return func(*args, **(kwargs or {}))
+
+
+COLUMN = rank_table("column", GRID)
+
+
+@pytest.mark.parametrize(
+    ("rank", "message"),
+    [
+        (COLUMN[:-1], r"order 'column' is torch.int64 of shape \(14,\); a grid \(3, 5\) needs"),
+        (COLUMN.double(), "order 'column' is torch.float64"),
+        (COLUMN.clamp(max=13), r"each time of 0\.\.14 once"),
+    ],
+    ids=["short", "floats", "doubled"],
+)
+def test_a_layout_refuses_a_rank_table_that_is_no_order(rank: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Layout(GRID, orders={"column": rank})
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (torch.tensor([[3, 1]]), "ascending"),
+        (torch.tensor([[1, 1]]), "distinct"),
+        (torch.tensor([[1, 15]]), r"runs from 1 to 15; .* 0\.\.14"),
+        (torch.tensor([[-1, 2]]), "runs from -1 to 2"),
+        (torch.tensor([[1.0, 2.0]]), "index is torch.float32"),
+        (torch.tensor([1, 2]), r"shape \(2,\)"),
+    ],
+    ids=["unsorted", "doubled", "large", "negative", "floats", "flat"],
+)
+def test_a_layout_refuses_ids_that_do_not_fit(index: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Layout(GRID, index)
+
+
+def test_an_order_that_the_layout_was_not_made_for_is_named() -> None:
+    with pytest.raises(ValueError, match="order 'snake' is not among raster, column; make"):
+        Layout(GRID, orders={"column": COLUMN}).visits("snake")
 
 
 def test_take_twice_equals_taking_the_intersection() -> None:

@@ -26,7 +26,7 @@ from tread_ssm.config.strict import Source, build, plain
 from tread_ssm.data.sources import Values
 from tread_ssm.diffusion import Objective
 from tread_ssm.errors import ConfigError
-from tread_ssm.models import ModelConfig, build_model
+from tread_ssm.models import ModelConfig
 from tread_ssm.routing import Route
 
 FILES = ("config.json", "ema.safetensors")
@@ -92,7 +92,7 @@ def load_export(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.Mo
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{folder / 'config.json'}: not valid JSON: {error}.") from None
     description = build(Export, source)
-    model = build_model(description.model)
+    model = description.model.build()
     try:
         weights = load_file(str(folder / "ema.safetensors"))
     except UNREADABLE as error:

@@ -5,17 +5,19 @@ Shape legend: B batch, N tokens of a grid (rows x columns), K kept tokens, P pre
 
 A *stream* is a tensor x_BS... that holds P prefix tokens followed by image tokens in raster
 order (row by row). It never leaves that order: blocks that scan along another order ask
-`Layout.visit` for a permutation and hand it to their kernel.
+`Layout.visits` for a permutation and hand it to their kernel.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Grid: TypeAlias = tuple[int, ...]
@@ -158,44 +160,53 @@ class TokenSubset:
 
 
 @dataclass(frozen=True)
+class Visits:
+    """How a scan visits the S tokens of a stream.
+
+    Attributes:
+        index: (S,) or (B, S) int64, the stream's positions in the order of their visits, prefix
+            first; None: 0, 1, 2 ... as the stream stands.
+        gap: (B, S) int64 in the order of the visits: how many missing tokens lie between each
+            visited token and the one visited before it. The first image token counts those since
+            the prefix. None: nothing is missing.
+    """
+
+    index: Tensor | None
+    gap: Tensor | None
+
+
+@dataclass(frozen=True)
 class Layout:
-    """Where the tokens of a stream x_BS... sit.
+    """Where the tokens of a stream x_BS... sit, and how scans visit them.
+
+    Every visit is computed once, when the layout is made: `argsort(rank[index])` behind the
+    prefix, one rule for dense and routed streams, every order and grid. All blocks that see this
+    stream share it.
 
     Attributes:
         grid: (rows, columns) of the full image grid, N = rows * columns; (frames, rows, columns)
             for video.
         index: (B, K) int64 ascending raster positions that are present; None: all N.
         n_prefix: P, tokens in front that have no place in the grid; always present, visited first.
+        orders: the orders that blocks will ask for, by name: (N,) int64, the time at which each
+            raster position of the full grid is visited (`scan.order.rank_table`). The order
+            "raster" is the stream's own and needs no table.
 
     Raises:
-        ValueError: Grid, index or n_prefix are of the wrong kind. The ids themselves are checked
-            on the CPU alone, because a GPU would have to be waited for.
+        ValueError: Grid, index, orders or n_prefix are of the wrong kind. Ids and ranks are looked
+            at on the CPU alone, because a GPU would have to be waited for.
     """
 
     grid: Grid
     index: Tensor | None = None
     n_prefix: int = 0
+    orders: Mapping[str, Tensor] = field(default_factory=dict)
+    _visits: dict[str, Visits] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_grid("Layout", self.grid)
-        if not is_whole(self.n_prefix) or self.n_prefix < 0:
-            raise ValueError(
-                f"Layout: n_prefix is {self.n_prefix!r}; it is a number of tokens, 0 or more."
-            )
-        if self.index is None:
-            return
-        if self.index.dim() != 2 or self.index.dtype != torch.int64:
-            raise ValueError(
-                f"Layout: index is {self.index.dtype} of shape {tuple(self.index.shape)}; expected "
-                f"int64 raster positions (batch, kept)."
-            )
-        n = math.prod(self.grid)
-        if _readable(self.index) and self.index.numel() and not _ascending(self.index, n):
-            raise ValueError(
-                f"Layout: index must hold ascending, distinct positions in 0..{n - 1} for a grid "
-                f"of {grid_text(self.grid)}; TokenSubset.of(index, {n}).index sorts and checks "
-                f"them."
-            )
+        self._check()
+        visits = {name: self._visited(rank) for name, rank in self.orders.items()}
+        object.__setattr__(self, "_visits", {"raster": self._visited(None), **visits})
 
     @property
     def n_tokens(self) -> int:
@@ -206,43 +217,27 @@ class Layout:
     def take(self, subset: TokenSubset) -> Layout:
         """The layout of the stream that is left when `subset` of the image tokens is kept."""
         index = subset.index if self.index is None else self.index.gather(1, subset.index)
-        return Layout(self.grid, index, self.n_prefix)
+        return Layout(self.grid, index, self.n_prefix, self.orders)
 
-    def visit(self, rank: Tensor) -> Tensor:
-        """The stream's positions in the order in which a scan visits them.
-
-        rank: (N,) int64, the time at which each raster position of the full grid is visited.
-        Returns (S,) where all tokens are present, otherwise (B, S); int64. `argsort(rank[index])`
-        behind the prefix: one rule for dense and routed streams, every order and grid.
-        """
-        self._check_rank(rank)
-        if self.index is None:
-            return self._behind_prefix(rank.argsort())
-        return self._behind_prefix(rank[self.index].argsort(dim=1))
-
-    def gap(self, rank: Tensor) -> Tensor:
-        """How many missing tokens lie between each visited token and the one visited before it.
-
-        Same shape, dtype and order of entries as `visit(rank)`. The first image token counts the
-        missing ones since the prefix.
-        """
-        if self.index is None:
-            return torch.zeros_like(self.visit(rank))
-        ranks = rank[self.index].sort(dim=1).values
-        before = torch.cat([torch.full_like(ranks[:, :1], -1), ranks[:, :-1]], dim=1)
-        prefix = ranks.new_zeros(ranks.shape[0], self.n_prefix)
-        return torch.cat([prefix, ranks - before - 1], dim=1)
-
-    def _check_rank(self, rank: Tensor) -> None:
-        n = math.prod(self.grid)
-        fits = rank.shape == (n,) and rank.dtype == torch.int64
-        if fits and _readable(rank):
-            fits = _ascending(rank.sort().values[None], n)
-        if not fits:
+    def visits(self, order: str) -> Visits:
+        """The stream's visits in one of `orders`, or in "raster". Raises ValueError."""
+        if order not in self._visits:
             raise ValueError(
-                f"Layout: rank is {rank.dtype} of shape {tuple(rank.shape)}; expected int64 (N,) "
-                f"that holds each of 0..{n - 1} once, for a grid of {grid_text(self.grid)}."
+                f"Layout.visits: the order {order!r} is not among {', '.join(self._visits)}; "
+                f"make the layout with orders={{{order!r}: rank_table({order!r}, grid)}}."
             )
+        return self._visits[order]
+
+    def _visited(self, rank: Tensor | None) -> Visits:
+        if self.index is None:
+            return Visits(None if rank is None else self._behind_prefix(rank.argsort()), None)
+        if rank is None:  # the present tokens stand in this order already
+            order, times = None, self.index
+        else:
+            times, order = rank[self.index].sort(dim=1)
+            order = self._behind_prefix(order)
+        missing = times.diff(dim=1, prepend=torch.full_like(times[:, :1], -1)) - 1
+        return Visits(order, F.pad(missing, (self.n_prefix, 0)))
 
     def _behind_prefix(self, order: Tensor) -> Tensor:
         if self.n_prefix == 0:
@@ -250,6 +245,37 @@ class Layout:
         prefix = torch.arange(self.n_prefix, device=order.device)
         prefix = prefix.expand(*order.shape[:-1], self.n_prefix)
         return torch.cat([prefix, order + self.n_prefix], dim=-1)
+
+    def _check(self) -> None:
+        check_grid("Layout", self.grid)
+        if not is_whole(self.n_prefix) or self.n_prefix < 0:
+            raise ValueError(
+                f"Layout: n_prefix is {self.n_prefix!r}; it is a number of tokens, 0 or more."
+            )
+        n = math.prod(self.grid)
+        for name, rank in self.orders.items():
+            fits = rank.shape == (n,) and rank.dtype == torch.int64
+            if fits and _readable(rank):
+                fits = int(rank.min()) >= 0 and not bool((rank.bincount(minlength=n) != 1).any())
+            if not fits:
+                raise ValueError(
+                    f"Layout: the order {name!r} is {rank.dtype} of shape {tuple(rank.shape)}; "
+                    f"expected int64 (N,) that holds each of 0..{n - 1} once, for a grid of "
+                    f"{grid_text(self.grid)}; scan.order.rank_table makes it."
+                )
+        if self.index is None:
+            return
+        if self.index.dim() != 2 or self.index.dtype != torch.int64:
+            raise ValueError(
+                f"Layout: index is {self.index.dtype} of shape {tuple(self.index.shape)}; expected "
+                f"int64 raster positions (batch, kept)."
+            )
+        if _readable(self.index) and self.index.numel() and not _ascending(self.index, n):
+            raise ValueError(
+                f"Layout: index must hold ascending, distinct positions in 0..{n - 1} for a grid "
+                f"of {grid_text(self.grid)}; TokenSubset.of(index, {n}).index sorts and checks "
+                f"them."
+            )
 
 
 def _readable(x: Tensor) -> bool:

@@ -9,8 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from tread_ssm.models import DiMConfig, DiTConfig
-from tread_ssm.models.build import ModelConfig
+from tread_ssm.models import DiMConfig, DiTConfig, ModelConfig
 
 ROOT = Path(__file__).parents[2]
 

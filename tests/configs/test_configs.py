@@ -8,7 +8,7 @@ import pytest
 
 from tread_ssm.config.run import RunConfig, differences, load_config
 from tread_ssm.config.strict import dump
-from tread_ssm.models import sized
+from tread_ssm.models import DiMConfig, DiTConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.glob("*.yaml"))
@@ -47,10 +47,20 @@ def test_the_dense_partner_is_two_overrides_away(name: str) -> None:
     assert len(routed.routing.routes) == (2 if name == "dim_l_v1" else 1)
 
 
+LATENTS = {"image_size": 32, "channels": 4, "n_classes": 1000}
+SIZES = {
+    "dim_s": DiMConfig(**LATENTS, dim=512, depth=25),
+    "dim_l": DiMConfig(**LATENTS, dim=1024, depth=49),
+    "dim_l_v1": DiMConfig(**LATENTS, dim=1024, depth=49),
+    "dim_h": DiMConfig(**LATENTS, dim=1536, depth=49),
+    "dit_b": DiTConfig(**LATENTS, dim=768, depth=12, heads=12),
+    "dit_xl": DiTConfig(**LATENTS, dim=1152, depth=28, heads=16),
+}
+
+
 @pytest.mark.parametrize("name", sorted(EXPECTED - {"quickstart"}))
-def test_sizes_are_those_of_the_table(name: str) -> None:
-    size = name.removesuffix("_v1")
-    assert load(name).model == sized(size, image_size=32, channels=4, n_classes=1000)
+def test_sizes_are_the_published_ones(name: str) -> None:
+    assert load(name).model == SIZES[name]
 
 
 @pytest.mark.parametrize("name", ["dim_s", "dim_l", "dim_h"])

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from tread_ssm.models import DiMConfig, DiTConfig, ModelConfig, ZigMambaConfig, build_model
+from tread_ssm.models import DiMConfig, DiTConfig, ModelConfig, ZigMambaConfig
 from tread_ssm.routing import Route, RoutePlan
 
 FOLDER = Path(__file__).parent
@@ -34,7 +34,7 @@ def loss_curve(name: str) -> list[float]:
     """The losses before each of the steps: noise is predicted, one route from block 1 to the last
     but one drops half of the tokens."""
     torch.manual_seed(0)
-    model = build_model(CONFIGS[name])
+    model = CONFIGS[name].build()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     plan = RoutePlan((Route(1, -1),), model.depth)
     generator = torch.Generator().manual_seed(1)

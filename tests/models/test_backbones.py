@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tread_ssm.models import DiMConfig, DiTConfig, ModelConfig, ZigMambaConfig, build_model
+from tread_ssm.models import DiMConfig, DiTConfig, Mamba1Config, ModelConfig, ZigMambaConfig
 from tread_ssm.routing import Draw, Route, RoutePlan, TokenSubset
 from tread_ssm.routing.select import Cells, Rows, Segments
 
 BATCH, N = 3, 16
 SHAPE = {"image_size": 8, "channels": 2, "n_classes": 3}
 CONFIGS: dict[str, ModelConfig] = {
-    "dim": DiMConfig(**SHAPE, dim=16, depth=5, d_state=4),
-    "zigmamba": ZigMambaConfig(**SHAPE, dim=16, depth=5, d_state=4),
+    "dim": DiMConfig(**SHAPE, dim=16, depth=5, mixer=Mamba1Config(d_state=4)),
+    "zigmamba": ZigMambaConfig(**SHAPE, dim=16, depth=5, mixer=Mamba1Config(d_state=4, d_conv=4)),
     "dit": DiTConfig(**SHAPE, dim=16, depth=5, heads=2),
 }
 every_backbone = pytest.mark.parametrize("name", CONFIGS)
@@ -26,7 +26,7 @@ every_backbone = pytest.mark.parametrize("name", CONFIGS)
 def live(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A small backbone in which no parameter is zero, so that every part takes part."""
     torch.manual_seed(0)
-    model = build_model(CONFIGS[name])
+    model = CONFIGS[name].build()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -147,7 +147,7 @@ def test_the_state_dict_holds_parameters_only_and_restores_the_model(name: str) 
     model, batch = live(name), inputs()
     assert set(model.state_dict()) == {n for n, _ in model.named_parameters()}
     torch.manual_seed(9)
-    other = build_model(CONFIGS[name])
+    other = CONFIGS[name].build()
     assert not torch.equal(other(*batch), model(*batch))
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(*batch), model(*batch))
@@ -169,7 +169,7 @@ def test_the_residual_stream_stays_in_float32_under_autocast(name: str) -> None:
 
 @every_backbone
 def test_unconditional_models_have_one_label(name: str) -> None:
-    model = build_model(replace(CONFIGS[name], n_classes=0))
+    model = replace(CONFIGS[name], n_classes=0).build()
     x, t, _ = inputs()
     assert model.label_cond.weight.shape[0] == 1
     assert model(x, t, torch.zeros(BATCH, dtype=torch.int64)).shape == x.shape
@@ -213,14 +213,14 @@ def test_a_batch_that_does_not_fit_is_refused(
     x, t, labels = inputs()
     batch = {"x": x, "t": t, "labels": labels, **change}
     with pytest.raises(error, match=message):
-        build_model(CONFIGS[name])(*batch.values())
+        CONFIGS[name].build()(*batch.values())
 
 
 @every_backbone
 def test_a_draw_over_another_grid_is_refused(name: str) -> None:
     routing = RoutePlan((Route(1, 4),), 5).draw(BATCH, (4, 5))
     with pytest.raises(ValueError, match=r"20 .*tokens.* 16.*plan\.draw"):
-        build_model(CONFIGS[name])(*inputs(), routing=routing)
+        CONFIGS[name].build()(*inputs(), routing=routing)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +237,10 @@ def test_a_draw_over_another_grid_is_refused(name: str) -> None:
         ("dit", {"heads": 3}, "dim 16 is not a multiple of heads 3"),
         ("dit", {"dim": 18, "heads": 1}, "multiple of 4"),
         ("dit", {"out_channels": 0}, "out_channels is 0"),
+        ("dit", {"mlp_ratio": float("nan")}, "mlp_ratio is nan"),
+        ("dit", {"mlp_ratio": float("inf")}, "mlp_ratio is inf"),
+        ("dit", {"mlp_ratio": 0.0}, r"mlp_ratio is 0\.0"),
+        ("dit", {"depth": 2.5}, r"depth is 2\.5; it must be at least 1, and a whole number"),
     ],
 )
 def test_impossible_configs_are_refused(kind: str, change: dict[str, int], message: str) -> None:

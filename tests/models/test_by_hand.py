@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tread_ssm.models import DiM, DiMConfig
-from tread_ssm.models.mixers.mamba1 import MambaMixer, init_mixer
+from tread_ssm.models.mixers import Mamba1, Mamba1Config
 from tread_ssm.routing import Draw, Layout, Route, RoutePlan, TokenSubset
 from tread_ssm.scan.order import ORDER_NAMES, rank_table
 
 Tokens = dict[int, Tensor]  # by place in the full grid; prefix tokens have the places -P .. -1
 
 
-def mixer_by_hand(mixer: MambaMixer, tokens: Tokens, path: list[int]) -> Tokens:
+def mixer_by_hand(mixer: Mamba1, tokens: Tokens, path: list[int]) -> Tokens:
     """One sample; `path` lists all places of the full grid in visiting order."""
     n_prefix = -min(0, *tokens)
     full = [*range(-n_prefix, 0), *path]
@@ -34,15 +34,18 @@ def mixer_by_hand(mixer: MambaMixer, tokens: Tokens, path: list[int]) -> Tokens:
             missing += 1
             continue
         # the convolution reads back along the whole path, or along the tokens that are there
-        line, at = (full, time) if mixer.true_distance_conv else (present, present.index(place))
+        along_all = mixer.config.true_distance_conv
+        line, at = (full, time) if along_all else (present, present.index(place))
         u = bias.clone()
         for back, tap in enumerate(taps):
             source = line[at - back] if at >= back else None
             u = u + tap * (inner[source][0] if source in tokens else nothing)
         u = F.silu(u)
-        dt, B, C = (mixer.x_proj.weight @ u).split([mixer.dt_rank, mixer.d_state, mixer.d_state])
+        states = mixer.config.d_state
+        dt, B, C = (mixer.x_proj.weight @ u).split([mixer.dt_rank, states, states])
         dt = F.softplus(mixer.dt_proj.weight @ dt + mixer.dt_proj.bias)
-        for _ in range(missing if mixer.gap_decay else 0):  # the state decays, nothing comes in
+        # the state decays over missing tokens, and nothing comes in
+        for _ in range(missing if mixer.config.gap_decay else 0):
             h = torch.exp(-dt[:, None] * mixer.A_log.exp()) * h
         h = torch.exp(-dt[:, None] * mixer.A_log.exp()) * h + torch.outer(dt * u, B)
         y = (h @ C + mixer.D * u) * F.silu(inner[place][1])
@@ -73,12 +76,12 @@ def test_a_mixer_over_a_subset_equals_the_walk_along_the_full_path(
 ) -> None:
     torch.manual_seed(0)
     grid, n_prefix, batch = (3, 5), 2, 2
-    mixer = MambaMixer(8, grid, order, d_state=3, d_conv=3, **options)
-    init_mixer(mixer)
+    mixer = Mamba1Config(d_state=3, **options).build(8, order)
+    mixer.init_weights()
     mixer.double()
     index = torch.stack([torch.randperm(15)[:7].sort().values for _ in range(batch)])
     x = torch.randn(batch, n_prefix + 7, 8, dtype=torch.float64)
-    out = mixer(x, Layout(grid, index, n_prefix))
+    out = mixer(x, Layout(grid, index, n_prefix, {order: rank_table(order, grid)}))
     for b in range(batch):
         places = [*range(-n_prefix, 0), *index[b].tolist()]
         tokens = dict(zip(places, x[b], strict=True))
@@ -93,15 +96,16 @@ def test_a_scan_over_a_subset_is_the_full_scan_with_no_step_at_the_dropped(order
     """With taps of the convolution that reach back cut off, a dropped token is a dt of 0."""
     torch.manual_seed(0)
     grid = (4, 3)
-    mixer = MambaMixer(8, grid, order, d_state=3, d_conv=3)
-    init_mixer(mixer)
+    mixer = Mamba1Config(d_state=3).build(8, order)
+    mixer.init_weights()
     mixer.double()
     with torch.no_grad():
         mixer.conv1d.weight[..., :-1] = 0
         mixer.conv1d.bias.zero_()
     subset = TokenSubset(torch.stack([torch.randperm(12)[:5].sort().values for _ in range(2)]), 12)
     x = torch.randn(2, 12, 8, dtype=torch.float64)
-    routed = mixer(subset.take(x), Layout(grid).take(subset))
+    layout = Layout(grid, orders={order: rank_table(order, grid)})
+    routed = mixer(subset.take(x), layout.take(subset))
 
     u, z = (x @ mixer.in_proj.weight.T).chunk(2, dim=-1)
     u = F.silu(u * mixer.conv1d.weight[:, 0, -1])
@@ -225,12 +229,12 @@ def dim_by_hand(
     (rows, columns), wide = model.grid, model.grid[1] + model.config.pads
     image = {r * columns + c: whole[r * wide + c] for r in range(rows) for c in range(columns)}
     image = depthwise(model.conv_out, image, rows, columns)
-    pooled = model.head_modulation.weight @ F.silu(prefix[0] + prefix[1])
-    shift, scale = (pooled + model.head_modulation.bias).chunk(2)
+    pooled = model.head.modulation.weight @ F.silu(prefix[0] + prefix[1])
+    shift, scale = (pooled + model.head.modulation.bias).chunk(2)
     out = torch.empty_like(x)
     for p, token in image.items():
-        token = rms_norm(token, model.norm.weight) * (1 + scale) + shift
-        values = model.head.weight @ token + model.head.bias
+        token = rms_norm(token, model.head.norm.weight) * (1 + scale) + shift
+        values = model.head.linear.weight @ token + model.head.linear.bias
         r, c = divmod(p, columns)
         out[:, 2 * r : 2 * r + 2, 2 * c : 2 * c + 2] = values.view(2, 2, -1).permute(2, 0, 1)
     return out
@@ -254,8 +258,9 @@ ROUTES = {
 def live_dim(**options: object) -> DiM:
     """A small DiM in float64 with no parameter at zero."""
     torch.manual_seed(0)
-    shape = {"image_size": 6, "channels": 2, "n_classes": 3, "dim": 8, "depth": 7, "d_state": 3}
-    model = DiM(DiMConfig(**shape, **options)).double()
+    shape = {"image_size": 6, "channels": 2, "n_classes": 3, "dim": 8, "depth": 7}
+    pads = {k: options.pop(k) for k in ("pads", "pads_in_route") if k in options}
+    model = DiM(DiMConfig(**shape, **pads, mixer=Mamba1Config(d_state=3, **options))).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)

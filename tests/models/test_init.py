@@ -71,7 +71,7 @@ def test_the_seed_decides_the_weights() -> None:
         torch.manual_seed(seed)
         states.append(DiM(DiMConfig(**SHAPE, dim=16, depth=3)).state_dict())
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
-    assert not torch.equal(states[0]["head.weight"], states[2]["head.weight"])
+    assert not torch.equal(states[0]["head.linear.weight"], states[2]["head.linear.weight"])
 
 
 def test_scan_orders_of_49_blocks() -> None:
@@ -89,7 +89,7 @@ def test_scan_orders_of_49_blocks() -> None:
 def test_scan_orders_and_skips_are_mirrored(depth: int) -> None:
     orders = scan_orders(depth)
     assert orders == orders[::-1]
-    model = DiM(DiMConfig(**SHAPE, dim=16, depth=depth, d_state=2))
+    model = DiM(DiMConfig(**SHAPE, dim=16, depth=depth))
     assert [b.mixer.order for b in model.blocks] == list(orders)
     half = (depth - 1) // 2
     assert model.skips == tuple((i, depth - i) for i in range(1, half + 1))
@@ -97,7 +97,7 @@ def test_scan_orders_and_skips_are_mirrored(depth: int) -> None:
 
 
 def test_zigmamba_takes_the_eight_zigzags_in_turn() -> None:
-    blocks = ZigMamba(ZigMambaConfig(**SHAPE, dim=16, depth=10, d_state=2)).blocks
+    blocks = ZigMamba(ZigMambaConfig(**SHAPE, dim=16, depth=10)).blocks
     expected = [f"zigzag_{i}" for i in (0, 1, 2, 3, 4, 5, 6, 7, 0, 1)]
     assert [b.mixer.order for b in blocks] == expected
     assert blocks[0].mixer.conv1d.weight.shape == (32, 1, 4)

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tread_ssm.models import DiMConfig, DiTConfig, ZigMambaConfig, build_model
-from tread_ssm.models.build import ModelConfig
+from tread_ssm.models import DiMConfig, DiTConfig, ModelConfig, ZigMambaConfig
 from tread_ssm.routing import Route, RoutePlan
 
 CONFIGS: dict[str, ModelConfig] = {
@@ -23,12 +22,12 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_model_built_on_the_meta_device_computes_what_its_weights_say(name: str) -> None:
-    model, batch = build_model(CONFIGS[name]), inputs()
+    model, batch = CONFIGS[name].build(), inputs()
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p), alpha=0.1)  # adaLN-zero would hide everything
     with torch.device("meta"):
-        empty = build_model(CONFIGS[name])
+        empty = CONFIGS[name].build()
     assert all(t.is_meta for t in (*empty.parameters(), *empty.buffers()))
     empty.to_empty(device="cpu")
     empty.load_state_dict(model.state_dict())
@@ -39,7 +38,7 @@ def test_a_model_built_on_the_meta_device_computes_what_its_weights_say(name: st
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_buffers_follow_the_models_dtype(name: str) -> None:
-    model = build_model(CONFIGS[name]).double()
+    model = CONFIGS[name].build().double()
     x, t, labels = inputs()
     assert model(x.double(), t.double(), labels).dtype == torch.float64
     for name, buffer in model.named_buffers():
@@ -49,7 +48,7 @@ def test_buffers_follow_the_models_dtype(name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_needs_autocast(name: str, dtype: torch.dtype) -> None:
-    model, (x, t, labels) = build_model(CONFIGS[name]), inputs()
+    model, (x, t, labels) = CONFIGS[name].build(), inputs()
     with pytest.raises(TypeError, match=rf"x is {dtype}, its weights are torch.float32; pass x"):
         model(x.to(dtype), t, labels)
     model.to(dtype)

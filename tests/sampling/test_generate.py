@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tread_ssm.config.run import SampleConfig
 from tread_ssm.data.sources import PixelValues
 from tread_ssm.diffusion import EDM, Flow, NoisePrediction, Objective
-from tread_ssm.models import DiMConfig, DiTConfig, build_model
+from tread_ssm.models import DiMConfig, DiTConfig
 from tread_ssm.pretrained import Export
 from tread_ssm.routing import Cells, Draw, Route, RoutePlan, Segments
 from tread_ssm.sampling.generate import (
@@ -34,7 +34,7 @@ PLAN = RoutePlan((Route(0, 1), Route(1, 3, select=Segments(length=2))), depth=3)
 
 def network(config: DiMConfig | DiTConfig) -> nn.Module:
     torch.manual_seed(0)
-    model = build_model(config).eval().requires_grad_(False)
+    model = config.build().eval().requires_grad_(False)
     for p in model.parameters():  # a fresh network predicts nothing at all
         p.add_(0.05 * torch.randn(p.shape))
     return model

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tread_ssm.models import DiMConfig, DiT, DiTConfig, build_model
+from tread_ssm.models import DiMConfig, DiT, DiTConfig
 from tread_ssm.models.convert import to_published
 from tread_ssm.pretrained import export, load_export
 
@@ -135,7 +135,7 @@ def test_what_is_no_dit_is_refused(
     config = DiMConfig(image_size=8, channels=4, n_classes=3, dim=32, depth=3, pads=1)
     description = replace(load_export(folder)[1], model=config)
     (tmp_path / "dim").mkdir()
-    export(tmp_path / "dim", build_model(config).state_dict(), description)
+    export(tmp_path / "dim", config.build().state_dict(), description)
     dim = ["--to", "dit", "--run", str(tmp_path / "dim"), "--out", str(tmp_path / "x.pt")]
     assert script.main(dim) == 2
     assert "holds a dim; this layout is DiT's alone" in capsys.readouterr().err

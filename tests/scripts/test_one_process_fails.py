@@ -16,7 +16,7 @@ from tread_ssm.config.run import SampleConfig
 from tread_ssm.data import load_emoji
 from tread_ssm.data.sources import PixelValues
 from tread_ssm.diffusion import EDM
-from tread_ssm.models import DiMConfig, build_model
+from tread_ssm.models import DiMConfig
 from tread_ssm.pretrained import Export, export
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ def run(tmp_path: Path) -> Path:
         routes=(),
         sample=SampleConfig(steps=2),
     )
-    export(folder, build_model(config).state_dict(), description)
+    export(folder, config.build().state_dict(), description)
     return folder
 
 

@@ -24,7 +24,7 @@ from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.data.datasets import EmojiData
 from tread_ssm.data.sources import LatentValues, PixelValues
 from tread_ssm.diffusion import EDM
-from tread_ssm.models import DiMConfig, DiTConfig, build_model
+from tread_ssm.models import DiMConfig, DiTConfig
 from tread_ssm.pretrained import Export, export, load_export
 from tread_ssm.routing import Route
 from tread_ssm.sampling.generate import noise_of, sample_labels
@@ -302,7 +302,7 @@ def exported(folder: Path, n_classes: int, channels: int, vae: Path | None) -> P
         routes=(),
         sample=SampleConfig(steps=2),
     )
-    export(folder, build_model(config).state_dict(), description)
+    export(folder, config.build().state_dict(), description)
     return folder
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tread_ssm.models import DiMConfig, DiTConfig, ModelConfig, ZigMambaConfig, build_model
+from tread_ssm.models import DiMConfig, DiTConfig, ModelConfig, ZigMambaConfig
 from tread_ssm.training.optimizer import decayed, make_optimizer
 
 CONFIGS: list[ModelConfig] = [
@@ -17,7 +17,7 @@ CONFIGS: list[ModelConfig] = [
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.kind)
 def test_every_trained_parameter_is_in_exactly_one_group(config: ModelConfig) -> None:
-    model = build_model(config)
+    model = config.build()
     optimizer = make_optimizer(model, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)
     grouped = [id(p) for g in optimizer.param_groups for p in g["params"]]
     assert len(grouped) == len(set(grouped))
@@ -27,7 +27,7 @@ def test_every_trained_parameter_is_in_exactly_one_group(config: ModelConfig) ->
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.kind)
 def test_only_weights_that_mix_channels_decay(config: ModelConfig) -> None:
-    model = build_model(config)
+    model = config.build()
     rule = decayed(model)
     shapes = {n: p.shape for n, p in model.named_parameters()}
     assert all(
@@ -42,7 +42,7 @@ def test_only_weights_that_mix_channels_decay(config: ModelConfig) -> None:
 
 
 def test_decay_shrinks_the_decayed_and_leaves_the_others() -> None:
-    model = build_model(CONFIGS[0])
+    model = CONFIGS[0].build()
     rule = decayed(model)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     optimizer = make_optimizer(model, lr=0.1, betas=(0.9, 0.99), weight_decay=0.5)

@@ -40,7 +40,7 @@ from accelerate.utils import DistributedType
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from tread_ssm.models import DiMConfig, build_model
+from tread_ssm.models import DiMConfig
 from tread_ssm.training import loop
 from tread_ssm.config.run import check, load_config
 from tread_ssm.training.ema import Ema
@@ -64,7 +64,7 @@ def check_average(config):
     models = []
     for _ in range(2):
         torch.manual_seed(1)
-        models.append(build_model(config))
+        models.append(config.build())
     a, b = models
     for block in b.blocks:
         fully_shard(block)

@@ -1,20 +1,25 @@
-"""Backbones: embed -> run_blocks -> head."""
+"""Backbones: embed -> run_blocks -> head. One file each, its config beside it."""
 
-from tread_ssm.models.build import ModelConfig, build_model
+from typing import TypeAlias
+
+from tread_ssm.models.backbone import Backbone, BackboneConfig
 from tread_ssm.models.dim import DiM, DiMConfig
 from tread_ssm.models.dit import DiT, DiTConfig
-from tread_ssm.models.sizes import SIZES, sized
+from tread_ssm.models.mixers import Mamba1Config, MixerConfig
 from tread_ssm.models.zigmamba import ZigMamba, ZigMambaConfig
 
+ModelConfig: TypeAlias = DiMConfig | ZigMambaConfig | DiTConfig
+
 __all__ = [
-    "SIZES",
+    "Backbone",
+    "BackboneConfig",
     "DiM",
     "DiMConfig",
     "DiT",
     "DiTConfig",
+    "Mamba1Config",
+    "MixerConfig",
     "ModelConfig",
     "ZigMamba",
     "ZigMambaConfig",
-    "build_model",
-    "sized",
 ]

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from tread_ssm.models.dit import DiT, DiTConfig, sincos_2d
-from tread_ssm.models.sizes import SIZES
 
 POSITION = "pos_embed"
+HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
+"""Attention heads of the published networks (DiT-S, B, L and XL), by their width."""
 
 # Beginnings of names, published and ours; those of blocks follow "blocks.<number>.".
 _PAIRS = (
@@ -25,11 +26,12 @@ _PAIRS = (
     ("t_embedder.mlp.0.", "t_cond.hidden."),
     ("t_embedder.mlp.2.", "t_cond.out."),
     ("y_embedder.embedding_table.", "label_cond."),
-    ("attn.", "attention."),
+    ("attn.qkv.", "attention.qkv."),
+    ("attn.proj.", "attention.out_proj."),
     ("mlp.", "mlp."),
     ("adaLN_modulation.1.", "modulation."),
-    ("final_layer.adaLN_modulation.1.", "head_modulation."),
-    ("final_layer.linear.", "head."),
+    ("final_layer.adaLN_modulation.1.", "head.modulation."),
+    ("final_layer.linear.", "head.linear."),
 )
 # The weights whose shapes tell the sizes of the network, and their numbers of dimensions.
 _TELLING = {
@@ -46,9 +48,13 @@ def from_published(
 ) -> tuple[DiTConfig, dict[str, Tensor]]:
     """The config and the state dict of our DiT for published weights; tensors are not copied.
 
-    heads: attention heads, which no shape tells; None: those of the DiT of this width in SIZES.
+    Args:
+        weights: the published state dict.
+        heads: attention heads, which no shape tells; None: those of the published DiT of this
+            width.
 
-    Raises ValueError where names, shapes or the position table are not those of a DiT.
+    Raises:
+        ValueError: names, shapes or the position table are not those of a DiT.
     """
     config = config_of(weights, heads)
     shapes = published_shapes(config)
@@ -86,9 +92,10 @@ def published_shapes(config: DiTConfig) -> dict[str, tuple[int, ...]]:
 
 
 def config_of(weights: Mapping[str, Tensor], heads: int | None = None) -> DiTConfig:
-    """The sizes of a network, by the shapes of its published weights; heads as above.
+    """The sizes of a network, by the shapes of its published weights; heads as in from_published.
 
-    Raises ValueError.
+    Raises:
+        ValueError: names or shapes are not those of a DiT, or the heads of this width are unknown.
     """
     _check_names(_TELLING, weights, complete=False)
     for name, dims in _TELLING.items():
@@ -104,13 +111,12 @@ def config_of(weights: Mapping[str, Tensor], heads: int | None = None) -> DiTCon
     if side * side != n_tokens:
         raise ValueError(f"{POSITION} has {n_tokens} tokens; our DiT takes square images alone.")
     if heads is None:
-        known = {size.dim: size.heads for size in SIZES.values() if size.kind == "dit"}
-        if dim not in known:
+        if dim not in HEADS:
             raise ValueError(
                 f"The weights do not tell the number of heads, and {dim} channels are no published "
-                f"width ({', '.join(map(str, known))}); pass --heads."
+                f"width ({', '.join(map(str, HEADS))}); pass heads."
             )
-        heads = known[dim]
+        heads = HEADS[dim]
     return DiTConfig(
         image_size=side * patch,
         channels=channels,

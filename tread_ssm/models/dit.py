@@ -14,46 +14,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tread_ssm.models.embed import (
-    PatchEmbedding,
-    TimestepEmbedding,
-    WithTables,
-    as_stream,
-    check_inputs,
-    check_shape,
-    label_embedding,
-    modulate,
-    unpatchify,
-)
-from tread_ssm.models.mixers.attention import DiTBlock
-from tread_ssm.routing.plan import Draw
-from tread_ssm.routing.run import run_blocks
+from tread_ssm.models.backbone import Backbone, BackboneConfig, init_embeddings, zero_biases
+from tread_ssm.models.embed import Head, TimestepEmbedding, label_embedding, modulate
+from tread_ssm.models.mixers.attention import Attention
 from tread_ssm.tokens import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiTConfig:
-    """A DiT for square images (or latents).
+class DiTConfig(BackboneConfig):
+    """A DiT for square images (or latents); further fields as in BackboneConfig.
 
-    image_size, channels: of the input, in pixels (or latent places).
-    n_classes:    label n_classes means "no class"; 0: unconditional, all labels are 0.
-    out_channels: of the prediction; None: as many as `channels`. The published networks learn a
-                  variance beside the noise and have twice as many.
+    Attributes:
+        heads: attention heads; each takes dim / heads channels.
+        mlp_ratio: hidden channels of the MLP, in multiples of dim.
+        out_channels: channels of the prediction; None: as many as `channels`. The published
+            networks learn a variance beside the noise and have twice as many.
     """
 
     kind: Literal["dit"] = "dit"
-    image_size: int
-    channels: int
-    n_classes: int
-    dim: int
-    depth: int
     heads: int
-    patch: int = 2
     mlp_ratio: float = 4.0
     out_channels: int | None = None
 
     def __post_init__(self) -> None:
-        _ = self.grid
+        super().__post_init__()
         if self.heads < 1 or self.dim % self.heads:
             raise ValueError(
                 f"DiTConfig: dim {self.dim} is not a multiple of heads {self.heads}; each head "
@@ -63,76 +47,88 @@ class DiTConfig:
             raise ValueError(
                 f"DiTConfig: dim is {self.dim}; the 2-D position embedding needs a multiple of 4."
             )
+        if not 1 <= self.mlp_ratio * self.dim < math.inf:
+            raise ValueError(
+                f"DiTConfig: mlp_ratio is {self.mlp_ratio}; mlp_ratio * dim must be a finite "
+                f"number of channels, at least 1."
+            )
         if self.out_channels is not None and self.out_channels < 1:
             raise ValueError(
                 f"DiTConfig: out_channels is {self.out_channels}; use at least 1, or None for "
                 f"channels."
             )
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(rows, columns) of the image tokens."""
-        return check_shape(
-            "DiTConfig",
-            self.image_size,
-            self.channels,
-            self.n_classes,
-            self.patch,
-            self.dim,
-            self.depth,
-        )
+    def build(self) -> DiT:
+        """The freshly initialised model, on the current default device."""
+        return DiT(self)
 
 
-class DiT(WithTables):
-    """x_BCHW, t_B, labels_B -> prediction. Attributes: config, grid, depth, blocks."""
+class DiTBlock(nn.Module):
+    """Attention, then an MLP, each as x + gate * f(LayerNorm(x) * (1 + scale) + shift).
 
-    position: Tensor
+    The six vectors of the modulation come from a Linear of SiLU(cond_BD): adaLN-zero. Positions
+    are in the tokens.
+    """
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float) -> None:
+        from timm.layers import GELUTanh, Mlp  # here, so that the Mamba backbones need no timm
+
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
+        self.attention = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=GELUTanh)
+        self.modulation = nn.Linear(dim, 6 * dim)
+
+    def forward(self, x: Tensor, cond: Tensor, layout: Layout) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(cond)).chunk(6, dim=1)
+        x = x + gate1[:, None] * self.attention(modulate(self.norm1(x), shift1, scale1), layout)
+        return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
+
+
+class DiT(Backbone):
+    """x_BCHW, t_B, labels_B -> prediction, (B, out_channels or C, H, W); see Backbone."""
+
+    config: DiTConfig
 
     def __init__(self, config: DiTConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         dim = config.dim
-        self.config, self.grid, self.depth = config, config.grid, config.depth
-        self.patches = PatchEmbedding(config.channels, config.patch, dim)
         self.register_tables()
         self.t_cond = TimestepEmbedding(dim)
         self.label_cond = label_embedding(config.n_classes, dim)
         self.blocks = nn.ModuleList(
             DiTBlock(dim, config.heads, config.mlp_ratio) for _ in range(self.depth)
         )
-        self.norm = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
-        self.head_modulation = nn.Linear(dim, 2 * dim)
         out_channels = config.channels if config.out_channels is None else config.out_channels
-        self.head = nn.Linear(dim, config.patch**2 * out_channels)
-        init_dit(self)
+        norm = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
+        self.head = Head(norm, dim, config.patch, out_channels)
+        self.init_weights()
 
     def tables(self) -> dict[str, Tensor]:
+        """Buffers that the configuration determines and no state dict holds, by name."""
         return {"position": sincos_2d(self.grid, self.config.dim)}
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        labels: Tensor,
-        *,
-        routing: Draw = (),
-        checkpoint: bool = False,
-    ) -> Tensor:
-        """The prediction, (B, out_channels or C, H, W); arguments and errors as for DiM."""
-        c = self.config
-        shape = (c.channels, c.image_size, c.image_size)
-        check_inputs("DiT", shape, c.n_classes, x, t, labels, self.head.weight)
-        cond = self.t_cond(t) + self.label_cond(labels)
-        stream = run_blocks(
-            tuple(self.blocks),
-            as_stream(self.patches(x) + self.position),
-            cond,
-            Layout(self.grid),
-            routing,
-            checkpoint=checkpoint,
-        )
-        shift, scale = self.head_modulation(F.silu(cond)).chunk(2, dim=1)
-        out = self.head(modulate(self.norm(stream), shift, scale))
-        return as_stream(unpatchify(out, self.grid, c.patch))
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Set all initial values.
+
+        adaLN-zero: modulations and the head are zero, so that every block starts as the identity
+        and the network's output as zero. They are zeroed last, after all other Linears have their
+        values.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+        zero_biases(self)
+        nn.init.xavier_uniform_(self.patches.projection.weight.flatten(1))  # a view: in place
+        assert self.patches.projection.bias is not None
+        nn.init.zeros_(self.patches.projection.bias)
+        init_embeddings((self.label_cond.weight, self.t_cond.hidden.weight, self.t_cond.out.weight))
+        for block in self.blocks:
+            assert isinstance(block, DiTBlock)
+            nn.init.zeros_(block.modulation.weight)
+        self.head.init_to_zero()
 
 
 def sincos_2d(grid: tuple[int, int], dim: int) -> Tensor:
@@ -146,30 +142,3 @@ def sincos_2d(grid: tuple[int, int], dim: int) -> Tensor:
     row_angle = rows.repeat_interleave(grid[1])[:, None] * frequency
     parts = [column_angle.sin(), column_angle.cos(), row_angle.sin(), row_angle.cos()]
     return torch.cat(parts, dim=1).to(torch.get_default_dtype())
-
-
-@torch.no_grad()
-def init_dit(model: DiT) -> None:
-    """All of DiT's initial values.
-
-    adaLN-zero: modulations and the head are zero, so that every block starts as the identity and
-    the network's output as zero. They are zeroed last, after all other Linears have their values.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
-    nn.init.xavier_uniform_(model.patches.projection.weight.flatten(1))  # a view: in place
-    assert model.patches.projection.bias is not None
-    nn.init.zeros_(model.patches.projection.bias)
-    for weight in (
-        model.label_cond.weight,
-        model.t_cond.hidden.weight,
-        model.t_cond.out.weight,
-    ):
-        nn.init.normal_(weight, std=0.02)
-    for block in model.blocks:
-        assert isinstance(block, DiTBlock)
-        nn.init.zeros_(block.modulation.weight)
-    nn.init.zeros_(model.head_modulation.weight)
-    nn.init.zeros_(model.head.weight)

@@ -7,7 +7,6 @@ token, P side of a patch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +65,26 @@ def label_embedding(n_classes: int, dim: int) -> nn.Embedding:
     return nn.Embedding(n_classes + 1, dim)
 
 
+class Head(nn.Module):
+    """Tokens x_BND and a condition_BD -> an image: norm, modulation, one linear map a token."""
+
+    def __init__(self, norm: nn.Module, dim: int, patch: int, channels: int) -> None:
+        super().__init__()
+        self.norm, self.patch = norm, patch
+        self.modulation = nn.Linear(dim, 2 * dim)
+        self.linear = nn.Linear(dim, patch**2 * channels)
+
+    def forward(self, x: Tensor, condition: Tensor, grid: tuple[int, int]) -> Tensor:
+        shift, scale = self.modulation(F.silu(condition)).chunk(2, dim=1)
+        out = self.linear(modulate(self.norm(x), shift, scale))
+        return as_stream(unpatchify(out, grid, self.patch))
+
+    def init_to_zero(self) -> None:
+        """Make the first predictions zero (adaLN-zero)."""
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.linear.weight)
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x_BND * (1 + scale_BD) + shift_BD."""
     return x * (1 + scale[:, None]) + shift[:, None]
@@ -74,108 +93,3 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 def as_stream(x: Tensor) -> Tensor:
     """x in the residual stream's dtype: float32, or float64 where x is; never half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def check_shape(
-    name: str, image_size: int, channels: int, n_classes: int, patch: int, dim: int, depth: int
-) -> tuple[int, int]:
-    """The token grid (rows, columns) of a backbone. Raises ValueError for impossible sizes."""
-    for field, value, least in (
-        ("image_size", image_size, 1),
-        ("channels", channels, 1),
-        ("n_classes", n_classes, 0),
-        ("patch", patch, 1),
-        ("depth", depth, 1),
-        ("dim", dim, 2),
-    ):
-        if value < least:
-            raise ValueError(f"{name}: {field} is {value}; it must be at least {least}.")
-    if image_size % patch:
-        raise ValueError(
-            f"{name}: image_size {image_size} is not a multiple of patch {patch}; "
-            f"use {image_size // patch * patch or patch} or another patch."
-        )
-    if dim % 2:
-        raise ValueError(f"{name}: dim is {dim}; the sinusoids need an even number.")
-    return image_size // patch, image_size // patch
-
-
-def check_inputs(
-    name: str,
-    shape: tuple[int, int, int],
-    n_classes: int,
-    x: Tensor,
-    t: Tensor,
-    labels: Tensor,
-    weight: Tensor,
-) -> None:
-    """Refuse a batch that a backbone for images of `shape` = (C, H, W) cannot take.
-
-    weight: one of its weights, for their dtype.
-
-    Looks at values only where that is free (eager, on the CPU), so nothing waits for a device.
-    Raises ValueError, TypeError.
-    """
-    if x.dim() != 4 or tuple(x.shape[1:]) != shape:
-        raise ValueError(
-            f"{name}: x has shape {tuple(x.shape)}, expected (batch, {shape[0]}, {shape[1]}, "
-            f"{shape[2]}); image_size and channels are set in the model's config."
-        )
-    if x.shape[0] == 0:
-        raise ValueError(f"{name}: the batch is empty; pass at least one sample.")
-    for argument, tensor in (("t", t), ("labels", labels)):
-        if tuple(tensor.shape) != (x.shape[0],):
-            raise ValueError(
-                f"{name}: {argument} has shape {tuple(tensor.shape)}, expected "
-                f"({x.shape[0]},): one value per sample."
-            )
-    for argument, tensor in (("x", x), ("t", t)):
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name}: {argument} is {tensor.dtype}; pass a floating-point tensor.")
-    _check_precision(name, x, weight.dtype)
-    if labels.dtype != torch.int64:
-        raise TypeError(f"{name}: labels are {labels.dtype}; pass class numbers as torch.int64.")
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high > n_classes:
-            raise ValueError(
-                f"{name}: labels run from {low} to {high}, but there are {n_classes} classes; "
-                f"use 0..{n_classes}, where {n_classes} stands for no class."
-            )
-
-
-def _check_precision(name: str, x: Tensor, weights: torch.dtype) -> None:
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return
-    if weights in (torch.float16, torch.bfloat16):
-        raise TypeError(
-            f"{name}: its weights are {weights}, but its stream is float32; run it under "
-            f'torch.autocast("{device}", {weights}), which needs no weights in half precision.'
-        )
-    if x.dtype != weights:
-        raise TypeError(f"{name}: x is {x.dtype}, its weights are {weights}; pass x.to({weights}).")
-
-
-class WithTables(nn.Module):
-    """A module with buffers that its configuration determines and no state dict holds.
-
-    They are made anew whenever the module is converted, so that one that was built on the meta
-    device and then given memory (`to_empty`, sharded loading) does not compute with rubbish.
-    """
-
-    def tables(self) -> dict[str, Tensor]:
-        """The buffers by name."""
-        raise NotImplementedError
-
-    def register_tables(self) -> None:
-        """Add the buffers to the module, on the default device."""
-        for name, table in self.tables().items():
-            self.register_buffer(name, table, persistent=False)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WithTables:
-        super()._apply(fn, recurse)
-        with torch.device("cpu"):
-            for name, table in self.tables().items():
-                setattr(self, name, table.to(getattr(self, name)))  # its device and dtype
-        return self

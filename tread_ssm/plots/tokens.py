@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tread_ssm.plots.colours import DROPPED, INK, KEPT, PREFIX, bare, new_figure
 from tread_ssm.routing.plan import Draw
-from tread_ssm.tokens import Layout, TokenSubset
+from tread_ssm.tokens import TokenSubset
 
 Grid = tuple[int, int]
 
@@ -52,8 +52,8 @@ def scan_path(rank: Tensor, grid: Grid, subset: TokenSubset | None = None) -> Te
     rank: (N,) int64, of `scan.order.rank_table`. subset: None keeps all.
     """
     if subset is None:
-        return Layout(grid).visit(rank)
-    return subset.index[0][Layout(grid, subset.index[:1]).visit(rank)[0]]
+        return rank.argsort()
+    return subset.index[0][rank[subset.index[0]].argsort()]
 
 
 def neighbours(path: Tensor, grid: Grid) -> float:

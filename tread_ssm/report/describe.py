@@ -6,7 +6,6 @@ import torch
 
 from tread_ssm.config.run import EvalConfig, RunConfig
 from tread_ssm.config.strict import dump
-from tread_ssm.models import build_model
 from tread_ssm.models.cost import backbone_cost
 from tread_ssm.routing import RoutePlan
 from tread_ssm.routing.cost import Cost, PlanCost
@@ -15,7 +14,7 @@ from tread_ssm.routing.cost import Cost, PlanCost
 def describe(config: RunConfig) -> str:
     """Several lines of text. The model is built without memory or time (on the meta device)."""
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in build_model(config.model).parameters())
+        parameters = sum(p.numel() for p in config.model.build().parameters())
     cost = backbone_cost(config.model, config.plan)
     lines = [
         dump(config).rstrip(),

@@ -22,7 +22,6 @@ from tread_ssm.data.datasets import EmojiData, open_data
 from tread_ssm.data.sources import Data, Pixels
 from tread_ssm.errors import ConfigError
 from tread_ssm.files import replacing
-from tread_ssm.models import build_model
 from tread_ssm.models.cost import backbone_cost
 from tread_ssm.pretrained import load_export
 from tread_ssm.report.measure import (
@@ -129,7 +128,7 @@ def _summary(
 ) -> str:
     last, model = rows[-1], config.model
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in build_model(model).parameters())
+        parameters = sum(p.numel() for p in model.build().parameters())
     speed = statistics.median(row["images_per_second"] for row in rows)
     lines = {
         "model": f"{model.kind}, {parameters:,} parameters, {model.depth} blocks, "

@@ -15,7 +15,6 @@ from tread_ssm.config.run import RunConfig
 from tread_ssm.config.strict import plain
 from tread_ssm.data.sources import Data
 from tread_ssm.diffusion import Network
-from tread_ssm.models import build_model
 from tread_ssm.pretrained import Export, export, exported_step
 from tread_ssm.training import checkpoint
 from tread_ssm.training.batch import Batch, BatchMaker, ahead
@@ -41,7 +40,7 @@ def train(config: RunConfig, data: Data) -> int | None:
     options, sample = config.train, config.sample
     accelerator = _accelerator(config)
     torch.manual_seed(config.seed)
-    model = build_model(config.model).to(accelerator.device)
+    model = config.model.build().to(accelerator.device)
     optimizer: torch.optim.Optimizer = make_optimizer(
         model, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay
     )

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tread_ssm.errors import ConfigError
-from tread_ssm.models.build import Model
+from tread_ssm.models import Backbone
 
 
 def fsdp_plugin() -> FullyShardedDataParallelPlugin | None:
@@ -45,7 +45,7 @@ def fsdp_plugin() -> FullyShardedDataParallelPlugin | None:
 
 
 def prepare(
-    accelerator: Accelerator, model: Model, optimizer: torch.optim.Optimizer
+    accelerator: Accelerator, model: Backbone, optimizer: torch.optim.Optimizer
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """accelerate's `prepare`; under FSDP2 each block of the model is sharded by itself."""
     # Nobody here changes a model's output in place, and DDP copies small gradients just as well.

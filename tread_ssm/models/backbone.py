@@ -1,0 +1,255 @@
+"""What all backbones share: their six sizes, their checks, embed -> run_blocks -> head.
+
+Shape legend: B batch, C channels, H, W image height and width, N image tokens, L tokens of the
+stream, D channels of a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tread_ssm.models.embed import (
+    Head,
+    PatchEmbedding,
+    TimestepEmbedding,
+    as_stream,
+)
+from tread_ssm.routing.plan import Draw
+from tread_ssm.routing.run import run_blocks
+from tread_ssm.scan.order import OrderName, rank_table
+from tread_ssm.tokens import Layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """What every backbone is told: its images, its classes and its size.
+
+    Attributes:
+        kind: name of the backbone.
+        image_size: side of the square images, in pixels (or in places of latents).
+        channels: channels of the images (or latents).
+        n_classes: number of classes. Label n_classes means "no class"; 0: unconditional, all
+            labels are 0.
+        dim: channels of a token, even.
+        depth: number of blocks.
+        patch: side of the square of pixels that becomes a token; it divides image_size.
+
+    Raises:
+        ValueError: a size that is not possible.
+    """
+
+    kind: str
+    image_size: int
+    channels: int
+    n_classes: int
+    dim: int
+    depth: int
+    patch: int = 2
+
+    def __post_init__(self) -> None:
+        name, least = type(self).__name__, {"n_classes": 0, "dim": 2}
+        for field in ("image_size", "channels", "n_classes", "patch", "depth", "dim"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or value < least.get(field, 1):
+                raise ValueError(
+                    f"{name}: {field} is {value}; it must be at least {least.get(field, 1)}, and "
+                    f"a whole number."
+                )
+        if self.image_size % self.patch:
+            raise ValueError(
+                f"{name}: image_size {self.image_size} is not a multiple of patch {self.patch}; "
+                f"use {self.image_size // self.patch * self.patch or self.patch} or another patch."
+            )
+        if self.dim % 2:
+            raise ValueError(f"{name}: dim is {self.dim}; the sinusoids need an even number.")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of the image tokens."""
+        return (self.image_size // self.patch,) * 2
+
+    def build(self) -> Backbone:
+        """The freshly initialised model, on the current default device."""
+        raise NotImplementedError
+
+
+class Backbone(nn.Module):
+    """x_BCHW, t_B, labels_B -> prediction_BCHW: embed -> run_blocks -> head.
+
+    A backbone makes its modules in its own __init__, in the order in which they shall draw their
+    random initial values, and overrides what differs: `tables`, `embed`, `crop`, `on_stream`.
+
+    Attributes:
+        config: the BackboneConfig that it was built from.
+        grid: (rows, columns) of the image tokens.
+        stream_grid: (rows, columns) of the stream's grid; larger where there is padding.
+        n_prefix: tokens in front of that grid, never routed.
+        depth: number of blocks.
+        orders: the scan orders that its blocks ask for.
+        skips: (source, target) blocks of long skips, as in run_blocks.
+        blocks: the stack that run_blocks runs.
+    """
+
+    stream_grid: tuple[int, int]
+    n_prefix = 0
+    orders: tuple[OrderName, ...] = ()
+    skips: tuple[tuple[int, int], ...] = ()
+    blocks: nn.ModuleList
+    t_cond: TimestepEmbedding
+    label_cond: nn.Embedding
+    position: Tensor
+    head: Head
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config, self.grid, self.depth = config, config.grid, config.depth
+        self.stream_grid = self.grid
+        self.patches = PatchEmbedding(config.channels, config.patch, config.dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        labels: Tensor,
+        *,
+        routing: Draw = (),
+        checkpoint: bool = False,
+    ) -> Tensor:
+        """The network's prediction for a batch.
+
+        Args:
+            x: (B, C, H, W) floating point.
+            t: (B,) floating point, of the order of 0..1000 (see embed.sinusoid).
+            labels: (B,) int64 in 0..n_classes; n_classes stands for "no class".
+            routing: a draw over `grid`, from RoutePlan.draw; () runs the dense network.
+            checkpoint: recompute the blocks' activations in the backward pass.
+
+        Returns:
+            (B, C, H, W) in float32 (float64 for a float64 model), also under autocast; DiT may
+            have other channels.
+
+        Raises:
+            ValueError: shapes, labels or a draw that do not fit.
+            TypeError: dtypes that do not fit.
+        """
+        self._check(x, t, labels)
+        stream, cond, head_cond = self.embed(x, t, labels)
+        layout = Layout(self.stream_grid, n_prefix=self.n_prefix, orders=self._ranks())
+        stream = run_blocks(
+            tuple(self.blocks),
+            stream,
+            cond,
+            layout,
+            self.on_stream(routing),
+            skips=self.skips,
+            checkpoint=checkpoint,
+        )
+        return self.head(self.crop(stream), head_cond, self.grid)
+
+    def embed(self, x: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The stream x_BLD, what the blocks are conditioned on, and the head's condition_BD."""
+        cond = self.t_cond(t) + self.label_cond(labels)
+        return as_stream(self.patches(x) + self.position), cond, cond
+
+    def crop(self, stream: Tensor) -> Tensor:
+        """The image tokens x_BND of the stream x_BLD that left the last block."""
+        return stream
+
+    def on_stream(self, routing: Draw) -> Draw:
+        """A draw over the image tokens as one over the stream's grid."""
+        return routing
+
+    # Tables -------------------------------------------------------------------------------------
+
+    def tables(self) -> dict[str, Tensor]:
+        """Buffers that the configuration determines and no state dict holds, by name."""
+        return {f"rank_{o}": rank_table(o, self.stream_grid) for o in self.orders if o != "raster"}
+
+    def register_tables(self) -> None:
+        """Add the tables to the module, on the default device."""
+        for name, table in self.tables().items():
+            self.register_buffer(name, table, persistent=False)
+
+    def _ranks(self) -> dict[str, Tensor]:
+        return {o: getattr(self, f"rank_{o}") for o in self.orders if o != "raster"}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Backbone:
+        # Tables are made anew, so that a model that was built on the meta device and then given
+        # memory (`to_empty`, sharded loading) does not compute with rubbish.
+        super()._apply(fn, recurse)
+        with torch.device("cpu"):
+            for name, table in self.tables().items():
+                setattr(self, name, table.to(getattr(self, name)))  # its device and dtype
+        return self
+
+    # Checks -------------------------------------------------------------------------------------
+
+    def _check(self, x: Tensor, t: Tensor, labels: Tensor) -> None:
+        """Refuse a batch that does not fit. Values are looked at where that is free (eager, on
+        the CPU), so that nothing waits for a device."""
+        c, name = self.config, type(self.config).__name__.removesuffix("Config")
+        shape = (c.channels, c.image_size, c.image_size)
+        if x.dim() != 4 or tuple(x.shape[1:]) != shape:
+            raise ValueError(
+                f"{name}: x has shape {tuple(x.shape)}, expected (batch, {shape[0]}, {shape[1]}, "
+                f"{shape[2]}); image_size and channels are set in the model's config."
+            )
+        if x.shape[0] == 0:
+            raise ValueError(f"{name}: the batch is empty; pass at least one sample.")
+        for argument, tensor in (("t", t), ("labels", labels)):
+            if tuple(tensor.shape) != (x.shape[0],):
+                raise ValueError(
+                    f"{name}: {argument} has shape {tuple(tensor.shape)}, expected "
+                    f"({x.shape[0]},): one value per sample."
+                )
+        for argument, tensor in (("x", x), ("t", t)):
+            if not tensor.is_floating_point():
+                raise TypeError(
+                    f"{name}: {argument} is {tensor.dtype}; pass a floating-point tensor."
+                )
+        _check_precision(name, x, self.head.linear.weight.dtype)
+        if labels.dtype != torch.int64:
+            raise TypeError(
+                f"{name}: labels are {labels.dtype}; pass class numbers as torch.int64."
+            )
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = int(labels.min()), int(labels.max())
+            if low < 0 or high > c.n_classes:
+                raise ValueError(
+                    f"{name}: labels run from {low} to {high}, but there are {c.n_classes} "
+                    f"classes; use 0..{c.n_classes}, where {c.n_classes} stands for no class."
+                )
+
+
+def _check_precision(name: str, x: Tensor, weights: torch.dtype) -> None:
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return
+    if weights in (torch.float16, torch.bfloat16):
+        raise TypeError(
+            f"{name}: its weights are {weights}, but its stream is float32; run it under "
+            f'torch.autocast("{device}", {weights}), which needs no weights in half precision.'
+        )
+    if x.dtype != weights:
+        raise TypeError(f"{name}: x is {x.dtype}, its weights are {weights}; pass x.to({weights}).")
+
+
+# Initial values -----------------------------------------------------------------------------------
+
+
+def zero_biases(model: nn.Module) -> None:
+    """Set the biases of all linear layers to zero."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def init_embeddings(tables: Iterable[Tensor | None]) -> None:
+    """Draw embeddings from a normal distribution of standard deviation 0.02."""
+    for weight in tables:
+        if weight is not None:
+            nn.init.normal_(weight, std=0.02)
