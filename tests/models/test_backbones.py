@@ -176,7 +176,8 @@ def test_unconditional_models_have_one_label(name: str) -> None:
 
 
 @every_backbone
-def test_one_graph_serves_all_draws_of_equal_size(name: str) -> None:
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_one_graph_serves_all_draws_of_equal_size(name: str, checkpoint: bool) -> None:
     model, batch = live(name), inputs()
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -185,7 +186,7 @@ def test_one_graph_serves_all_draws_of_equal_size(name: str) -> None:
         for seed in range(3):
             routing = draw(seed=seed)
             expected = model(*batch, routing=routing)
-            out = compiled(*batch, routing=routing)
+            out = compiled(*batch, routing=routing, checkpoint=checkpoint)
             torch.testing.assert_close(out, expected)
             for a, b in zip(gradients(model, out), gradients(model, expected), strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
