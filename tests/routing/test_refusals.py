@@ -23,6 +23,10 @@ def plan_keep(*positions: int) -> Callable[[], Any]:
     return lambda: RoutePlan((Route(1, 3, keep=positions),), 4).draw(2, (3, 4))
 
 
+def ordered(rank: torch.Tensor) -> Callable[[], object]:
+    return lambda: Layout((3, 4), orders={"a": rank})
+
+
 def layout(*index: Any, dtype: torch.dtype = torch.int64) -> Callable[[], Any]:
     return lambda: Layout((3, 4), torch.tensor([index], dtype=dtype))
 
@@ -87,9 +91,18 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "layout, ids doubled": (layout(1, 1, 4), "ascending, distinct positions"),
     "layout, ids outside": (layout(1, 12), r"0\.\.11 for a grid of 3 x 4"),
     "layout, ids are floats": (layout(1, 2, dtype=torch.float32), "index is torch.float32"),
-    "ranks short": (lambda: Layout((3, 4)).visit(RANK[:11]), r"rank is torch.int64 of shape \(11,"),
-    "ranks doubled": (lambda: Layout((3, 4)).visit(RANK // 2), r"holds each of 0\.\.11 once"),
-    "ranks are floats": (lambda: Layout((3, 4)).visit(RANK.float()), "rank is torch.float32"),
+    "ranks short": (
+        ordered(RANK[:11]),
+        r"order 'a' is torch.int64 of shape \(11,",
+    ),
+    "ranks doubled": (
+        ordered(RANK // 2),
+        r"holds each of 0\.\.11 once",
+    ),
+    "ranks are floats": (
+        ordered(RANK.float()),
+        "order 'a' is torch.float32",
+    ),
     # run_blocks
     "stream of another batch": (run(torch.randn(3, 12, 4)), "drawn for 2 samples of 12 tokens"),
     "stream of another length": (run(torch.randn(2, 13, 4)), "the stream has 13 tokens"),

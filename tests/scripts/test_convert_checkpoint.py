@@ -110,7 +110,7 @@ def test_back_is_exact_and_overwrites_nothing(
     # The bare state dict, as published.
     new = ["--from", "dit", "--weights", str(out), "--out", str(tmp_path / "new")]
     assert script.main(new) == 2  # of no published width
-    assert "pass --heads" in capsys.readouterr().err
+    assert "pass heads" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
     assert script.main([*new, "--heads", "2"]) == 0
     ours = load_file(folder / "ema.safetensors")
