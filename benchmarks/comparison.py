@@ -31,8 +31,7 @@ from torch import Tensor
 
 from tread_ssm.config.run import RunConfig, check, load_config
 from tread_ssm.config.run_folder import RunFolder
-from tread_ssm.data import load_emoji
-from tread_ssm.data.sources import PixelValues
+from tread_ssm.data import PixelValues, load_emoji
 from tread_ssm.evaluation import EmojiFeatures, FeatureMoments, feature_moments, frechet_distance
 from tread_ssm.models.cost import backbone_cost
 from tread_ssm.pretrained import load_export

@@ -28,10 +28,11 @@ import webdataset
 from torch import Tensor
 from tqdm import tqdm
 
-from tread_ssm.data.datasets import LatentData, batch_index, open_data
+from tread_ssm.data import LatentData
 from tread_ssm.data.importers import Imported
+from tread_ssm.data.latents import Latents, sample_posterior
+from tread_ssm.data.order import batch_index
 from tread_ssm.data.prepare import begin, finish, missing, write_shard
-from tread_ssm.data.sources import Latents, sample_posterior
 from tread_ssm.randomness import generator
 
 RESULTS = Path(__file__).parent / "results"
@@ -82,7 +83,7 @@ def shards_latents(folder: Path, batches: int) -> None:
 
 
 def _latents(folder: Path) -> Latents:
-    data = open_data(LatentData(path=str(folder / "shards")))
+    data = LatentData(path=str(folder / "shards")).open()
     assert isinstance(data, Latents)
     return data
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from tread_ssm.config.run import SampleConfig
 from tread_ssm.config.run_folder import RunFolder
-from tread_ssm.data.sources import LatentValues
+from tread_ssm.data import LatentValues
 from tread_ssm.diffusion import NoisePrediction
 from tread_ssm.errors import ConfigError
 from tread_ssm.models import DiTConfig

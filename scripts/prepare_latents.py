@@ -9,8 +9,8 @@ Whether a folder is still as it was written:
     python scripts/prepare_latents.py --verify --out data/imagenet256
 
 The means and log-variances of the autoencoder's posterior are stored in float16; training samples
-it anew each time. An interrupted command goes on where it stopped, on any number of processes, and
-the result is the same. Images that cannot be read are listed in unreadable.txt and left out. Exit
+it anew each time. Rerun an interrupted command to resume, on any number of processes; the result is
+the same. Images that cannot be read are listed in unreadable.txt and left out. Exit
 codes: 1 where --verify found something, 2 where an argument or a file cannot be used, 130 after
 Ctrl-C.
 """
@@ -29,6 +29,7 @@ import torch
 from tqdm import tqdm
 
 from tread_ssm.data.autoencoder import Autoencoder
+from tread_ssm.data.dataset import digest
 from tread_ssm.data.images import list_images
 from tread_ssm.data.importers import FORMATS, SCALE, open_source
 from tread_ssm.data.prepare import (
@@ -36,7 +37,7 @@ from tread_ssm.data.prepare import (
     EncodedImages,
     Source,
     begin,
-    fingerprint,
+    files_digest,
     finish,
     missing,
     write_shard,
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        _say("Interrupted; the same command goes on where it stopped.")
+        _say("Interrupted; rerun the command to resume.")
         return 130
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -92,7 +93,7 @@ def _verify(out: Path) -> int:
     for sentence in wrong:
         print(sentence)
     if wrong:
-        print("Delete these files and give the command that made the folder again.")
+        print("Delete these files and rerun the command that made the folder.")
         return 1
     print(f"{out} is as it was written.")
     return 0
@@ -131,11 +132,14 @@ Prepared = tuple[Source, dict[str, Any], Sequence[str] | None]
 def _images(args: argparse.Namespace, device: torch.device) -> Prepared:
     """The images through the autoencoder, what decides the result, and the samples' names."""
     images = list_images(args.data)
+    for note in images.notes:
+        _say(f"note: {note}")
+    autoencoder = Autoencoder.load(args.vae, device)
     torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.deterministic = True
     source = EncodedImages(
         images,
         args.vae,
-        Autoencoder.load(args.vae, device),
+        autoencoder,
         resolution=args.resolution,
         flip=args.flip,
         batch=args.batch,
@@ -144,7 +148,10 @@ def _images(args: argparse.Namespace, device: torch.device) -> Prepared:
     )
     names = ("vae", "resolution", "flip", "precision", "batch")
     settings = {name: getattr(args, name) for name in names}
-    return source, settings | {"images": fingerprint(images.paths)}, images.paths
+    sizes = zip(images.paths, images.sizes(), strict=True)
+    settings["image_files"] = digest(f"{path} {size}" for path, size in sizes)
+    settings["autoencoder_weights"] = autoencoder.digest()
+    return source, settings, images.paths
 
 
 def _imported(args: argparse.Namespace, device: torch.device) -> Prepared:
@@ -156,6 +163,7 @@ def _imported(args: argparse.Namespace, device: torch.device) -> Prepared:
     for note in source.notes:
         _say(f"note: {note}")
     settings = {"from": args.source, "data": str(args.data), "vae": source.vae, "scale": scale}
+    settings["files"] = files_digest(args.data)
     return source, settings, None
 
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.config.strict import nearest, plain
-from tread_ssm.data.sources import LatentValues
+from tread_ssm.data import LatentValues
 from tread_ssm.diffusion import SAMPLERS
 from tread_ssm.errors import ConfigError
 from tread_ssm.pretrained import Export, load_export

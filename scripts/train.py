@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from tread_ssm.config.run import RunConfig, check, load_config
-from tread_ssm.data.datasets import MissingDataError
-from tread_ssm.data.sources import Data
+from tread_ssm.data import Data, MissingDataError
 from tread_ssm.errors import ConfigError
 from tread_ssm.report.describe import describe
 from tread_ssm.training.resume import check_folder, write_config

@@ -13,7 +13,7 @@ import torch
 
 import tread_ssm
 from tread_ssm.config.run import SampleConfig
-from tread_ssm.data.sources import PixelValues
+from tread_ssm.data import PixelValues
 from tread_ssm.diffusion import EDM
 from tread_ssm.models import DiTConfig
 from tread_ssm.pretrained import Export, export

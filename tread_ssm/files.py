@@ -54,7 +54,7 @@ def remove_left_over(folder: Path) -> None:
 
     Only where no other process writes into the folder.
     """
-    for path in folder.glob(".*.tmp*"):
+    for path in folder.glob(f".{'[0-9a-f]' * 16}.tmp*"):
         path.unlink(missing_ok=True)
 
 

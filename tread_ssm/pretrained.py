@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from tread_ssm.config.run import SampleConfig
 from tread_ssm.config.strict import Source, build, plain
-from tread_ssm.data.sources import Values
+from tread_ssm.data import Values
 from tread_ssm.diffusion import Objective
 from tread_ssm.errors import ConfigError
 from tread_ssm.models import ModelConfig

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +86,132 @@ def test_every_kind_of_image_becomes_rgb(mode: str, tmp_path: Path) -> None:
     path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
     save(path, (20, 10), mode)
     assert read_image(path, 8).shape == (8, 8, 3)
+
+
+GREY = np.tile(np.linspace(0, 1, 16), (16, 1))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_sixteen_bits_are_seen_as_eight(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray((GREY * 65535).astype(np.uint16)).save(path)
+    cut = read_image(path, 16)
+    assert np.abs(cut - (GREY * 255)[..., None]).max() <= 1
+
+
+def test_pixels_without_a_known_range_are_refused(tmp_path: Path) -> None:
+    for name, values in (("f", GREY.astype(np.float32)), ("i", np.full((9, 9), 70000, np.int32))):
+        Image.fromarray(values).save(tmp_path / f"{name}.tif")
+        with pytest.raises(ValueError, match=rf"{name}\.tif .* expected 8 or 16 bits"):
+            read_image(tmp_path / f"{name}.tif", 8)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_parts_are_white(mode: str, tmp_path: Path) -> None:
+    image = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    image.paste((40, 40, 40, 255), (0, 0, 8, 16))
+    if mode != "P":
+        image.paste((0, 0, 0, 128), (0, 0, 16, 4))
+    image = image.quantize(4) if mode == "P" else image.convert(mode)
+    image.save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as read:
+        assert read.mode == mode
+    cut = read_image(tmp_path / "a.png", 16).astype(int)
+    assert (cut[8:, 8:] == 255).all()
+    assert np.abs(cut[8:, :8] - 40).max() <= 1
+    if mode != "P":
+        assert np.abs(cut[:4, 8:] - 127).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_stand_as_their_camera_said(orientation: int, tmp_path: Path) -> None:
+    pixels = np.zeros((16, 16, 3), dtype=np.uint8)
+    pixels[:8, :8], pixels[:8, 8:], pixels[8:, :8] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    upright = Image.fromarray(pixels)
+    turns = {
+        **{2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"},
+        **{6: "ROTATE_90", 7: "TRANSVERSE", 8: "ROTATE_270"},  # what undoes the camera's turn
+    }
+    name = turns.get(orientation)
+    stored = upright if name is None else upright.transpose(Image.Transpose[name])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "a.png", 16), pixels)
+
+
+def test_cmyk_and_palettes_keep_their_colours(tmp_path: Path) -> None:
+    image = Image.new("RGB", (16, 16), (200, 40, 90))
+    image.convert("CMYK").save(tmp_path / "a.jpg", quality=100)
+    image.convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "a.png")
+    image.save(tmp_path / "a.gif")
+    for name in ("a.jpg", "a.png", "a.gif"):
+        cut = read_image(tmp_path / name, 8).astype(int)
+        assert np.abs(cut - np.array([200, 40, 90])).max() <= 3, name
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 1000), (20000, 1), (1, 20000), (3, 300)])
+def test_tiny_and_long_pictures_keep_their_colour(size: tuple[int, int], tmp_path: Path) -> None:
+    Image.new("RGB", size, (200, 40, 90)).save(tmp_path / "a.png")
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + (64 << 20), hard))
+    try:
+        cut = read_image(tmp_path / "a.png", 256)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert cut.shape == (256, 256, 3)
+    assert (cut == (200, 40, 90)).all()
+
+
+def test_only_the_ends_of_a_strip_are_left_out() -> None:
+    middle = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    strip = np.zeros((4, 1000, 3), dtype=np.uint8)
+    strip[:, 498:502] = middle
+    assert np.array_equal(center_crop(Image.fromarray(strip), 4), middle)
+    turned = Image.fromarray(strip.transpose(1, 0, 2))
+    assert np.array_equal(center_crop(turned, 4), middle.transpose(1, 0, 2))
+
+
+def test_hidden_files_and_pipes_are_no_data(tmp_path: Path) -> None:
+    for name in ("cat/a.png", "dog/b.png", ".hidden/c.png", "cat/._a.png", "cat/.cache/d.png"):
+        save(tmp_path / name)
+    os.mkfifo(tmp_path / "cat" / "pipe.png")
+    (tmp_path / "dog" / "notes.txt").write_text("no image")
+    (tmp_path / "dog" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    found = list_images(tmp_path)
+    assert found.paths == ("cat/a.png", "dog/b.png")
+    assert found.class_names == ("cat", "dog")
+    assert found.skipped == ("dog/notes.txt",)
+
+
+def test_links_in_a_circle_end(tmp_path: Path) -> None:
+    save(tmp_path / "a" / "1.png")
+    save(tmp_path / "b" / "2.png")
+    (tmp_path / "a" / "other").symlink_to(tmp_path / "b")
+    (tmp_path / "b" / "other").symlink_to(tmp_path / "a")
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    found = list_images(tmp_path)
+    assert found.paths == ("a/1.png", "a/other/2.png", "b/2.png", "b/other/1.png")
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "tif", "webp", "bmp"])
+def test_whatever_is_damaged_is_a_sentence(suffix: str, tmp_path: Path) -> None:
+    path, rng = tmp_path / f"a.{suffix}", np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(path)
+    whole, refused = path.read_bytes(), 0
+    for _ in range(60):
+        content = bytearray(whole[: rng.integers(0, len(whole) + 1)])
+        for i in rng.integers(0, max(1, len(content)), 4):
+            content[i : i + 1] = rng.bytes(1)
+        path.write_bytes(content)
+        try:
+            assert read_image(path, 8).shape == (8, 8, 3)
+        except ValueError as error:
+            assert "is no readable image" in str(error)
+            refused += 1
+    assert refused > 5
 
 
 def test_a_damaged_image_is_named(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tread_ssm.config.run import SampleConfig
-from tread_ssm.data.sources import PixelValues
+from tread_ssm.data import PixelValues
 from tread_ssm.diffusion import EDM, Flow, NoisePrediction, Objective
 from tread_ssm.models import DiMConfig, DiTConfig
 from tread_ssm.pretrained import Export

@@ -9,15 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from tread_ssm.data.datasets import EmojiData, open_data
-from tread_ssm.data.sources import LatentValues, PixelValues
+from tread_ssm.data import EmojiData, LatentValues, PixelValues
 from tread_ssm.sampling.image_grid import save_grid, spread, to_uint8
 
 
 def test_pixels_survive_the_way_to_the_network_and_back() -> None:
-    data = open_data(EmojiData(size=16))
+    data = EmojiData(size=16).open()
     index = np.arange(50)
-    x = data.read(index, torch.zeros(50, dtype=torch.bool))  # type: ignore[arg-type]
+    x = data.read(index, (torch.zeros(50, dtype=torch.bool),))
     assert np.array_equal(to_uint8(x, data.values), data.images[index])  # type: ignore[union-attr]
 
 

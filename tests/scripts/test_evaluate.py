@@ -18,8 +18,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from tread_ssm.config.run import RoutingConfig, RunConfig, SampleConfig, TrainConfig, check
-from tread_ssm.data import load_emoji
-from tread_ssm.data.datasets import EmojiData
+from tread_ssm.data import EmojiData, load_emoji
 from tread_ssm.diffusion import EDM
 from tread_ssm.evaluation import METRICS, EmojiFeatures, feature_moments, frechet_distance
 from tread_ssm.models import DiMConfig

@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 
 from tread_ssm.config.run import SampleConfig
-from tread_ssm.data import load_emoji
-from tread_ssm.data.sources import PixelValues
+from tread_ssm.data import PixelValues, load_emoji
 from tread_ssm.diffusion import EDM
 from tread_ssm.models import DiMConfig
 from tread_ssm.pretrained import Export, export

@@ -21,8 +21,7 @@ from PIL import Image
 
 from tread_ssm.config.run import RoutingConfig, RunConfig, SampleConfig, TrainConfig, check
 from tread_ssm.config.run_folder import RunFolder
-from tread_ssm.data.datasets import EmojiData
-from tread_ssm.data.sources import LatentValues, PixelValues
+from tread_ssm.data import EmojiData, LatentValues, PixelValues
 from tread_ssm.diffusion import EDM
 from tread_ssm.models import DiMConfig, DiTConfig
 from tread_ssm.pretrained import Export, export, load_export

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tread_ssm.data.datasets import EmojiData, open_data
+from tread_ssm.data import EmojiData
 from tread_ssm.diffusion import EDM
 from tread_ssm.routing import Route, RoutePlan, Rows
 from tread_ssm.training.batch import Batch, BatchMaker, ahead
@@ -16,7 +16,7 @@ PLAN = RoutePlan([Route(0, 2), Route(2, 4, drop=0.25, select=Rows())], depth=5)
 
 def maker(**changes: object) -> BatchMaker:
     settings: dict[str, object] = {
-        "data": open_data(EmojiData(size=8, flip=True)),
+        "data": EmojiData(size=8, flip=True).open(),
         "objective": EDM(),
         "grid": GRID,
         "seed": 3,

@@ -21,8 +21,7 @@ from tread_ssm.config.run import (
     TrainConfig,
     check,
 )
-from tread_ssm.data.datasets import EmojiData, FolderData, open_data
-from tread_ssm.data.sources import Pixels
+from tread_ssm.data import EmojiData, FolderData, Pixels
 from tread_ssm.diffusion import Flow, NoisePrediction
 from tread_ssm.errors import ConfigError
 from tread_ssm.evaluation import load_extractor, score, statistics
@@ -85,7 +84,7 @@ def test_the_metrics_are_those_of_the_averaged_weights(tmp_path: Path) -> None:
         decode=decoder(description.values, None, "cpu"),
     )
     images = np.concatenate([part.images for part in drawn])
-    data, extractor = open_data(config.data), load_extractor("emoji")
+    data, extractor = config.data.open(), load_extractor("emoji")
     assert isinstance(data, Pixels)
 
     def seen(array: np.ndarray) -> list[torch.Tensor]:

@@ -21,10 +21,9 @@ from tread_ssm.config.run import (
     check,
     load_config,
 )
-from tread_ssm.data.datasets import EmojiData, LatentData
+from tread_ssm.data import EmojiData, LatentData, LatentValues
 from tread_ssm.data.importers import Imported
 from tread_ssm.data.prepare import begin, finish, write_shard
-from tread_ssm.data.sources import LatentValues
 from tread_ssm.diffusion import Flow, NoisePrediction, PerRoute
 from tread_ssm.errors import ConfigError
 from tread_ssm.models import DiMConfig, DiTConfig

@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from tread_ssm.config.run import RoutingConfig, RunConfig, SampleConfig, TrainConfig, check
-from tread_ssm.data.datasets import EmojiData
+from tread_ssm.data import EmojiData
 from tread_ssm.diffusion import Flow
 from tread_ssm.errors import ConfigError
 from tread_ssm.models import DiMConfig

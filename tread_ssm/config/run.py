@@ -14,8 +14,7 @@ import torch
 
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.config.strict import build, plain, read
-from tread_ssm.data.datasets import DataConfig, open_data
-from tread_ssm.data.sources import Data, Pixels
+from tread_ssm.data import Data, DataConfig, Pixels
 from tread_ssm.diffusion import AllTokens, Objective, PerRoute
 from tread_ssm.diffusion.sampler import SAMPLERS, check_sampler
 from tread_ssm.errors import ConfigError
@@ -204,7 +203,7 @@ def check(config: RunConfig) -> Data:
         check_sampler(config.sample.sampler, config.objective)
     except ValueError as error:
         raise ConfigError(f"sample.sampler: {error}") from None
-    data = open_data(config.data)
+    data = config.data.open()
     model = config.model
     channels, height, width = data.shape
     if (height, width) != (model.image_size, model.image_size):

@@ -5,11 +5,13 @@ Shape legend: B batch, C latent channels, H, W pixels, h, w latent places (H / f
 
 from __future__ import annotations
 
+import hashlib
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 
@@ -17,7 +19,12 @@ class Autoencoder:
     """A diffusers AutoencoderKL, in eval mode; made by `load`."""
 
     def __init__(self, network: Any, device: torch.device | str) -> None:
-        """network: an AutoencoderKL, on `device` already."""
+        """Wrap a network.
+
+        Args:
+            network: An AutoencoderKL, on `device` already.
+            device: Where it computes.
+        """
         self._network, self._device = network, torch.device(device)
         self._dtype = next(network.parameters()).dtype
 
@@ -28,10 +35,15 @@ class Autoencoder:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Autoencoder:
-        """The autoencoder in a local folder, or of an identifier such as stabilityai/sd-vae-ft-ema.
+        """An autoencoder from the disk, or from the Hugging Face Hub or its cache.
 
-        Identifiers come from the Hugging Face Hub or its cache. Raises ValueError where it cannot
-        be had.
+        Args:
+            name: A local folder, or an identifier such as stabilityai/sd-vae-ft-ema.
+            device: Where it computes.
+            dtype: Of its weights.
+
+        Raises:
+            ValueError: It cannot be had, or diffusers is missing.
         """
         if find_spec("diffusers") is None:
             raise ValueError(
@@ -65,11 +77,26 @@ class Autoencoder:
         """What latents are multiplied by for a model; 0.18215 for Stable Diffusion's."""
         return float(self._network.config.scaling_factor)
 
+    def digest(self) -> str:
+        """SHA-256 over the weights, in hexadecimal."""
+        whole = hashlib.sha256()
+        for name, weight in sorted(self._network.state_dict().items()):
+            whole.update(name.encode())
+            whole.update(weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return whole.hexdigest()
+
     @torch.no_grad()
     def encode(self, images_BHWC: Tensor | np.ndarray) -> Tensor:
-        """uint8 images (B, H, W, 3) -> moments (B, 2C, h, w) float32: means, then log-variances.
+        """Moments of the posterior.
 
-        Raises ValueError where the sides are no multiples of `factor`.
+        Args:
+            images_BHWC: uint8 (B, H, W, 3).
+
+        Returns:
+            (B, 2C, h, w) float32: means, then log-variances.
+
+        Raises:
+            ValueError: H or W is no multiple of `factor`.
         """
         images = torch.as_tensor(images_BHWC)
         height, width = images.shape[1:3]
@@ -78,15 +105,22 @@ class Autoencoder:
                 f"Autoencoder.encode: images are {images.dtype} of shape {tuple(images.shape)}; "
                 f"expected uint8 (B, H, W, 3), H and W multiples of {self.factor}."
             )
-        x = images.to(self._device).permute(0, 3, 1, 2).to(self._dtype)
+        x = rearrange(images.to(self._device), "b h w c -> b c h w").to(self._dtype)
         posterior = self._network.encode(x / 127.5 - 1).latent_dist
         return posterior.parameters.float()
 
     @torch.no_grad()
     def decode(self, z_BChw: Tensor) -> Tensor:
-        """Latents (B, C, h, w), not scaled, -> uint8 images (B, H, W, 3).
+        """Images of latents.
 
-        Raises ValueError where the autoencoder's latents have another number of channels.
+        Args:
+            z_BChw: Latents, not scaled.
+
+        Returns:
+            uint8 (B, H, W, 3).
+
+        Raises:
+            ValueError: The autoencoder's latents have another number of channels.
         """
         channels = self._network.config.latent_channels
         if z_BChw.shape[1] != channels:
@@ -97,4 +131,4 @@ class Autoencoder:
         z = z_BChw.to(self._device, self._dtype)
         x = self._network.decode(z).sample.float()
         x = ((x + 1) * 127.5).clamp(0, 255).round()
-        return x.to(torch.uint8).permute(0, 2, 3, 1)
+        return rearrange(x.to(torch.uint8), "b c h w -> b h w c")

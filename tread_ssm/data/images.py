@@ -8,45 +8,74 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
+SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+_ORIENTATION = 0x0112  # EXIF's tag
+_STRIP = 8  # times as long as wide: only the middle is kept before it is enlarged
 
 
 @dataclass(frozen=True)
 class ImageFolder:
     """Images in the order of their paths, so that number i is always the same one.
 
-    paths:       relative to `root`, with forward slashes.
-    labels:      (n,) int64; None where the images lie in `root` itself, without classes.
-    class_names: the sub-folders of `root`, sorted; their positions are the labels.
+    Attributes:
+        root: The folder.
+        paths: Of the images, relative to `root`, with forward slashes.
+        labels: (n,) int64. None where the images lie in `root` itself, without classes.
+        class_names: The sub-folders of `root` that hold images, sorted; their positions are the
+            labels.
+        skipped: Files that are no images, relative to `root`; hidden ones are not among them.
     """
 
     root: Path
     paths: tuple[str, ...]
     labels: np.ndarray | None
     class_names: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence about the files that were skipped, if any were."""
+        if not self.skipped:
+            return ()
+        shown = ", ".join(self.skipped[:5]) + (", ..." if len(self.skipped) > 5 else "")
+        total = len(self) + len(self.skipped)
+        return (
+            f"{len(self.skipped)} of {total} files in {self.root} are not used, because their "
+            f"names do not end in {', '.join(SUFFIXES)}: {shown}.",
+        )
+
+    def sizes(self) -> list[int]:
+        """Bytes of each file."""
+        return [os.stat(self.root / path).st_size for path in self.paths]
 
 
 def list_images(folder: str | Path) -> ImageFolder:
     """The images of a folder in ImageNet's layout (a sub-folder a class), or without classes.
 
-    Whatever lies deeper belongs to the class of the topmost folder; links are followed. Raises
-    ValueError where there is nothing to read, or images lie both beside and inside the sub-folders.
+    Whatever lies deeper belongs to the class of the topmost folder. Links are followed. Hidden
+    files and folders are no data.
+
+    Raises:
+        ValueError: There is nothing to read, or images lie both beside and inside the sub-folders.
+        OSError: A folder cannot be listed.
     """
     root = Path(folder)
     if not root.is_dir():
         raise ValueError(f"{root} is no folder.")
-    paths = sorted(_images(root))
+    files = sorted(_files(root))
+    paths = tuple(path for path in files if path.lower().endswith(SUFFIXES))
+    skipped = tuple(path for path in files if not path.lower().endswith(SUFFIXES))
     if not paths:
         raise ValueError(f"{root} holds no images ({', '.join(SUFFIXES)}).")
     tops = [path.split("/")[0] if "/" in path else None for path in paths]
     loose = tops.count(None)
     if loose == len(paths):
-        return ImageFolder(root, tuple(paths), None, ())
+        return ImageFolder(root, paths, None, (), skipped)
     if loose:
         raise ValueError(
             f"{root} holds {loose} images beside its sub-folders and {len(paths) - loose} inside; "
@@ -55,32 +84,75 @@ def list_images(folder: str | Path) -> ImageFolder:
     names = sorted({top for top in tops if top is not None})
     number = {name: i for i, name in enumerate(names)}
     labels = np.array([number[top] for top in tops if top is not None], dtype=np.int64)
-    return ImageFolder(root, tuple(paths), labels, tuple(names))
+    return ImageFolder(root, paths, labels, tuple(names), skipped)
 
 
-def _images(root: Path) -> Iterator[str]:
-    # os.walk: a second for ImageNet's million files, where Path.rglob takes fifteen.
-    for folder, _, names in os.walk(root, followlinks=True):
-        inside = os.path.relpath(folder, root).replace(os.sep, "/")
-        start = "" if inside == "." else f"{inside}/"
-        yield from (start + name for name in names if name.lower().endswith(SUFFIXES))
+def _files(root: Path) -> Iterator[str]:
+    """What lies below `root` and can be read: no pipes, no devices, nothing hidden."""
+    # os.scandir knows what is a file without asking for each of ImageNet's million.
+    waiting = [""]
+    while waiting:
+        inside = waiting.pop()
+        here = root / inside
+        with os.scandir(here) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_file():
+                    yield inside + entry.name
+                elif entry.is_dir() and not _leads_back(entry, here):
+                    waiting.append(f"{inside}{entry.name}/")
+
+
+def _leads_back(entry: os.DirEntry[str], here: Path) -> bool:
+    """Whether a folder is a link to one that it lies in."""
+    return entry.is_symlink() and any(above.samefile(entry.path) for above in (here, *here.parents))
 
 
 def read_image(path: Path, size: int) -> np.ndarray:
-    """The image's central square, uint8 (size, size, 3). Raises ValueError where it is damaged.
+    """The image's central square, uint8 (size, size, 3); see `to_rgb` and `center_crop`.
+
+    Raises:
+        ValueError: The file is damaged or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return center_crop(to_rgb(image), size)
+    except Exception as error:  # decoders fail in any way on a damaged file
+        raise ValueError(f"{path} is no readable image ({error}).") from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image as a viewer shows it: turned as its EXIF data says, 16 bits as 8, on white.
+
+    Raises:
+        ValueError: The pixels are floats or larger than 16 bits, whose range nothing tells.
+    """
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode[0] in "IF":
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
+            raise ValueError(f"its pixels are {values.dtype}, expected 8 or 16 bits")
+        # 65535 / 255 = 257: the full range of 16 bits becomes the full range of 8.
+        image = Image.fromarray(((values.astype(np.int64) + 128) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def center_crop(image: Image.Image, size: int) -> np.ndarray:
+    """The central square of an RGB image, uint8 (size, size, 3).
 
     ADM's crop (Dhariwal & Nichol 2021): halved by averaging while both sides stay at least twice
     `size`, then the shorter side brought to `size` bicubically, then the centre cut out.
     """
-    try:
-        with Image.open(path) as image:
-            return center_crop(image.convert("RGB"), size)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is no readable image ({error}).") from None
-
-
-def center_crop(image: Image.Image, size: int) -> np.ndarray:
-    """An RGB image cut as `read_image` says, uint8 (size, size, 3)."""
+    reach = _STRIP // 2 * min(image.size)
+    if max(image.size) > 2 * reach:  # else a strip of 1 x 20000 pixels would take gigabytes
+        x, y = (side // 2 for side in image.size)
+        box = (max(0, x - reach), max(0, y - reach), x + reach, y + reach)
+        image = image.crop((*box[:2], min(image.width, box[2]), min(image.height, box[3])))
     while min(image.size) >= 2 * size:
         width, height = image.size
         image = image.resize((width // 2, height // 2), Image.Resampling.BOX)

@@ -1,7 +1,7 @@
 """Make a folder of latents, shard by shard, so that an interruption costs one shard at most.
 
 Which samples a shard holds, and in which batches they are encoded, follows from their numbers
-alone: the folder is the same however many processes made it, and however often they stopped (to
+alone. The folder is the same however many processes made it, and however often they stopped (to
 the last bit on devices of one kind, or CPUs with one number of threads).
 
 Shape legend: B batch, C latent channels, h, w latent places, H, W pixels.
@@ -9,9 +9,7 @@ Shape legend: B batch, C latent channels, h, w latent places, H, W pixels.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -24,6 +22,7 @@ import torch
 from torch import Tensor
 
 from tread_ssm.data.autoencoder import Autoencoder
+from tread_ssm.data.dataset import digest
 from tread_ssm.data.images import ImageFolder, read_image
 from tread_ssm.data.shards import (
     LABELS,
@@ -32,6 +31,7 @@ from tread_ssm.data.shards import (
     write_array,
     write_manifest,
 )
+from tread_ssm.files import remove_left_over, replacing
 
 UNREADABLE = "unreadable.txt"
 _JOB, _PARTS = "job.json", "parts"
@@ -41,9 +41,10 @@ _JOB, _PARTS = "job.json", "parts"
 class Encoded:
     """What a source read at once.
 
-    moments:  (B, 2C, h, w) float32, means, then log-variances.
-    mirrored: the same of the mirrored images; None: not asked for.
-    failed:   number and reason of each sample that could not be read and is not in `moments`.
+    Attributes:
+        moments: (B, 2C, h, w) float32, means, then log-variances.
+        mirrored: The same of the mirrored images. None: not asked for.
+        failed: Number and reason of each sample that could not be read and is not in `moments`.
     """
 
     moments: Tensor
@@ -54,8 +55,9 @@ class Encoded:
 class Source(Protocol):
     """Where moments come from: images and an autoencoder, or another project's files.
 
-    labels:      (n,) int64 for n samples; None: no classes.
-    vae, scale, resolution: as in the manifest.
+    Attributes:
+        labels: (n,) int64. None: no classes.
+        class_names, vae, scale, resolution: As in the manifest.
     """
 
     @property
@@ -74,7 +76,11 @@ class Source(Protocol):
         ...
 
     def read(self, part: range) -> Iterator[Encoded]:
-        """The samples of these numbers, in order, a batch at a time. Raises ValueError."""
+        """The samples of these numbers, in order, a batch at a time.
+
+        Raises:
+            ValueError: A sample cannot be used.
+        """
         ...
 
 
@@ -93,8 +99,21 @@ class EncodedImages:
         workers: int,
         autocast: torch.dtype | None,
     ) -> None:
-        """batch: images encoded at once; workers: threads that decode files; autocast: None is
-        full precision. Raises ValueError where `resolution` does not suit the autoencoder."""
+        """Nothing is read yet.
+
+        Args:
+            images: The folder.
+            vae: The autoencoder's name, for the manifest.
+            autoencoder: The autoencoder.
+            resolution: Pixels along a side.
+            flip: Encode the mirrored images as well.
+            batch: Images encoded at once.
+            workers: Threads that decode files.
+            autocast: Type to compute in. None: full precision.
+
+        Raises:
+            ValueError: `resolution` does not suit the autoencoder.
+        """
         if resolution < 1 or resolution % autoencoder.factor:
             raise ValueError(
                 f"resolution is {resolution}; it must be a multiple of {autoencoder.factor}, the "
@@ -146,10 +165,22 @@ class EncodedImages:
 
 
 def begin(out: Path, settings: dict[str, Any]) -> None:
-    """Make the folder, or take it up again. Raises ValueError where it holds another job."""
+    """Make the folder, or take it up again. For one process, before the others write.
+
+    Args:
+        out: The folder.
+        settings: What decides the result, as JSON takes it.
+
+    Raises:
+        ValueError: The folder holds something else, or was begun with other settings.
+    """
     job = out / _JOB
+    if out.is_dir():
+        remove_left_over(out)
     if job.is_file():
-        held = json.loads(job.read_text(encoding="utf-8"))
+        held = _read_json(job)
+        if held is None:
+            raise ValueError(f"{job} cannot be read; remove {out} and start again.")
         changed = [k for k in {**held, **settings} if held.get(k) != settings.get(k)]
         if changed:
             told = ", ".join(f"{k} {held.get(k)!r} -> {settings.get(k)!r}" for k in changed)
@@ -157,27 +188,36 @@ def begin(out: Path, settings: dict[str, Any]) -> None:
     elif out.is_dir() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no {_JOB}; use another folder.")
     else:
-        out.mkdir(parents=True, exist_ok=True)
         _write_json(job, settings)
     (out / _PARTS).mkdir(exist_ok=True)
+    remove_left_over(out / _PARTS)
 
 
-def fingerprint(names: Sequence[str]) -> str:
-    """A few letters that change when a list of files does."""
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+def files_digest(path: Path) -> str:
+    """A checksum over the names and sizes of a file, or of all files below a folder."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return digest(f"{f.relative_to(path)} {f.stat().st_size}" for f in files)
 
 
 def missing(out: Path, n: int, shard_size: int) -> list[range]:
-    """The stretches of samples whose shards are not there yet."""
+    """The stretches of samples whose shards are not there yet, or are cut short."""
     return [p for p in _stretches(n, shard_size) if _held(out, p, shard_size) is None]
 
 
 def write_shard(
     source: Source, out: Path, part: range, shard_size: int, progress: Callable[[int], object]
 ) -> None:
-    """Read one stretch and write its files; the record that says so comes last.
+    """Read one stretch and write its files. The record that says so comes last.
 
-    progress: called with the number of samples done since the last call. Raises ValueError.
+    Args:
+        source: What is read.
+        out: The folder.
+        part: Numbers of the samples.
+        shard_size: Samples of a shard.
+        progress: Called with the number of samples done since the last call.
+
+    Raises:
+        ValueError: A sample cannot be used.
     """
     straight: list[np.ndarray] = []
     mirrored: list[np.ndarray] = []
@@ -204,12 +244,19 @@ def write_shard(
 def finish(source: Source, out: Path, shard_size: int, names: Sequence[str] | None) -> Manifest:
     """Write labels, the list of what could not be read, and the manifest.
 
-    names: of the samples, for that list. Raises ValueError where nothing at all could be read.
+    Args:
+        source: What was read.
+        out: The folder.
+        shard_size: Samples of a shard.
+        names: Of the samples, for that list.
+
+    Raises:
+        ValueError: A shard is missing, or nothing at all could be read.
     """
     stretches = _stretches(len(source), shard_size)
     held = [_held(out, part, shard_size) for part in stretches]
     if None in held:
-        raise ValueError(f"{out} lacks {held.count(None)} shards; give the same command again.")
+        raise ValueError(f"{out} lacks {held.count(None)} shards; rerun the command to make them.")
     records = [record for record in held if record is not None]
     failed = {int(i): str(why) for record in records for i, why in record["failed"]}
     shards, mirrored = (
@@ -219,7 +266,9 @@ def finish(source: Source, out: Path, shard_size: int, names: Sequence[str] | No
     if not shards:
         raise ValueError(f"Not one of {len(source)} samples could be read: {failed[0]}")
     told = [f"{names[i] if names else i}\t{why}\n" for i, why in sorted(failed.items())]
-    (out / UNREADABLE).write_text("".join(told), encoding="utf-8")
+    with replacing(out / UNREADABLE) as temporary:
+        # Names of files need not be UTF-8.
+        temporary.write_text("".join(told), encoding="utf-8", errors="backslashreplace")
     labels = None
     if source.labels is not None:
         kept = np.delete(source.labels, sorted(failed))
@@ -245,14 +294,19 @@ def _stretches(n: int, shard_size: int) -> list[range]:
 
 
 def _held(out: Path, part: range, shard_size: int) -> dict[str, Any] | None:
-    """The record of a shard whose files are there."""
-    path = out / _PARTS / f"{part.start // shard_size:05d}.json"
-    if not path.is_file():
-        return None
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if any(not (out / file["name"]).is_file() for file in record["files"].values()):
+    """The record of a shard whose files are there and whole."""
+    record = _read_json(out / _PARTS / f"{part.start // shard_size:05d}.json")
+    if record is None or not all(_whole(out, Shard(**f)) for f in record["files"].values()):
         return None
     return record
+
+
+def _whole(out: Path, shard: Shard) -> bool:
+    """Whether a file is as long as it should be; its bytes are not read."""
+    try:
+        return len(np.load(out / shard.name, mmap_mode="r")) == shard.count
+    except (OSError, ValueError, EOFError):
+        return False
 
 
 def _stored(moments: Tensor, part: range) -> np.ndarray:
@@ -262,12 +316,20 @@ def _stored(moments: Tensor, part: range) -> np.ndarray:
     if not bool(half.isfinite().all()):
         raise ValueError(
             f"Samples {part.start} to {part.stop - 1}: the moments are not finite in half "
-            f"precision; encode with full precision (--precision fp32)."
+            f"precision; encode in full precision."
         )
     return half.numpy()
 
 
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """None: there is no such file, or it was damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value) + "\n", encoding="utf-8")

@@ -12,9 +12,8 @@ Shape legend: n samples, m samples of a shard, B batch, C latent channels, h, w 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,13 +21,21 @@ from typing import Any
 
 import numpy as np
 
+from tread_ssm.files import checksum, replacing
+
 MANIFEST, LABELS = "manifest.json", "labels.npy"
 _VERSION = 1
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of `count` samples; sha256 is of its bytes, in hexadecimal."""
+    """A file of the folder.
+
+    Attributes:
+        name: Of the file.
+        count: Samples in it.
+        sha256: Of its bytes, in hexadecimal.
+    """
 
     name: str
     count: int
@@ -39,13 +46,17 @@ class Shard:
 class Manifest:
     """What a folder of latents holds.
 
-    vae:         the autoencoder: an identifier or a folder; None: not known.
-    scale:       latents are multiplied by it before a model sees them.
-    resolution:  pixels along a side of the images; None: not known.
-    shape:       (2C, h, w) of one sample's moments.
-    class_names: one for each class; () where there are none.
-    mirrored:    shards of the mirrored images, or ().
-    labels:      the file of labels; None where there are none.
+    Attributes:
+        vae: The autoencoder: an identifier or a folder. None: not known.
+        scale: Latents are multiplied by it before a model sees them.
+        resolution: Pixels along a side of the images. None: not known.
+        count: Samples, n.
+        shape: (2C, h, w) of one sample's moments.
+        class_names: One for each class, () where there are none.
+        shards: Files of moments, in order.
+        mirrored: Files of the mirrored images' moments, or ().
+        labels: The file of labels. None where there are no classes.
+        version: Of this format.
     """
 
     vae: str | None
@@ -59,6 +70,22 @@ class Manifest:
     labels: Shard | None
     version: int = _VERSION
 
+    def __post_init__(self) -> None:
+        for name in ("shards", "mirrored"):
+            held = sum(shard.count for shard in getattr(self, name))
+            if held != self.count and (held or name == "shards"):
+                raise ValueError(f"its {name} hold {held} samples, but count is {self.count}")
+        if not (0 < self.scale < math.inf):
+            raise ValueError(f"its scale is {self.scale}; it must be greater than 0")
+        whole = all(type(size) is int and size > 0 for size in self.shape)
+        if len(self.shape) != 3 or not whole or self.shape[0] % 2:
+            raise ValueError(f"its shape is {self.shape}; expected (2 * channels, height, width)")
+        if not all(isinstance(name, str) for name in self.class_names):
+            raise ValueError("its class_names are not all text")
+        for file in self.files:
+            if file.count < 1 or Path(file.name).name != file.name:
+                raise ValueError(f"it lists {file.name!r} of {file.count} samples")
+
     @property
     def files(self) -> tuple[Shard, ...]:
         """All files that have a checksum."""
@@ -67,7 +94,12 @@ class Manifest:
 
 @dataclass(frozen=True)
 class PosteriorMoments:
-    """Shards as one array (n, 2C, h, w) that stays on disk."""
+    """Shards as one array (n, 2C, h, w) that stays on the disk.
+
+    Attributes:
+        parts: The shards, (m, 2C, h, w) float16 each.
+        starts: The number of the first sample of each, and n at the end.
+    """
 
     parts: tuple[np.ndarray, ...]
     starts: np.ndarray
@@ -76,6 +108,11 @@ class PosteriorMoments:
     def shape(self) -> tuple[int, ...]:
         """(n, 2C, h, w)."""
         return int(self.starts[-1]), *self.parts[0].shape[1:]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all shards."""
+        return sum(part.nbytes for part in self.parts)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -91,12 +128,16 @@ class PosteriorMoments:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """What the folder holds. Raises ValueError where it was not finished or is something else."""
+    """What the folder holds.
+
+    Raises:
+        ValueError: The folder was not finished, or is something else.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         raise ValueError(
             f"{folder} holds no {MANIFEST}: it is no folder of latents, or scripts/"
-            f"prepare_latents.py was interrupted; the same command goes on where it stopped."
+            f"prepare_latents.py was interrupted; rerun the command to resume."
         )
     try:
         raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -113,44 +154,54 @@ def read_manifest(folder: Path) -> Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write it whole or not at all; the folder is complete from then on."""
-    temporary = folder / (MANIFEST + ".tmp")
-    temporary.write_text(json.dumps(asdict(manifest), indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / MANIFEST)
+    with replacing(folder / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(asdict(manifest), indent=1) + "\n", encoding="utf-8")
 
 
 def write_array(path: Path, array: np.ndarray) -> Shard:
     """Write an .npy file whole or not at all; returns its entry in the manifest."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        np.save(file, array)
-        file.flush()
-        os.fsync(file.fileno())
-    entry = Shard(path.name, len(array), checksum(temporary))
-    os.replace(temporary, path)
-    return entry
+    with replacing(path) as temporary:
+        np.save(temporary, array)
+        return Shard(path.name, len(array), checksum(temporary))
 
 
 def open_moments(
     folder: Path, shards: tuple[Shard, ...], shape: tuple[int, ...]
 ) -> PosteriorMoments:
-    """The shards as one array. Raises ValueError where one is missing, cut short or of another
-    shape; bytes that were altered are found by `verify` alone."""
+    """The shards as one array.
+
+    Raises:
+        ValueError: One is missing, cut short, or not as the manifest says. Bytes that were altered
+            are found by `verify` alone.
+    """
     # Plain arrays, still on disk: a row of an np.memmap costs as much to look up as to copy.
-    parts = tuple(np.asarray(_open(folder / s.name, (s.count, *shape))) for s in shards)
-    return PosteriorMoments(parts, np.cumsum([0, *(s.count for s in shards)]))
+    parts = (open_array(folder / s.name, (s.count, *shape), np.float16) for s in shards)
+    return PosteriorMoments(tuple(parts), np.cumsum([0, *(s.count for s in shards)]))
 
 
 def open_labels(folder: Path, manifest: Manifest) -> np.ndarray | None:
-    """(n,) int64, or None without classes. Raises ValueError."""
+    """(n,) int64, or None without classes.
+
+    Raises:
+        ValueError: The file is missing, cut short, or not as the manifest says.
+    """
     if manifest.labels is None:
         return None
-    return np.asarray(_open(folder / manifest.labels.name, (manifest.count,), "i"))
+    return open_array(folder / manifest.labels.name, (manifest.count,), np.int64)
 
 
 def verify(folder: Path, watch: Callable[[list[Shard]], Iterator[Shard]] = iter) -> list[str]:
-    """Read every byte; a sentence for each file that is not as it was written, [] if all are.
+    """Read every byte.
 
-    watch: wraps the list of files, to show progress. Raises ValueError without a manifest.
+    Args:
+        folder: Of latents.
+        watch: Wraps the list of files, to show progress.
+
+    Returns:
+        A sentence for each file that is not as it was written; [] if all are.
+
+    Raises:
+        ValueError: There is no manifest.
     """
     manifest = read_manifest(folder)
     return [said for file in watch(list(manifest.files)) if (said := _wrong(folder, file))]
@@ -166,28 +217,28 @@ def _wrong(folder: Path, file: Shard) -> str | None:
     return None
 
 
-def checksum(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+def open_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
+    """An .npy file as an array that stays on the disk.
 
-
-def _open(path: Path, shape: tuple[int, ...], kind: str = "f") -> np.ndarray:
-    """A memory map of an .npy file that must have this shape."""
+    Raises:
+        ValueError: It is missing, cut short, or has another shape, type, byte or axis order.
+    """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise ValueError(
-            f"{path} is missing; give the command of scripts/prepare_latents.py again."
+            f"{path} is missing; rerun the command of scripts/prepare_latents.py that made the "
+            f"folder."
         ) from None
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(
-            f"{path} is cut short or damaged ({error}); delete it and give the command of "
-            f"scripts/prepare_latents.py again: it makes what is missing."
+            f"{path} is cut short or damaged ({error}); delete it and rerun the command of "
+            f"scripts/prepare_latents.py that made the folder: it makes what is missing."
         ) from None
-    if array.shape != shape or array.dtype.kind != kind:
-        raise ValueError(f"{path} is {array.dtype} of shape {array.shape}; expected {shape}.")
-    return array
+    if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
+        order = "" if array.flags.c_contiguous else " in Fortran order"
+        raise ValueError(
+            f"{path} is {array.dtype.str} of shape {array.shape}{order}; expected {shape} of "
+            f"{np.dtype(dtype).str}."
+        )
+    return np.asarray(array)

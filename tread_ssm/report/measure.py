@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tread_ssm.config.run import RunConfig
-from tread_ssm.data.sources import Data, Pixels, Values
+from tread_ssm.data import Data, Pixels, Values
 from tread_ssm.evaluation import EmojiFeatures, feature_moments, frechet_distance
 from tread_ssm.pretrained import load_export
 from tread_ssm.randomness import generator

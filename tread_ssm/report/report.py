@@ -18,8 +18,7 @@ from torch import Tensor
 
 from tread_ssm.config.run import RunConfig, load_config
 from tread_ssm.config.run_folder import RunFolder
-from tread_ssm.data.datasets import EmojiData, open_data
-from tread_ssm.data.sources import Data, Pixels
+from tread_ssm.data import Data, EmojiData, Pixels
 from tread_ssm.errors import ConfigError
 from tread_ssm.files import replacing
 from tread_ssm.models.cost import backbone_cost
@@ -58,7 +57,7 @@ def write_report(run: str | Path, images: int = 256) -> Path:
             f"train.save_every={config.train.save_every})."
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = open_data(config.data)
+    data = config.data.open()
     cost = backbone_cost(config.model, config.plan)
     times = step_times(config, data, load_export(found[max(found)], device)[0])
     distances = None

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from tread_ssm.data.sources import PixelValues, Values
+from tread_ssm.data import PixelValues, Values
 from tread_ssm.errors import ConfigError
 
 Decode = Callable[[Tensor], np.ndarray]

@@ -12,13 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from tread_ssm.data.datasets import batch_index
-from tread_ssm.data.sources import Data
+from tread_ssm.data import Data
+from tread_ssm.data.order import batch_index
 from tread_ssm.diffusion import Objective
 from tread_ssm.randomness import generator
 from tread_ssm.routing import Draw, RoutePlan
@@ -87,8 +86,7 @@ class BatchMaker:
         """The rows `rows` of the global batch of `step`, with routes drawn from `plan`; on CPU."""
         rng = generator(self.seed, step, "step")
         index = batch_index(len(self.data.labels), self.size, self.seed, step)
-        mine: Any = self.data.sample_augmentation(self.size, rng)
-        mine = tuple(t[rows] for t in mine) if isinstance(mine, tuple) else mine[rows]
+        mine = tuple(t[rows] for t in self.data.sample_augmentation(self.size, rng))
         dropped = torch.rand(self.size, generator=rng) < self.label_dropout
         labels = torch.from_numpy(self.data.labels[index])
         # Without classes every label is the null label.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tread_ssm.config.run import RunConfig
-from tread_ssm.data.sources import Data, Pixels
+from tread_ssm.data import Data, Pixels
 from tread_ssm.errors import ConfigError
 from tread_ssm.evaluation import (
     Statistics,

@@ -13,7 +13,7 @@ from torch import nn
 
 from tread_ssm.config.run import RunConfig
 from tread_ssm.config.strict import plain
-from tread_ssm.data.sources import Data
+from tread_ssm.data import Data
 from tread_ssm.diffusion import Network
 from tread_ssm.pretrained import Export, export, exported_step
 from tread_ssm.training import checkpoint

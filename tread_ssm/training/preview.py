@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tread_ssm.config.run import RunConfig
-from tread_ssm.data.sources import Data
+from tread_ssm.data import Data
 from tread_ssm.sampling.generate import sample_images, starting_noise
 from tread_ssm.sampling.image_grid import save_grid, spread, to_uint8
 

@@ -12,13 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
 from tread_ssm.data import load_emoji
-from tread_ssm.data.datasets import FolderData, batch_index, open_data
-from tread_ssm.data.images import read_image
+from tread_ssm.data.order import batch_index
 
 ROOT = Path(__file__).parents[2]
 SIZE, CLASSES, PER_CLASS = 8, 3, 6
@@ -183,24 +181,3 @@ def test_a_damaged_image_is_named_whichever_process_meets_it(own: Path, damaged:
     assert done.returncode != 0
     who = "error" if row < 4 else "error (process 1)"
     assert f"{who}: data.path: {damaged / '2.png'} is no readable image" in done.stderr
-
-
-@pytest.mark.parametrize("threads", [1, 5])
-def test_threads_keep_the_order(own: Path, threads: int) -> None:
-    folder = own / "classes"
-    data = open_data(FolderData(path=str(folder), size=SIZE, threads=threads))
-    paths = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.*"))
-    index = np.random.default_rng(0).permutation(len(paths)).repeat(2)
-    x = data.read(index, torch.zeros(len(index), dtype=torch.bool))  # type: ignore[arg-type]
-    expected = np.stack([read_image(folder / paths[i], SIZE) for i in index])
-    shown = x.add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    assert np.array_equal(shown, expected)
-    names = [paths[i].split("/")[0] for i in index]
-    assert [data.class_names[k] for k in data.labels[index]] == names
-
-
-def test_options_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match="size is 0; it must be at least 1"):
-        FolderData(path="anywhere", size=0)
-    with pytest.raises(ValueError, match="threads is 0; it must be at least 1"):
-        FolderData(path="anywhere", size=8, threads=0)

@@ -1,0 +1,126 @@
+"""Image files in a folder, decoded whenever they are read.
+
+Shape legend: B batch, C channels, H rows, W columns, n samples.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tread_ssm.data.dataset import (
+    Augmentation,
+    existing,
+    fingerprint,
+    labelled,
+    sample_mirrored,
+    to_model,
+)
+from tread_ssm.data.images import ImageFolder, list_images, read_image
+from tread_ssm.data.values import PixelValues
+from tread_ssm.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderData:
+    """A folder of images in ImageNet's layout, a sub-folder a class, or of images alone.
+
+    Each image is cut to its central square (as ADM does) and brought to `size` pixels whenever it
+    is read.
+
+    Attributes:
+        kind: "folder".
+        path: The folder.
+        size: Pixels along a side.
+        flip: Mirror half of the images, drawn anew for each batch.
+        threads: Threads that decode files, in each process.
+    """
+
+    kind: Literal["folder"] = "folder"
+    path: str
+    size: int
+    flip: bool = False
+    threads: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("size", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+
+    def open(self) -> FolderPixels:
+        """List the images; none of them is read.
+
+        Raises:
+            ConfigError: There are none, or their places make no sense.
+        """
+        path = existing(self.path)
+        try:
+            images = list_images(path)
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"data.path: {error}") from None
+        labels, names = labelled(images.labels, images.class_names, len(images), path)
+        return FolderPixels(images, self.size, labels, names, self.flip, self.threads)
+
+
+@dataclass(frozen=True)
+class FolderPixels:
+    """Image files, read as (B, 3, size, size) float32 in [-1, 1].
+
+    Attributes:
+        images: Where they lie.
+        size: Pixels along a side.
+        labels: (n,) int64.
+        class_names: One for each class.
+        flip: Whether half of the images are mirrored.
+        threads: Threads that decode files.
+    """
+
+    images: ImageFolder
+    size: int
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    flip: bool
+    threads: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one sample."""
+        return 3, self.size, self.size
+
+    @property
+    def values(self) -> PixelValues:
+        """What the numbers mean."""
+        return PixelValues()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which files are no images."""
+        return self.images.notes
+
+    def sample_augmentation(self, batch: int, rng: torch.Generator) -> Augmentation:
+        """Which samples are mirrored, (batch,) bool."""
+        return (sample_mirrored(batch, self.flip, rng),)
+
+    def read(self, index_B: np.ndarray, augmentation: Augmentation) -> Tensor:
+        """The samples of these numbers; see `Data.read`."""
+        paths = [self.images.root / self.images.paths[i] for i in index_B]
+        try:
+            with ThreadPoolExecutor(self.threads) as pool:
+                images = list(pool.map(read_image, paths, repeat(self.size)))
+        except ValueError as error:
+            raise ConfigError(
+                f"data.path: {error} Mend or replace it, then rerun the command to resume."
+            ) from None
+        return to_model(np.stack(images), augmentation[0] if self.flip else None)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the data is; see `Data.fingerprint`."""
+        sizes = self.images.sizes()
+        parts = (f"{p} {s}" for p, s in zip(self.images.paths, sizes, strict=True))
+        return fingerprint(self, sum(sizes), parts)
