@@ -115,18 +115,16 @@ print(f"{median:.0f} ms a dense step: {batch} images, {threads} thread(s)")
 # %% [markdown]
 # ## A diffusion Transformer of diffusers
 #
-# The same lines. Blocks that get more than their stream for each token (rotary tables, masks) have
-# that *declared*, and a forgotten declaration is refused in a sentence:
+# A table of presets knows what the blocks of well-known models take: the model itself is given,
+# and `drop` is enough for routes that draw by themselves, in training alone. Blocks of other models
+# are described, as above; what they get for each token besides the stream (rotary tables, masks) is
+# *declared*, and a forgotten declaration is refused in a sentence:
 #
-# - `DiTTransformer2DModel`, `PixArtTransformer2DModel`: `attach(model.transformer_blocks)`.
-# - `SD3Transformer2DModel`: its blocks hand on text and image, and the image is the stream:
-#   `attach(model.transformer_blocks, streams=("hidden_states",), returns=(1,))`.
-# - `FluxTransformer2DModel`: the same for `[*model.transformer_blocks,
-#   *model.single_transformer_blocks]`, and `per_token=("image_rotary_emb",)`. One table serves the
-#   whole batch, so one draw does: `plan.draw(1, grid)`.
-# - timm's EVA-02: `attach(model.blocks, n_prefix=1, per_token={"rope":
-#   PerToken(per_sample="heads")})`.
-# - transformers' `MambaModel`: `attach(model.layers)`; the grid is `(1, length)`.
+# - `attach(model, rows=(Blocks("layers", per_token={"rope": PerToken("n d -> b 1 n d")}),))`: a
+#   rotary table for the whole batch, in blocks that also take one for each sample.
+# - Where blocks take one table for the whole batch (Flux), one draw does: `plan.draw(1, grid)`.
+#
+# `routing.verify(lambda: model(...))` checks it all against the dense model.
 
 # %%
 dit = DiTTransformer2DModel(
@@ -137,11 +135,12 @@ latents, noise_levels, classes = (
     torch.tensor([20, 900]),
     torch.tensor([1, 7]),
 )
-dit_plan = RoutePlan((Route(start=2, stop=-2, drop=0.5),), 8)
-
-dit_routing = attach(dit.transformer_blocks)
-with dit_routing.using(dit_plan.draw(2, (8, 8))):
-    prediction = dit(latents, timestep=noise_levels, class_labels=classes).sample
+dit_routing = attach(dit, drop=0.5)
+dit.train()
+prediction = dit(latents, timestep=noise_levels, class_labels=classes).sample
 prediction.square().mean().backward()
+dit_routing.step()  # behind each optimizer step
+for route, subset in dit_routing.draw:
+    print(f"blocks {route.start} to {route.stop - 1} saw {subset.n_kept} of {subset.length} tokens")
 dit_routing.detach()
 print("prediction:", tuple(prediction.shape))

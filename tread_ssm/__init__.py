@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tread_ssm.routing import (
+    Blocks,
     Cells,
     Draw,
     Frames,
@@ -19,6 +20,7 @@ from tread_ssm.routing import (
     RouteSchedule,
     Rows,
     Segments,
+    SelfDrawing,
     TokenSubset,
     Tubes,
     attach,
@@ -44,6 +46,7 @@ _WHERE = {
 }
 
 __all__ = [
+    "Blocks",
     "Cells",
     "DiM",
     "DiMConfig",
@@ -59,6 +62,7 @@ __all__ = [
     "RouteSchedule",
     "Rows",
     "Segments",
+    "SelfDrawing",
     "TokenSubset",
     "Tubes",
     "ZigMamba",

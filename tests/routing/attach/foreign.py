@@ -222,7 +222,7 @@ def timm_eva02() -> Foreign:
         model.blocks,
         _eva,
         "x",
-        {"n_prefix": 1, "per_token": {"rope": PerToken(per_sample="heads")}},
+        {"n_prefix": 1, "per_token": {"rope": PerToken("n d -> b 1 n d")}},
     )
 
 
@@ -239,7 +239,15 @@ def transformers_mamba() -> Foreign:
     def run(m: nn.Module) -> Tensor:
         return m(inputs_embeds=x).last_hidden_state
 
-    return Foreign(_lively(model), run, model.layers, _plain, "hidden_states", grid=(1, 16))
+    return Foreign(
+        _lively(model),
+        run,
+        model.layers,
+        _plain,
+        "hidden_states",
+        {"closes_gaps": True},
+        grid=(1, 16),
+    )
 
 
 def torch_encoder() -> Foreign:

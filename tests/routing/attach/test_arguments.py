@@ -33,7 +33,8 @@ def test_one_table_for_samples_that_keep_other_tokens(model: Stack) -> None:
 @pytest.mark.parametrize("shape", [(N, D), (1, N, D), (BATCH, N, D)])
 def test_a_declared_argument_goes_with_its_tokens(model: Stack, shape: tuple[int, ...]) -> None:
     table, draw = torch.randn(shape), drawn()
-    routing = attach(model.blocks, per_token={"table": PerToken(per_sample="batch")})
+    dims = "n d -> b n d | b n d"
+    routing = attach(model.blocks, per_token={"table": PerToken(dims)})
     subset = draw[0][1]
     part = subset.take(table.expand(BATCH, N, D))
     calls = [
@@ -98,12 +99,12 @@ def test_undeclared_arguments_hide_nowhere(name: str, args: Any, kwargs: Any) ->
 
 def test_wrapped_blocks_have_the_names_of_what_they_wrap(model: Stack) -> None:
     draw, table = drawn(), torch.randn(BATCH, N, D)
-    with attach(model.blocks, per_token=("table",)).using(draw):
+    with attach(model.blocks, per_token={"table": "b n d"}).using(draw):
         expected = model(data(), table=table)
     wrapped = Stack()
     wrapped.load_state_dict(model.state_dict())
     wrapped.blocks = nn.ModuleList(Wrapper(b) for b in wrapped.blocks)
-    with attach(wrapped.blocks, per_token=("table",)).using(draw):
+    with attach(wrapped.blocks, per_token={"table": "b n d"}).using(draw):
         torch.testing.assert_close(wrapped(data(), table=table), expected, rtol=0, atol=0)
 
 
@@ -116,7 +117,7 @@ def test_a_mask_for_pairs_of_tokens(shape: tuple[int, ...]) -> None:
     ids = subset.index[0]
     inner = layers[1](x[:, ids], mask[..., ids, :][..., ids])
     expected = layers[2](x.index_copy(1, ids, inner), mask)
-    routing = attach(layers, per_token={"src_mask": PerToken(dim=(-2, -1))})
+    routing = attach(layers, per_token={"src_mask": PerToken("n n | bh n n")})
     y = data()
     with routing.using(draw):
         for layer in layers:

@@ -197,7 +197,7 @@ def test_one_graph_serves_all_draws_of_equal_size(model: Stack) -> None:
         graphs += 1
         return module.forward
 
-    routing = attach(model.blocks, per_token={"table": PerToken(per_sample="batch")})
+    routing = attach(model.blocks, per_token={"table": PerToken("n d -> b n d")})
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     table = torch.randn(N, D)
     for seed in range(3):

@@ -38,7 +38,7 @@ def test_recomputed_blocks_take_the_draw_of_their_own_forward_pass(
     model: Stack, routes: tuple[Route, ...], stretch: int
 ) -> None:
     """A block in each checkpoint, several, or all."""
-    routing = attach(model.blocks, per_token=("table",))
+    routing = attach(model.blocks, per_token={"table": "b n d"})
     table = torch.randn(BATCH, N, D)
     first, second = (plan(*routes).draw(BATCH, GRID) for _ in range(2))
     with routing.using(first):

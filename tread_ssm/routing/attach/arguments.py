@@ -1,50 +1,83 @@
-"""The arguments of blocks that were not written for routing, inside a route.
+"""What blocks that were not written for routing take and return, and one call of such a block.
 
-Shape legend: B batch, N image tokens, K kept ones, P prefix tokens, S = P + N, D channels.
+Shape legend: B batch, N image tokens, K kept ones, S tokens of a stream, D channels.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from tread_ssm.tokens import TokenSubset
+from tread_ssm.routing.attach.per_token import How, Image, around, offset_of, take, tensors
+from tread_ssm.tokens import TokenSubset, grid_text, is_whole
 
 Streams: TypeAlias = tuple[Tensor, ...]
 
+# Names that mean text, time or class in every library; tensors of other names are declared.
+_CONDITIONS = frozenset(
+    """
+    encoder_hidden_states encoder_attention_mask encoder_hidden_states_mask encoder_mask context
+    context_mask cond condition conditioning c class_labels labels y text txt text_emb text_mask
+    pooled_projections vec temb t_emb time_emb emb t timestep timesteps embedded_timestep guidance
+    adaln_input
+    """.split()  # noqa: SIM905
+)
+# Names of sizes: how many tokens there are, and in which grid.
+_SIZES = frozenset(
+    """
+    height width num_frames frames h w hw thw THW H W grid grid_size grid_sizes input_size
+    feat_shape spatial_shape spatial_shapes x_size seq_len seqlen max_seqlen
+    """.split()  # noqa: SIM905
+)
+
 
 @dataclass(frozen=True)
-class PerToken:
-    """How an argument of the blocks goes along with the tokens.
+class Blocks:
+    """What the blocks of one list take and return; a row of the table of presets.
 
-    dim:        where the tokens stand; -2 as in rotary tables (N, d) and in streams (B, N, D);
-                both of (-2, -1) in a mask or bias for pairs of tokens (..., N, N).
-                Before the N image tokens there may be others, which are kept: the class token, or
-                the text tokens of a table that is made for text and image together.
-                A tensor whose first size is 1 or the batch's is taken sample by sample.
-    per_sample: what becomes of a table without a batch, (..., N, d), when each sample keeps other
-                tokens: "batch" (B, K, d), "heads" (B, 1, K, d), or "refuse", for blocks that take
-                one table for the whole batch. Those need one draw for all: `plan.draw(1, grid)`.
+    Attributes:
+        path: Where the list stands in the model, such as "transformer_blocks"; "" where the
+            blocks themselves are given.
+        streams: Arguments that hold the image tokens (B, S, D); (): the first one. Two where
+            blocks take (hidden, residual).
+        returns: Where the streams stand in a returned tuple; None where a block returns a tensor,
+            or a tuple with one stream.
+        per_token: Arguments besides the stream that have an entry for each token (rotary tables,
+            masks, positions), see `PerToken`.
+        whole: Arguments that do not go by tokens. Common names of text, time and class need not
+            be named.
+        skips: Arguments that get the stream behind an earlier block (long skips). One that
+            crosses a route's end is taken or put, as `run_blocks` does.
+        image: Whether the image's tokens stand "last" or "first" in the stream.
+        n_prefix: Tokens in front of the image's (behind them where it stands "first"), such as a
+            class token; never dropped. A name is an attribute of the model, None any number.
+        grid_arguments: Arguments that tell a block the sizes of its token grid, in their order;
+            inside a route they become those of the kept rectangle.
+        sequence_first: Whether streams are (S, B, D).
+        closes_gaps: Whether blocks may treat the kept tokens as a sequence without gaps, although
+            they hold convolutions along it or positions of their own. Right for Mamba.
     """
 
-    dim: int | tuple[int, ...] = -2
-    per_sample: Literal["refuse", "batch", "heads"] = "refuse"
+    path: str = ""
+    streams: tuple[str, ...] = ()
+    returns: tuple[int, ...] | None = None
+    per_token: Mapping[str, How] = field(default_factory=dict)
+    whole: tuple[str, ...] = ()
+    skips: tuple[str, ...] = ()
+    image: Image = "last"
+    n_prefix: int | str | None = 0
+    grid_arguments: tuple[str, ...] = ()
+    sequence_first: bool = False
+    closes_gaps: bool = False
 
-
-@dataclass(frozen=True)
-class Signature:
-    """What the arguments and results of the blocks are; see `attach`."""
-
-    streams: tuple[str, ...] | None
-    returns: tuple[int, ...]
-    per_token: Mapping[str, PerToken]
-    whole: tuple[str, ...]
-    grid_arguments: tuple[str, str] | None
-    n_prefix: int
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All arguments that are named."""
+        return (*self.streams, *self.per_token, *self.whole, *self.skips, *self.grid_arguments)
 
 
 @dataclass(frozen=True)
@@ -56,7 +89,8 @@ class Call:
     names: tuple[str, ...]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    signature: Signature
+    blocks: Blocks
+    offsets: Tensor | None = None  # (B,), where each sample's image begins
 
     @property
     def name(self) -> str:
@@ -69,14 +103,19 @@ class Call:
         further = (f"argument {k + 1}" for k in range(len(self.names), len(self.args)))
         return dict(zip((*self.names, *further), self.args, strict=False)) | self.kwargs
 
+    @property
+    def stream_names(self) -> tuple[str, ...]:
+        """The arguments that hold the streams."""
+        return self.blocks.streams or self.names[:1] or ("argument 1",)
+
     def first_stream(self) -> Any:
         """What stands where the first stream is expected."""
-        return self.values.get(self._stream_names()[0])
+        return self.values.get(self.stream_names[0])
 
     def streams(self) -> Streams:
-        """The stream tensors (B, S or P + K, D)."""
+        """The stream tensors (B, S, D), whatever order the block takes them in."""
         found, values = [], self.values
-        for name in self._stream_names():
+        for name in self.stream_names:
             value = values.get(name)
             if not isinstance(value, Tensor) or value.dim() != 3:
                 what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -85,79 +124,112 @@ class Call:
                     f"(batch, tokens, channels). Blocks on 4-D maps (windows) cannot be routed; "
                     f"another argument can be named as streams=(...)."
                 )
-            found.append(value)
+            found.append(value.transpose(0, 1) if self.blocks.sequence_first else value)
         return tuple(found)
 
-    def inside(self, subset: TokenSubset, enters: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments for a block in a route: streams taken where it enters, tables always."""
-        batch, seen = self.streams()[0].shape[:2]
-        prefix = self.signature.n_prefix
-        whole = of_stream(subset, batch, prefix)
-        if seen != (whole.length if enters else whole.n_kept):
+    def others(self, present: int) -> int:
+        """Tokens of the stream besides `present` ones of the image.
+
+        Raises:
+            ValueError: The stream is shorter, or `Blocks.n_prefix` is another number.
+        """
+        others = self.streams()[0].shape[1] - present
+        if others < 0 or self.blocks.n_prefix not in (None, others):
             raise ValueError(
-                f"attach: {self.name}: the stream has {seen} tokens inside a route that keeps "
-                f"{whole.n_kept} of {whole.length}; nothing may change its length between blocks."
+                f"attach: {self.name}: the stream has {others + present} tokens, but inside this "
+                f"route {present} of the image and {self.blocks.n_prefix or 0} others are left; "
+                f"nothing may change its length between blocks."
             )
-        new = {
-            name: self._along(name, value, subset, whole, batch, enters)
-            for name, value in self.values.items()
-        }
+        return others
+
+    def around(self, subset: TokenSubset, others: int) -> TokenSubset:
+        """The subset of the image tokens carried over to a stream with `others` besides."""
+        offset = self.offsets
+        place = offset_of(self.blocks.image, others) if offset is None else offset
+        return around(subset, subset.length + others, place)
+
+    def inside(self, subset: TokenSubset, enters: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments for a block in a route: streams taken where it enters, tables always.
+
+        Args:
+            subset: Of the image tokens, for each sample of the batch or for one.
+            enters: Whether the route starts here, so that the stream is still whole.
+        """
+        streams = self.streams()
+        batch = streams[0].shape[0]
+        others = self.others(subset.length if enters else subset.n_kept)
+        new = dict(self.values)
+        if enters:
+            kept = self.around(for_batch(subset, batch), others)
+            for name, stream in zip(self.stream_names, streams, strict=True):
+                part = kept.take(stream)
+                new[name] = part.transpose(0, 1) if self.blocks.sequence_first else part
+        image = self.blocks.image if self.offsets is None else self.offsets
+        for name, how in self.blocks.per_token.items():
+            if name in new:
+                where = f"{self.name}: `{name}`"
+                new[name] = take(new[name], how, subset, batch, image, where)
+        new |= self._kept_grid(subset)
+        self._refuse_undeclared()
         args = tuple(new.values())[: len(self.args)]
         return args, {name: new[name] for name in self.kwargs}
 
-    def _along(
-        self,
-        name: str,
-        value: Any,
-        subset: TokenSubset,
-        whole: TokenSubset,
-        batch: int,
-        enters: bool,
-    ) -> Any:
-        signature = self.signature
-        if name in self._stream_names():
-            return whole.take(value) if enters else value
-        if name in signature.per_token:
-            return map_tensors(
-                value, lambda t: _take(t, name, signature.per_token[name], subset, batch, self.name)
-            )
-        if signature.grid_arguments is not None and name in signature.grid_arguments:
-            if subset.grid is None:
-                raise ValueError(
-                    f"attach: {self.name} is told the grid by `{name}`, but the {subset.n_kept} "
-                    f"kept tokens form no rectangle; choose a selection that keeps one (Rows)."
-                )
-            return subset.grid[signature.grid_arguments.index(name)]
-        if name not in signature.whole:
-            map_tensors(
-                value, lambda t: self._refuse_undeclared(name, t, subset.length, whole.length)
-            )
-        return value
+    def undeclared(self) -> dict[str, tuple[int, ...]]:
+        """Tensors among the arguments that nothing is known of, with their shapes."""
+        known = {*self.stream_names, *self.blocks.names, *_CONDITIONS}
+        found: dict[str, tuple[int, ...]] = {}
+        for name, value in self.values.items():
+            if name not in known:
+                for tensor in tensors(value):
+                    if tensor.numel() > 1:
+                        found[name] = tuple(tensor.shape)
+        return found
 
-    def _refuse_undeclared(self, name: str, tensor: Tensor, n: int, s: int) -> None:
-        # The first dimension is the batch, which may happen to equal N.
-        sizes = tensor.shape if tensor.dim() < 2 else tensor.shape[1 if tensor.dim() > 2 else 0 :]
-        # A table for text and image together is as long as both.
-        joint = {length + text for length in (n, s) for text in self._beside()}
-        if n in sizes or s in sizes or (tensor.dim() > 1 and tensor.shape[-2] in joint):
+    def _kept_grid(self, subset: TokenSubset) -> dict[str, int]:
+        names = self.blocks.grid_arguments
+        if not names:
+            return {}
+        told = tuple(self.values.get(name) for name in names)
+        if subset.grid is None or len(subset.grid) != len(names):
             raise ValueError(
-                f"attach: {self.name}: argument `{name}` has shape {tuple(tensor.shape)} and the "
-                f"model {n} image tokens ({s} with prefix), so it may go by tokens; declare it: "
-                f"per_token={{{name!r}: PerToken(dim=...)}} if it does, whole=({name!r},) if not. "
-                f"A long skip from outside the route cannot be routed so; use run_blocks(skips=)."
+                f"attach: {self.name} is told the grid by {', '.join(names)}, but the "
+                f"{subset.n_kept} kept tokens form no rectangle of that kind; choose a selection "
+                f"that keeps one (Rows; for video Rows or Frames)."
             )
+        if subset.full_grid is not None and told != subset.full_grid:
+            raise ValueError(
+                f"attach: {self.name} is told a grid of {told} by {', '.join(names)}, but the "
+                f"draw is for {grid_text(subset.full_grid)}; draw with the block's grid."
+            )
+        return dict(zip(names, subset.grid, strict=True))
 
-    def _beside(self) -> set[int]:
-        """Lengths of other sequences (B, T, D) that the block gets, such as text."""
-        known = {*self._stream_names(), *self.signature.per_token}
-        return {
-            value.shape[1]
-            for name, value in self.values.items()
-            if isinstance(value, Tensor) and value.dim() == 3 and name not in known
-        }
-
-    def _stream_names(self) -> tuple[str, ...]:
-        return self.signature.streams or self.names[:1] or ("argument 1",)
+    def _refuse_undeclared(self) -> None:
+        undeclared = self.undeclared()
+        for name, shape in undeclared.items():
+            every = ", ".join(f"{n} {s}" for n, s in undeclared.items())
+            raise ValueError(
+                f"attach: {self.name}: argument `{name}` has shape {shape}, and whether it goes by "
+                f"tokens is not declared. Name its dimensions as per_token={{{name!r}: "
+                f"PerToken('n d')}} if it does, and write whole=({name!r},) if not; a long skip "
+                f"from an earlier block is named as skips=({name!r},). Not declared: {every}."
+            )
+        known = {*self.blocks.names, *self.stream_names}
+        for name, value in self.values.items():
+            if name in known:
+                continue
+            several = isinstance(value, (tuple, list)) and all(is_whole(v) for v in value)
+            if name in _SIZES and (is_whole(value) or several):
+                raise ValueError(
+                    f"attach: {self.name} is told a size of the token grid, `{name}`={value}, "
+                    f"which changes inside a route; name the sizes as grid_arguments=(...), or "
+                    f"whole=({name!r},) if it may stay."
+                )
+            if type(value).__name__ == "BlockMask":
+                raise ValueError(
+                    f"attach: {self.name}: `{name}` is a BlockMask over all tokens; declare "
+                    f"per_token={{{name!r}: lambda mask, index: ...}}, which makes that of the "
+                    f"kept ones."
+                )
 
 
 def argument_names(block: nn.Module) -> tuple[tuple[str, ...], frozenset[str] | None]:
@@ -177,71 +249,6 @@ def argument_names(block: nn.Module) -> tuple[tuple[str, ...], frozenset[str] | 
     return places, None if anything else frozenset(p.name for p in parameters)
 
 
-def of_stream(subset: TokenSubset, batch: int, n_prefix: int) -> TokenSubset:
-    """The subset for `batch` samples of a stream with its prefix."""
-    shared = replace(subset, index=subset.index.expand(batch, -1))
-    return shared.with_prefix(n_prefix)
-
-
-def _take(
-    table: Tensor, name: str, how: PerToken, subset: TokenSubset, batch: int, block: str
-) -> Tensor:
-    """The entries of a per-token tensor that belong to the kept tokens, those in front kept."""
-    for dim in (how.dim,) if isinstance(how.dim, int) else how.dim:
-        table = _take_along(table, dim, name, how, subset, batch, block)
-    return table
-
-
-def _take_along(
-    table: Tensor,
-    dim: int,
-    name: str,
-    how: PerToken,
-    subset: TokenSubset,
-    batch: int,
-    block: str,
-) -> Tensor:
-    dim %= table.dim()
-    front = table.shape[dim] - subset.length
-    if front < 0:
-        raise ValueError(
-            f"attach: {block}: `{name}` is declared per token in dimension {how.dim}, but has "
-            f"shape {tuple(table.shape)} for {subset.length} image tokens; "
-            f"declare PerToken(dim=...)."
-        )
-    index = subset.with_prefix(front).index
-    if index.shape[0] == 1:
-        return table.index_select(dim, index[0])
-    if dim > 0 and table.shape[0] == batch:
-        rows = index.reshape(batch, *([1] * (dim - 1)), -1, *([1] * (table.dim() - dim - 1)))
-        sizes = list(table.shape)
-        sizes[dim] = index.shape[1]
-        return table.gather(dim, rows.expand(sizes))
-    if dim > 0 and table.shape[0] == 1:
-        expanded = table.expand(batch, *table.shape[1:])
-        return _take_along(expanded, dim, name, how, subset, batch, block)
-    if how.per_sample == "refuse" or dim != 0:
-        raise ValueError(
-            f"attach: {block}: `{name}` of shape {tuple(table.shape)} is one table for the whole "
-            f"batch, but each of the {batch} samples keeps other tokens; draw one for all with "
-            f"plan.draw(1, grid), or declare PerToken(per_sample='heads' or 'batch') if the block "
-            f"takes a table per sample."
-        )
-    rows = table[index]  # (B, K, ...)
-    return rows if how.per_sample == "batch" else rows[:, None]
-
-
-def map_tensors(value: Any, f: Callable[[Tensor], Any]) -> Any:
-    """f over a tensor, or over those in tuples, lists and dictionaries; the rest as it is."""
-    if isinstance(value, Tensor):
-        return f(value)
-    if isinstance(value, dict):
-        return {key: map_tensors(v, f) for key, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return like(value, [map_tensors(v, f) for v in value])
-    return value
-
-
-def like(sequence: Any, items: Sequence[Any]) -> Any:
-    """A tuple, named tuple or list as `sequence` is, of other items."""
-    return sequence._make(items) if hasattr(sequence, "_make") else type(sequence)(items)
+def for_batch(subset: TokenSubset, batch: int) -> TokenSubset:
+    """The subset with a row for each of `batch` samples."""
+    return TokenSubset(subset.index.expand(batch, -1), subset.length, subset.grid, subset.full_grid)

@@ -1,88 +1,118 @@
 """Routes on a model whose blocks are not called by `run_blocks`: hooks on the blocks.
 
-    routing = attach(model.blocks, per_token=("rope",))
-    with routing.using(plan.draw(batch, grid)):
-        loss = criterion(model(x))
-    routing.detach()
-
-Nothing of the model changes: neither its modules, nor its state dict, nor what it does outside
-`using`. Shape legend: B batch, N image tokens, K kept ones, P prefix tokens (class token ...),
-S = P + N tokens of the stream, D channels.
+Nothing of the model changes: neither its modules, nor its state dict, nor what it does outside a
+route. Shape legend: B batch, N image tokens, K kept ones, S tokens of the stream, D channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from tread_ssm.routing.attach.arguments import (
-    Call,
-    PerToken,
-    Signature,
-    argument_names,
-    like,
-    of_stream,
-)
+from tread_ssm.routing.attach.arguments import Blocks, Call, argument_names, for_batch
+from tread_ssm.routing.attach.drawing import Drawing
+from tread_ssm.routing.attach.leave import rejoined, stream_places
 from tread_ssm.routing.attach.recompute import Pass, Recomputations
+from tread_ssm.routing.attach.unfit import is_sequence_first, refuse_unfit
+from tread_ssm.routing.attach.verify import verify
 from tread_ssm.routing.plan import Draw, Route
 from tread_ssm.routing.rejoin import OpenRoute
-from tread_ssm.tokens import TokenSubset
+from tread_ssm.tokens import Grid, TokenSubset
 
-_attached: WeakSet[nn.Module] = WeakSet()
+attached: WeakSet[nn.Module] = WeakSet()
+"""Blocks that have routes."""
 
 
 class Attached:
-    """Hooks on a stack of blocks; made by `attach`."""
+    """Hooks on a stack of blocks; made by `attach`.
 
-    def __init__(self, blocks: Sequence[nn.Module], signature: Signature) -> None:
-        self._blocks, self._signature = tuple(blocks), signature
+    Attributes:
+        draw: The last draw that was used, () for a dense pass: what losses and logs need to know.
+        drawing: What draws by itself in training; None where each draw comes by `using`.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[tuple[nn.Module, Blocks]],
+        drawing: Drawing | None = None,
+        model: nn.Module | None = None,
+    ) -> None:
+        self._blocks = tuple(block for block, _ in blocks)
+        self._rows = tuple(row for _, row in blocks)
         self._names = [argument_names(b)[0] for b in self._blocks]
+        self.draw: Draw = ()
+        self.drawing = drawing
         self._pass: Pass | None = None
+        self._explicit = False
         self._repeats = Recomputations(len(self._blocks))
+        self._partial = WeakTensorKeyDictionary()  # outputs inside a route: that route
         self._handles = []
         for i, block in enumerate(self._blocks):
             before, behind = partial(self._before, i), partial(self._behind, i)
+            explain = partial(self._explain, i)
             if block._compiled_call_impl is not None:
                 # Hooks of a block that is compiled by itself are not in its graph, and compiled
                 # ones could not tell a recomputation.
                 before, behind = torch.compiler.disable(before), torch.compiler.disable(behind)
+                explain = torch.compiler.disable(explain)
             self._handles += [
                 block.register_forward_pre_hook(before, with_kwargs=True),
                 block.register_forward_hook(behind, with_kwargs=True),
+                block.register_forward_hook(explain, always_call=True),
             ]
-            _attached.add(block)
+            attached.add(block)
+        if model is not None:
+            end = model.register_forward_hook(self._end, always_call=True)
+            self._handles.append(end)
 
-    def __reduce__(self) -> tuple[type[Attached], tuple[tuple[()], Signature]]:
+    def __reduce__(self) -> tuple[type[Attached], tuple[tuple[()]]]:
         # Hooks go along when a model is copied or pickled (an average of weights): routes do not.
-        return Attached, ((), self._signature)
+        return Attached, ((),)
+
+    @property
+    def depth(self) -> int:
+        """How many blocks there are."""
+        return len(self._blocks)
 
     @contextmanager
-    def using(self, draw: Draw) -> Iterator[None]:
+    def using(self, draw: Draw, *, offsets: Tensor | None = None) -> Iterator[None]:
         """Route the forward passes inside with `draw`; () runs the dense model.
 
-        draw: of `RoutePlan.draw(batch, grid, device=...)` with this stack's depth. A draw for one
-              sample serves all the samples of a batch.
+        Args:
+            draw: Of `RoutePlan.draw(batch, grid, device=...)` with this stack's depth. A draw for
+                one sample serves all the samples of a batch.
+            offsets: (B,) int64, where the image of each sample begins in streams and joint tables,
+                for models that pack texts of different length in front of it.
 
-        Raises ValueError inside another `using`, for routes that do not fit the stack, and where
-        no block was called.
+        Raises:
+            ValueError: Inside another `using`, for routes that do not fit the stack, and where no
+                block was called.
         """
-        if self._pass is not None:
+        if self._explicit:
             raise ValueError(
                 "attach: `using` stands inside another `using` of the same blocks; leave the "
                 "outer one first, or put all routes into one draw."
             )
         self._check_routes(draw)
-        self._pass = now = Pass(draw)
+        self._pass = now = Pass(draw, offsets)
+        self.draw, self._explicit = draw, True
         try:
             yield
+        except _TORCH_ERRORS as error:
+            _explain_between(error, now)
+            raise
         finally:
-            self._pass = None
+            self._pass, self._explicit = None, False
         if draw and not now.ran:
             raise ValueError(
                 f"attach: none of the {len(self._blocks)} blocks was called inside `using`, so "
@@ -90,42 +120,80 @@ class Attached:
                 f"attach before a compiled model's first run, or call torch.compiler.reset()."
             )
 
+    def step(self, step: int | None = None) -> None:
+        """Tell the routes that draw by themselves that a training step is over.
+
+        Args:
+            step: The number of the step that comes next, after a run was resumed; None: one more.
+
+        Raises:
+            ValueError: These routes do not draw by themselves.
+        """
+        if self.drawing is None:
+            raise ValueError(
+                "attach: these routes do not draw by themselves; write attach(model, drop=0.5), or "
+                "give each draw by `using`."
+            )
+        self.drawing.step(step)
+
+    def verify(self, call: Callable[[], Any], grid: Grid | None = None) -> str:
+        """Check once, before training, that what is declared of the blocks is true.
+
+        Each block is compared with a call of itself on permuted tokens (`attach.verify`).
+
+        Args:
+            call: Runs the model once on real inputs, such as lambda: model(x, t).
+            grid: Token grid; needed only where the stream holds an unknown number of others.
+
+        Returns:
+            A sentence that says what was compared.
+
+        Raises:
+            ValueError: A block gives something else, with the argument to blame where one is found.
+        """
+        n = None if grid is None else math.prod(grid)
+        with self.using(()):
+            return verify(self._blocks, self._rows, self._names, call, n)
+
     def detach(self) -> None:
         """Take the hooks away; the model is as it was."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
         for block in self._blocks:
-            _attached.discard(block)
+            attached.discard(block)
 
     # --- the hooks
 
     def _before(
         self, i: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        if not self._owns(i, block):
+            return None
         recomputes = _recomputes()
-        if not self._owns(i, block) or (self._pass is None and not recomputes):
+        if i == 0 and not recomputes and self.drawing is not None and not self._explicit:
+            self._pass = self._drawn(block, args, kwargs)
+        if self._pass is None and not recomputes:
             return None
-        call = Call(i, type(block).__name__, self._names[i], args, kwargs, self._signature)
-        now = self._repeats.enter(call) if recomputes else self._pass
-        if now is None or not now.draw:
+        call = Call(i, type(block).__name__, self._names[i], args, kwargs, self._rows[i])
+        must = self.drawing is not None and block.training
+        now = self._repeats.enter(call, must) if recomputes else self._pass
+        if now is None or not (now.draw or must):
             return None
-        now.ran = True
+        call = call if now.offsets is None else replace(call, offsets=now.offsets)
+        now.ran, now.call = True, call
         if not recomputes and not torch.compiler.is_compiling():
             self._repeats.remember(call, now)
-        inside = self._enter(i, call, now)
-        if inside is None:
+        if not now.draw:
             return None
-        drawn = next(subset for route, subset in now.draw if route is inside.route)
-        return call.inside(drawn, enters=i == inside.route.start)
+        inside = self._enter(i, call, now)
+        call = self._with_skips(call, inside)
+        if inside is None:
+            return call.args, call.kwargs
+        return call.inside(inside.subset, enters=i == inside.route.start)
 
     def _behind(
-        self,
-        i: int,
-        block: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        output: Any,
+        self, i: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
         if not self._owns(i, block):
             return None
@@ -133,15 +201,78 @@ class Attached:
         now = self._repeats.now if recomputes else self._pass
         if now is None:
             return None
-        if now.inside is not None and i + 1 == now.inside.route.stop:
-            output = self._rejoin(i, block, now.inside, output)
-            now.inside = None
-        if recomputes:
-            self._repeats.leave(i, output, self._signature.returns[0])
+        call, now.call = now.call, None
+        if now.inside is not None and call is not None:
+            if i + 1 == now.inside.route.stop:
+                output = rejoined(call, now.inside, output)
+                now.inside = None
+            elif any(row.skips for row in self._rows):
+                for place in stream_places(call, output):
+                    self._partial[output if place is None else output[place]] = now.inside
+        if recomputes and call is not None:
+            self._repeats.leave(i, output, stream_places(call, output)[0])
+        if not recomputes and i + 1 == len(self._blocks) and not self._explicit:
+            self._pass = None
         return output
+
+    def _explain(self, i: int, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Called behind each block, also where it failed: says what a bare error does not."""
+        if torch.compiler.is_compiling():
+            return
+        now = self._repeats.now if _recomputes() else self._pass
+        error = sys.exc_info()[1]
+        if now is None or now.call is None or not isinstance(error, _TORCH_ERRORS):
+            return
+        call, now.call = now.call, None
+        if call.number != i or not self._owns(i, block) or "attach:" in str(error):
+            return
+        inside = now.inside
+        if inside is None:
+            _add(
+                error,
+                f"attach: {call.name} failed outside the routes; a route before it drops tokens: ",
+            )
+        else:
+            _add(
+                error,
+                f"attach: {call.name} failed inside Route(start={inside.route.start}, stop="
+                f"{inside.route.stop}), where it got {inside.subset.n_kept} of "
+                f"{inside.subset.length} image tokens: ",
+            )
+        passed = [
+            f"`{name}` {tuple(value.shape)}"
+            for name, value in call.values.items()
+            if isinstance(value, Tensor) and name not in call.blocks.per_token
+        ]
+        _add(
+            error,
+            f"what goes by tokens must be declared as per_token, and was not for "
+            f"{', '.join(passed)}.",
+        )
+
+    def _end(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Called behind the model, also where it failed between blocks."""
+        if self._pass is None or self._explicit or torch.compiler.is_compiling():
+            return
+        error = sys.exc_info()[1]
+        if isinstance(error, _TORCH_ERRORS):
+            _explain_between(error, self._pass)
+        self._pass = None
 
     def _owns(self, i: int, block: nn.Module) -> bool:
         return i < len(self._blocks) and self._blocks[i] is block
+
+    def _drawn(
+        self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Pass | None:
+        """The pass that begins with block 0, where routes draw by themselves."""
+        assert self.drawing is not None
+        if not (block.training and torch.is_grad_enabled()):
+            self.draw = ()
+            return None
+        call = Call(0, type(block).__name__, self._names[0], args, kwargs, self._rows[0])
+        self.draw = self.drawing.next(call, self._rows)
+        return Pass(self.draw)
 
     def _enter(self, i: int, call: Call, now: Pass) -> OpenRoute | None:
         """The route that block i is in, opened where it begins."""
@@ -163,11 +294,14 @@ class Attached:
         streams = call.streams()
         batch, length = streams[0].shape[:2]
         place = f"attach: Route(start={route.start}, stop={route.stop}), {call.name}"
-        n = length - self._signature.n_prefix
-        if subset.index.shape[0] not in (1, batch) or subset.length != n:
+        prefix = call.blocks.n_prefix
+        others = length - subset.length if prefix is None else prefix
+        assert isinstance(others, int)
+        n = length - others
+        if subset.index.shape[0] not in (1, batch) or subset.length != n or others < 0:
             raise ValueError(
                 f"{place}: the draw is for {subset.index.shape[0]} samples of {subset.length} "
-                f"tokens, the stream has {batch} of {n} behind {self._signature.n_prefix} prefix "
+                f"tokens, the stream has {batch} of {n} behind {others} prefix "
                 f"tokens; draw with plan.draw({batch}, grid), and name the prefix as n_prefix."
             )
         if subset.index.device != streams[0].device:
@@ -175,43 +309,40 @@ class Attached:
                 f"{place}: the draw is on {subset.index.device}, the stream on "
                 f"{streams[0].device}; draw with plan.draw(batch, grid, device=x.device)."
             )
-        self._check_grid(route, subset)
-        if route.rejoin != "start":
-            assert now.input is not None
-            if now.input[0].shape != streams[0].shape:
-                raise ValueError(
-                    f"{place}: rejoin={route.rejoin!r} needs streams of one shape, but block 0 got "
-                    f"{tuple(now.input[0].shape)} and this one {tuple(streams[0].shape)}; use "
-                    f"rejoin='start'."
-                )
-        whole = of_stream(subset, batch, self._signature.n_prefix)
-        return OpenRoute(route, whole, streams, now.input)
-
-    def _rejoin(self, i: int, block: nn.Module, inside: OpenRoute, output: Any) -> Any:
-        name, subset = f"block {i} ({type(block).__name__})", inside.subset
-        single = isinstance(output, Tensor)
-        if not isinstance(output, (Tensor, tuple, list)):
+        for j in range(route.start, route.stop):
+            refuse_unfit(j, self._blocks[j], self._rows[j], subset)
+        if (
+            batch == length
+            and not call.blocks.sequence_first
+            and is_sequence_first(self._blocks[call.number])
+        ):
             raise ValueError(
-                f"attach: {name} returned {type(output).__name__}; expected a tensor, or a tuple "
-                f"that holds the streams."
+                f"{place}: batch and tokens are both {batch}, and a part of the block takes tokens "
+                f"before the batch (batch_first=False), so it is unknown which is which; declare "
+                f"sequence_first=True, or use another batch size."
             )
-        results = [output] if single else list(output)
-        places = (0,) if single else self._signature.returns
-        for place in places:
-            found = results[place] if place < len(results) else None
-            if not isinstance(found, Tensor) or found.shape[:2] != subset.index.shape:
-                what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-                raise ValueError(
-                    f"attach: {name} returned {what} at place {place}; expected the stream, "
-                    f"({subset.index.shape[0]}, {subset.n_kept}, ...) inside this route; say where "
-                    f"it stands with attach(..., returns=(...))."
-                )
-        streams = inside.rejoin(tuple(results[place] for place in places))
-        for place, stream in zip(places, streams, strict=True):
-            results[place] = stream
-        return results[0] if single else like(output, results)
+        return OpenRoute(route, subset, streams, now.input)
 
-    # --- checks
+    def _with_skips(self, call: Call, inside: OpenRoute | None) -> Call:
+        """The call with long skips taken or put where they cross a route's end."""
+        values = call.values
+        found = [n for n in call.blocks.skips if isinstance(values.get(n), Tensor)]
+        for name in found:
+            skip = values[name]
+            origin = self._partial.get(skip)
+            if origin is not None and origin is not inside:
+                subset = for_batch(origin.subset, skip.shape[0])
+                others = skip.shape[1] - subset.n_kept
+                whole = call.around(subset, others)
+                skip = whole.put(skip, origin.start[0])
+            if inside is not None and origin is not inside:
+                subset = for_batch(inside.subset, skip.shape[0])
+                skip = call.around(subset, skip.shape[1] - subset.length).take(skip)
+            values[name] = skip
+        if not found:
+            return call
+        args = tuple(values.values())[: len(call.args)]
+        return replace(call, args=args, kwargs={name: values[name] for name in call.kwargs})
 
     def _check_routes(self, draw: Draw) -> None:
         free_from, depth = 0, len(self._blocks)
@@ -224,92 +355,29 @@ class Attached:
                 )
             free_from = route.stop
 
-    def _check_grid(self, route: Route, subset: TokenSubset) -> None:
-        if subset.grid is not None and self._signature.grid_arguments is not None:
-            return
-        for j in range(route.start, route.stop):
-            block, names = self._blocks[j], self._signature.grid_arguments
-            if not _needs_grid(block):
-                continue
-            remedy = (
-                "choose a selection whose kept tokens form a rectangle (Rows)"
-                if subset.grid is None
-                else "name the arguments that hold it, as grid_arguments=('height', 'width')"
-            )
-            raise ValueError(
-                f"attach: block {j} ({type(block).__name__}) holds a 2-D convolution and needs "
-                f"the grid of its tokens, grid_arguments={names}, kept grid {subset.grid} of "
-                f"{subset.n_kept} tokens; {remedy}, or end the route before block {j}."
-            )
+
+_TORCH_ERRORS = (RuntimeError, ValueError, IndexError, AssertionError)
 
 
-def attach(
-    blocks: Sequence[nn.Module] | nn.ModuleList,
-    *,
-    per_token: Sequence[str] | Mapping[str, PerToken] = (),
-    n_prefix: int = 0,
-    streams: Sequence[str] | None = None,
-    returns: Sequence[int] = (0,),
-    whole: Sequence[str] = (),
-    grid_arguments: tuple[str, str] | None = None,
-) -> Attached:
-    """Routes for a model that you may not edit: hooks on its blocks, used by `Attached.using`.
-
-    blocks:         in the order in which the model calls them; Flux: [*model.transformer_blocks,
-                    *model.single_transformer_blocks].
-    per_token:      arguments besides the stream that have an entry for each token (rotary tables,
-                    masks, positions); a name alone is PerToken(): tokens in the dimension before
-                    the last. They are declared, never guessed.
-    n_prefix:       tokens in front of the image tokens, such as a class token; never dropped.
-    streams:        arguments that hold the image tokens (B, S, D); None: the first one. Two where
-                    blocks take (hidden, residual). Joint blocks: the image's, so that text stays.
-    returns:        where the streams stand in a returned tuple; SD3 and Flux: (1,).
-    whole:          arguments that do not go by tokens although a size equals their number.
-    grid_arguments: names of the arguments that tell a block the rows and columns of its tokens;
-                    inside a route they become those of the kept rectangle.
-
-    Gradients with activation checkpointing (use_reentrant=False) are those without: a recomputed
-    block takes the draw of the forward pass that it repeats, whatever is drawn meanwhile.
-
-    Raises ValueError for blocks that have routes already or stand twice, and for names that no
-    block knows.
-    """
-    names = {n: PerToken() for n in per_token} if not isinstance(per_token, Mapping) else per_token
-    signature = Signature(
-        streams=None if streams is None else tuple(streams),
-        returns=tuple(returns),
-        per_token=dict(names),
-        whole=tuple(whole),
-        grid_arguments=grid_arguments,
-        n_prefix=n_prefix,
+def _explain_between(error: BaseException, now: Pass) -> None:
+    if now.inside is None or now.call is not None or "attach:" in str(error):
+        return
+    route, subset = now.inside.route, now.inside.subset
+    _add(
+        error,
+        f"attach: the model failed between blocks, inside Route(start={route.start}, stop="
+        f"{route.stop}), where the stream has {subset.n_kept} of {subset.length} image tokens; "
+        f"what the model adds to the stream there (ControlNet's residuals, VACE's hints) has "
+        f"all of them. End the route before, or add it inside a block.",
     )
-    n_streams = 1 if signature.streams is None else len(signature.streams)
-    if len(signature.returns) != n_streams:
-        raise ValueError(
-            f"attach: {n_streams} streams, but returns={signature.returns}; name one place of the "
-            f"returned tuple for each stream."
-        )
-    known: set[str] | None = set()
-    for i, block in enumerate(blocks):
-        if block in _attached or any(block is b for b in blocks[:i]):
-            raise ValueError(
-                f"attach: block {i} ({type(block).__name__}) has routes already or stands twice "
-                f"in the stack; detach() first, and use run_blocks where blocks are shared."
-            )
-        names_here = argument_names(block)[1]
-        known = None if known is None or names_here is None else known | names_here
-    for name in (*(signature.streams or ()), *names, *signature.whole, *(grid_arguments or ())):
-        if known is not None and name not in known:
-            raise ValueError(
-                f"attach: no block has an argument `{name}`; they have {', '.join(sorted(known))}."
-            )
-    return Attached(list(blocks), signature)
+
+
+def _add(error: BaseException, sentence: str) -> None:
+    """Append a sentence to what an error says."""
+    said = " ".join(str(a) for a in error.args)
+    error.args = (f"{said}{sentence}" if said.endswith(": ") else f"{said}\n{sentence}",)
 
 
 def _recomputes() -> bool:
     """Whether a block is called by the backward pass: a checkpoint repeats it."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-
-
-def _needs_grid(block: nn.Module) -> bool:
-    return any(isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) for m in block.modules())

@@ -22,14 +22,27 @@ from tread_ssm.routing.rejoin import OpenRoute
 
 @dataclass
 class Pass:
-    """A forward pass, and where it is."""
+    """A forward pass, and where it is.
+
+    Attributes:
+        draw: Which tokens each route keeps.
+        offsets: (B,) where the image of each sample begins in the stream; None: as declared.
+        inside: The route that the pass is in, over the image tokens alone.
+        input: What block 0 got, where a route needs it.
+        call: The block's call that is under way, None between blocks.
+        ran: Whether any block was called.
+        repeated: Whether the backward pass has been here.
+        ambiguous: Whether the same tensor went through with another draw.
+    """
 
     draw: Draw
+    offsets: Tensor | None = None
     inside: OpenRoute | None = None
-    input: Streams | None = None  # what block 0 got, where a route needs it
-    ran: bool = False  # whether any block was called
-    repeated: bool = False  # whether the backward pass has been here
-    ambiguous: bool = False  # whether the same tensor went through with another draw
+    input: Streams | None = None
+    call: Call | None = None
+    ran: bool = False
+    repeated: bool = False
+    ambiguous: bool = False
 
     @property
     def needs_input(self) -> bool:
@@ -58,13 +71,17 @@ class Recomputations:
         own = now.input is not None and now.input[0] is stream
         self._passes[block][stream] = replace(
             now,
+            call=None,
             inside=None if block == 0 else now.inside,
             input=None if block == 0 or own else now.input,
             ambiguous=other or (old is not None and old.ambiguous),
         )
 
-    def enter(self, call: Call) -> Pass | None:
-        """The forward pass that a block's call in the backward pass repeats, None if dense."""
+    def enter(self, call: Call, known: bool) -> Pass | None:
+        """The forward pass that a block's call in the backward pass repeats, None if dense.
+
+        known: Whether every pass with gradients was remembered, so that another one had none.
+        """
         stream = call.first_stream()
         if not isinstance(stream, Tensor):
             return None
@@ -81,15 +98,14 @@ class Recomputations:
             self._now = replace(then, input=call.streams() if own else then.input)
             Variable._execution_engine.queue_callback(self._forget)
         elif not self._follows(call.number, stream):
-            self._refuse_reentrant(call, stream)
+            self._refuse_reentrant(call, stream, known)
             self._now = None
         self._next = None
         return self._now
 
-    def leave(self, block: int, output: Any, place: int) -> None:
+    def leave(self, block: int, output: Any, place: int | None) -> None:
         """A block has been repeated; the same checkpoint may go on with the next one."""
-        found = isinstance(output, (tuple, list)) and place < len(output)
-        stream = output[place] if found else output
+        stream = output if place is None else output[place]
         if isinstance(stream, Tensor):
             self._next = block + 1, ref(stream)
 
@@ -101,11 +117,11 @@ class Recomputations:
     def _follows(self, block: int, stream: Tensor) -> bool:
         return self._next is not None and self._next[0] == block and self._next[1]() is stream
 
-    def _refuse_reentrant(self, call: Call, stream: Tensor) -> None:
+    def _refuse_reentrant(self, call: Call, stream: Tensor, known: bool) -> None:
         # A reentrant checkpoint hands on a detached copy, and would lose the gradient of the
         # dropped tokens, which pass it by.
         kept = list(self._passes[call.number].items())
-        if any(k.data_ptr() == stream.data_ptr() and p.draw for k, p in kept):
+        if known or any(k.data_ptr() == stream.data_ptr() and p.draw for k, p in kept):
             raise ValueError(
                 f"attach: {call.name} is recomputed by a reentrant checkpoint, which loses "
                 f"the gradient of dropped tokens; use "

@@ -1,0 +1,110 @@
+"""What the blocks of well-known models take: a table, one row an architecture.
+
+A row is found by the class of the model, or of a part of it, so that wrappers and heads do not
+matter. A new architecture costs a row here and a case in tests/routing/attach/cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import reduce
+from typing import Any
+
+from torch import nn
+
+from tread_ssm.routing.attach.arguments import Blocks
+
+PRESETS: dict[str, tuple[Blocks, ...]] = {
+    # --- diffusers
+    "diffusers.DiTTransformer2DModel": (Blocks("transformer_blocks"),),
+    "diffusers.PixArtTransformer2DModel": (Blocks("transformer_blocks"),),
+    "diffusers.SD3Transformer2DModel": (
+        Blocks("transformer_blocks", streams=("hidden_states",), returns=(1,)),
+    ),
+    "diffusers.FluxTransformer2DModel": tuple(
+        Blocks(
+            path,
+            streams=("hidden_states",),
+            returns=(1,),
+            per_token={"image_rotary_emb": "n d"},
+        )
+        for path in ("transformer_blocks", "single_transformer_blocks")
+    ),
+    # --- timm
+    "timm.VisionTransformer": (Blocks("blocks", n_prefix="num_prefix_tokens"),),
+    "timm.Eva": (
+        Blocks("blocks", n_prefix="num_prefix_tokens", per_token={"rope": "n d -> b 1 n d"}),
+    ),
+    # --- transformers
+    "transformers.MambaModel": (Blocks("layers", closes_gaps=True),),
+}
+"""Library and class: what each list of blocks takes, in the order in which the model calls them."""
+
+
+def preset(model: nn.Module) -> list[tuple[nn.Module, Blocks]]:
+    """The blocks of a model with the row of each, from the table.
+
+    Raises:
+        ValueError: No part of the model, or several, are in the table.
+    """
+    found: list[tuple[str, nn.Module, tuple[Blocks, ...]]] = []
+    for path, part in model.named_modules():
+        rows = _rows(type(part))
+        inside = any(path.startswith(f"{p}." if p else "") for p, _, _ in found)
+        if rows is not None and not inside:
+            found.append((path, part, rows))
+    if not found:
+        raise ValueError(_unknown(model))
+    if len(found) > 1:
+        parts = ", ".join(f"model.{path}" for path, _, _ in found)
+        raise ValueError(f"attach: several parts can have routes; attach to one of them: {parts}.")
+    return stack(found[0][1], found[0][2])
+
+
+def stack(model: nn.Module, rows: Sequence[Blocks]) -> list[tuple[nn.Module, Blocks]]:
+    """The blocks of a model that `rows` describe, each with its row.
+
+    Raises:
+        ValueError: A row names a list or a number that the model does not have.
+    """
+    found = []
+    for row in rows:
+        blocks = _at(model, row.path)
+        if not isinstance(blocks, (nn.ModuleList, nn.Sequential)):
+            raise ValueError(
+                f"attach: {type(model).__name__} has no list of blocks at `{row.path}`; "
+                f"{_lists(model)}."
+            )
+        n = _at(model, row.n_prefix) if isinstance(row.n_prefix, str) else row.n_prefix
+        row = replace(row, n_prefix=n)
+        found += [(block, row) for block in blocks]
+    return found
+
+
+def _rows(kind: type) -> tuple[Blocks, ...] | None:
+    names = (f"{c.__module__.split('.')[0]}.{c.__name__}" for c in kind.__mro__)
+    return next((PRESETS[name] for name in names if name in PRESETS), None)
+
+
+def _at(model: Any, path: str) -> Any:
+    return reduce(lambda part, name: getattr(part, name, None), path.split("."), model)
+
+
+def _lists(model: nn.Module) -> str:
+    lists = [
+        f"`{path}` ({len(part)} x {type(part[0]).__name__})"
+        for path, part in model.named_modules()
+        if isinstance(part, nn.ModuleList) and len(part) > 1
+    ]
+    return f"its lists of modules are {', '.join(lists[:6])}" if lists else "it has no such list"
+
+
+def _unknown(model: nn.Module) -> str:
+    kind = type(model)
+    return (
+        f"attach: no preset for {kind.__module__.split('.')[0]}.{kind.__name__}; {_lists(model)}. "
+        f"Describe what the blocks take, as attach(model, rows=(Blocks('PATH', "
+        f"per_token={{'rope': PerToken('n d')}}, whole=('context',)),)), check it with "
+        f"routing.verify(lambda: model(...)), and send us the row."
+    )
