@@ -38,7 +38,7 @@ setup(
         Extension(
             f"tread_ssm.scan._kernels_{level}",
             sources=[f"{CSRC}/kernels.cpp"],
-            depends=[f"{CSRC}/{header}" for header in ("vec.h", "scan.h", "conv.h")],
+            depends=[f"{CSRC}/{name}.h" for name in ("vec", "scan", "conv", "product", "ssd")],
             extra_compile_args=[*FLAGS, *QUIET, *flags],
             language="c++",
             optional=True,

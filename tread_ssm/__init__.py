@@ -31,7 +31,7 @@ from tread_ssm.routing import (
 if TYPE_CHECKING:
     from tread_ssm.models import DiM, DiMConfig, DiT, DiTConfig, ZigMamba, ZigMambaConfig
     from tread_ssm.pretrained import from_pretrained
-    from tread_ssm.scan import causal_conv, selective_scan
+    from tread_ssm.scan import causal_conv, selective_scan, ssd
 
 _WHERE = {
     "DiM": "tread_ssm.models",
@@ -43,6 +43,7 @@ _WHERE = {
     "causal_conv": "tread_ssm.scan",
     "from_pretrained": "tread_ssm.pretrained",
     "selective_scan": "tread_ssm.scan",
+    "ssd": "tread_ssm.scan",
 }
 
 __all__ = [
@@ -73,6 +74,7 @@ __all__ = [
     "guided_by_routes",
     "run_blocks",
     "selective_scan",
+    "ssd",
 ]
 
 

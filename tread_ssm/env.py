@@ -8,8 +8,8 @@ import platform
 
 import torch
 
-from tread_ssm.scan import BACKENDS, choose_backend
-from tread_ssm.scan.dispatch import ENVIRONMENT_VARIABLE, unavailable
+from tread_ssm.scan.dispatch import ENVIRONMENT_VARIABLE, choose_backend, unavailable
+from tread_ssm.scan.ops import SCAN, SSD, Operation
 from tread_ssm.scan.selective.cpu import library
 
 PACKAGES = ("tread_ssm", "torch", "triton", "mamba-ssm", "causal-conv1d")
@@ -31,18 +31,18 @@ def report() -> str:
     ]
     for device in devices:
         for dtype in DTYPES:
-            lines += _choice(device, dtype)
+            lines += [*_choice(SCAN, device, dtype), *_choice(SSD, device, dtype)]
     return "\n".join(lines)
 
 
-def _choice(device: str, dtype: torch.dtype) -> list[str]:
+def _choice(operation: Operation, device: str, dtype: torch.dtype) -> list[str]:
     try:
-        chosen = choose_backend(None, device, dtype)
+        chosen = choose_backend(None, device, dtype, operation)
     except ValueError as error:
         chosen = f"none ({error})"
-    lines = [f"scan on {device}, {str(dtype)[6:]}: {chosen}"]
-    for name in BACKENDS:
-        reason = unavailable(name, torch.device(device), dtype)
+    lines = [f"{operation.name} on {device}, {str(dtype)[6:]}: {chosen}"]
+    for name in operation.backends:
+        reason = unavailable(name, torch.device(device), dtype, operation)
         lines.append(f"    {name:<10} {'available' if reason is None else reason}")
     return lines
 

@@ -1,5 +1,5 @@
-"""Selective scan and causal convolution along any visiting order, with several backends."""
+"""Selective scan, causal convolution and decayed product along any visiting order."""
 
-from tread_ssm.scan.dispatch import BACKENDS, causal_conv, choose_backend, selective_scan
+from tread_ssm.scan.dispatch import BACKENDS, causal_conv, choose_backend, selective_scan, ssd
 
-__all__ = ["BACKENDS", "causal_conv", "choose_backend", "selective_scan"]
+__all__ = ["BACKENDS", "causal_conv", "choose_backend", "selective_scan", "ssd"]

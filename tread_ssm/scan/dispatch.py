@@ -1,9 +1,11 @@
-"""selective_scan and causal_conv: bring the arguments to one dtype, pick a backend, call.
+"""selective_scan, causal_conv and ssd: bring the arguments to one dtype, pick a backend, call.
 
-The choice, first match wins: the argument `backend`, the environment variable TREAD_SSM_BACKEND,
-the best that can run on the device and dtype at hand. `python -m tread_ssm.env` shows it.
+The choice, first match wins: the argument `backend`, the environment variable TREAD_SSM_BACKEND
+where the operation has a backend of that name, the best that can run on the device and dtype at
+hand. `python -m tread_ssm.env` shows it.
 
-Shape legend: B batch, L positions, K visits (K <= L), D channels, N states, W taps.
+Shape legend: B batch, L positions, K visits (K <= L), D channels, N states, W taps, G groups,
+H heads, P channels of a head.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ import warnings
 import torch
 from torch import Tensor
 
-from tread_ssm.scan.inputs import ConvInputs, ScanInputs, converted
-from tread_ssm.scan.ops import CONV, SCAN, SELECTIVE_BACKENDS, Operation
+from tread_ssm.scan.inputs import ConvInputs, ScanInputs, SSDInputs, converted
+from tread_ssm.scan.ops import CONV, OPERATIONS, SCAN, SELECTIVE_BACKENDS, SSD, Operation
 
 ENVIRONMENT_VARIABLE = "TREAD_SSM_BACKEND"
 BACKENDS = tuple(SELECTIVE_BACKENDS)
@@ -121,6 +123,51 @@ def causal_conv(
     return y
 
 
+def ssd(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    order: Tensor | None = None,
+    gap: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """The decayed product of Mamba-2 and Mamba-3 (SSD) along any visiting order.
+
+    Dao & Gu, arXiv 2405.21060, sections 3 to 6; per head, with i and j over the visits:
+
+        h_i = exp((1 + gap_i) log_decay_i) h_(i-1) + k_i v_i^T,   y_i = q_i h_i
+        y_i = sum over j not after i of (q_i . k_j) exp(c_i - c_j) v_j,   c the sum of log decays
+
+    Mamba-2: q = C, k = B, v = dt x, log_decay = dt A. Inputs are read at position order[i] and y_i
+    is written there. Positions that are never visited get zeros, and zero gradients.
+
+    Args:
+        q: (B, L, G, N) float. Head h reads group h // (H / G).
+        k: (B, L, G, N).
+        v: (B, L, H, P), H a multiple of G.
+        log_decay: (B, L, H), at most 0 (not checked).
+        order: As in selective_scan.
+        gap: As in selective_scan; a visit's decay applies 1 + gap times.
+        backend: One of the names in SSD.backends (ops.py), or None as in selective_scan.
+
+    Returns:
+        (B, L, H, P) in v's dtype. States, sums of log decays and all other sums are float32
+        (float64 for float64 v); the Triton kernels round what they multiply to the data's dtype.
+
+    Where q, k and v differ in dtype, they are brought to the one that torch's promotion gives;
+    log_decay goes to the state's. Differentiable once in q, k, v and log_decay, by backward only.
+
+    Raises:
+        ValueError, TypeError, NotImplementedError: As selective_scan.
+    """
+    x = converted("ssd", SSDInputs(q, k, v, log_decay, order, gap))
+    chosen = choose_backend(backend, q.device.type, x.v.dtype, SSD)
+    y, _ = torch.ops.tread_ssm.ssd_forward(*x, chosen)
+    return y.to(v.dtype)
+
+
 @torch.compiler.assume_constant_result
 def choose_backend(
     name: str | None, device_type: str, dtype: torch.dtype, operation: Operation = SCAN
@@ -131,7 +178,7 @@ def choose_backend(
     Raises ValueError where the one asked for is unknown or cannot run.
     """
     asked_by = "backend" if name else ENVIRONMENT_VARIABLE
-    name = name or os.environ.get(ENVIRONMENT_VARIABLE) or None
+    name = name or _from_environment(operation)
     if name is not None and name not in operation.backends:
         raise ValueError(f"{asked_by}={name!r}: there are {', '.join(operation.backends)}.")
     if device_type == "meta":  # shapes only, and the same for all
@@ -151,6 +198,13 @@ def choose_backend(
             return candidate
         reasons[candidate] = reason
     raise ValueError(f"no backend of {operation.name} for {dtype} on {device_type}: {reasons}")
+
+
+def _from_environment(operation: Operation) -> str | None:
+    """The name in the environment, unless it is that of other operations' backends alone."""
+    name = os.environ.get(ENVIRONMENT_VARIABLE) or None
+    elsewhere = any(name in other.backends for other in OPERATIONS)
+    return None if name not in operation.backends and elsewhere else name
 
 
 def unavailable(

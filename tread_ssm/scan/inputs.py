@@ -8,7 +8,8 @@ An annotation says what a tensor holds, and its axes, one letter each:
     wide    float32, or float64 where the data is float64: the dtype of states and sums
     visits  int64, (K,) for all samples or (B, K)
 
-Shape legend: B batch, L positions, K visits (K <= L), D channels, N states, W taps.
+Shape legend: B batch, L positions, K visits (K <= L), D channels, N states, W taps, G groups,
+H heads, P channels of a head.
 """
 
 from __future__ import annotations
@@ -69,6 +70,27 @@ class ConvInputs(NamedTuple):
         check_tensors("causal_conv", self)
 
 
+class SSDInputs(NamedTuple):
+    """What `ssd` computes from; its docstring says what each argument means."""
+
+    q: Annotated[Tensor, "data", "BLGN"]
+    k: Annotated[Tensor, "data", "BLGN"]
+    v: Annotated[Tensor, "data", "BLHP"]
+    log_decay: Annotated[Tensor, "wide", "BLH"]
+    order: Annotated[Tensor | None, "visits", "BK"]
+    gap: Annotated[Tensor | None, "visits", "BK"]
+
+    def check(self) -> None:
+        """Raises ValueError or TypeError, see check_tensors; H must be a multiple of G."""
+        check_tensors("ssd", self)
+        groups, heads = self.q.shape[2], self.v.shape[2]
+        if heads % groups:
+            raise ValueError(
+                f"ssd: v has H = {heads} heads, q and k have G = {groups} groups; H must be a "
+                "multiple of G."
+            )
+
+
 # What the annotations are for ------------------------------------------------------------------
 
 
@@ -100,7 +122,7 @@ def arguments_of(inputs: type) -> tuple[Argument, ...]:
 
 
 ARGUMENTS: dict[type, tuple[Argument, ...]] = {
-    inputs: arguments_of(inputs) for inputs in (ScanInputs, ConvInputs)
+    inputs: arguments_of(inputs) for inputs in (ScanInputs, ConvInputs, SSDInputs)
 }
 
 

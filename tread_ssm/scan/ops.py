@@ -9,13 +9,15 @@ FlopCounterMode meet these and never look inside:
 Both check shapes, dtypes and devices themselves. `states` is what a backend keeps from forward to
 backward, in the wide dtype; it may be empty.
 
-A backend is a module of plain functions. selective/reference.py is the specification of two:
+A backend is a module of plain functions. selective/reference.py is the specification of the first
+two operations, decayed/reference.py of the third:
 
     scan_forward(x: ScanInputs) -> (y, states)
     scan_backward(grad_y, x: ScanInputs, states) -> Gradients
     scan_states_shape(x: ScanInputs) -> shape of states
     conv_forward(x: ConvInputs) -> y
     conv_backward(grad_y, x: ConvInputs) -> Gradients
+    ssd_forward, ssd_backward, ssd_states_shape: like those of the scan, of SSDInputs
     unavailable(device, dtype) -> reason why it cannot run, or None
     FAST_ON: the types of device on which it is fast; elsewhere its use is warned of
 
@@ -26,8 +28,11 @@ FLOPs, the one convention of this package: every multiplication, addition and ex
 state-step (one visit of one channel by one state) counts as one. Forward, 7: the exponent dt A,
 its exponential, the carried state a h, the input (dt u) B, their sum, and the product with C and
 its sum. Backward, 21: the first five again, and 16 for the eight gradients. A convolution costs
-2 W per visited element forward and 4 W backward. What happens once per element and not per state
-(softplus, gate, D u) is left out, as FlopCounterMode leaves out all pointwise work.
+2 W per visited element forward and 4 W backward. `ssd` is counted by its recurrence, whatever a
+backend computes instead. Forward, 5: k v, a h and their sum, the product with q and its sum.
+Backward, 14: the first three again, 3 for the gradient of the state and 2 for each of those of q,
+k, v and the decay. What happens once per element and not per state (softplus, gate, D u) is left
+out, as FlopCounterMode leaves out all pointwise work.
 """
 
 from __future__ import annotations
@@ -42,7 +47,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
-from tread_ssm.scan.inputs import ARGUMENTS, ConvInputs, Gradients, ScanInputs, wide_dtype
+from tread_ssm.scan.inputs import (
+    ARGUMENTS,
+    ConvInputs,
+    Gradients,
+    ScanInputs,
+    SSDInputs,
+    wide_dtype,
+)
 
 SELECTIVE_BACKENDS = {
     "triton": "tread_ssm.scan.selective.triton",
@@ -52,9 +64,15 @@ SELECTIVE_BACKENDS = {
     "chunked": "tread_ssm.scan.selective.chunked",
     "reference": "tread_ssm.scan.selective.reference",
 }
+SSD_BACKENDS = {
+    "cpu": "tread_ssm.scan.decayed.cpu",
+    "matmul": "tread_ssm.scan.decayed.matmul",
+    "reference": "tread_ssm.scan.decayed.reference",
+}
 """The module of each backend, from the one to be preferred to the one of last resort."""
 
 FLOPS_PER_STATE_STEP = {"forward": 7, "backward": 21}
+FLOPS_PER_SSD_STEP = {"forward": 5, "backward": 14}
 FLOPS_PER_TAP = {"forward": 2, "backward": 4}
 
 
@@ -226,6 +244,12 @@ def _conv_flops(which: str, x: ConvInputs) -> int:
     return FLOPS_PER_TAP[which] * batch * visits * dim * width
 
 
+def _ssd_flops(which: str, x: SSDInputs) -> int:
+    (batch, length, heads, channels), state = x.v, x.q[3]
+    visits = length if x.order is None else x.order[-1]
+    return FLOPS_PER_SSD_STEP[which] * batch * visits * heads * channels * state
+
+
 SCAN = Operation(
     name="selective_scan",
     forward_operator="tread_ssm::scan_forward",
@@ -253,5 +277,19 @@ CONV = Operation(
     flops=_conv_flops,
 )
 
-define(SCAN)
-define(CONV)
+SSD = Operation(
+    name="ssd",
+    forward_operator="tread_ssm::ssd_forward",
+    backward_operator="tread_ssm::ssd_backward",
+    inputs=SSDInputs,
+    backends=SSD_BACKENDS,
+    forward=lambda backend, x: backend.ssd_forward(x),
+    backward=lambda backend, grad_y, x, states: backend.ssd_backward(grad_y, x, states),
+    states_shape=lambda backend, x: backend.ssd_states_shape(x),
+    flops=_ssd_flops,
+    like=SSDInputs._fields.index("v"),
+)
+
+OPERATIONS = (SCAN, CONV, SSD)
+for _operation in OPERATIONS:
+    define(_operation)

@@ -81,6 +81,13 @@ def contiguous(inputs: Any) -> Any:
     return type(inputs)(*(x.contiguous() if isinstance(x, Tensor) else x for x in inputs))
 
 
+def rows_in_place(x: Tensor) -> Tensor:
+    """x (B, L, H, P) itself where it is contiguous but for the distance between positions, like a
+    slice of wider rows; else a contiguous copy."""
+    rows_are_dense = x.stride(3) == 1 and x.stride(2) == x.shape[3]
+    return x if rows_are_dense and x.stride(0) == x.shape[1] * x.stride(1) else x.contiguous()
+
+
 def row_stride(visits: Tensor | None) -> int:
     """Elements from one sample's row of order or gap to the next; 0 where all share one."""
     return visits.shape[1] if visits is not None and visits.ndim == 2 else 0

@@ -1,6 +1,7 @@
 // C interface of the CPU kernels, loaded with ctypes by cpu.py: no Python, no torch headers.
 #include "conv.h"
 #include "scan.h"
+#include "ssd.h"
 
 // Order of checks and numbering of errors: cpu.py.
 enum { OK = 0, OUT_OF_RANGE = 1, VISITED_TWICE = 2, NO_MEMORY = 3 };
@@ -45,9 +46,19 @@ int conv_forward(const ConvArgs* a, int is_bf16) {
 int conv_backward(const ConvArgs* a, int is_bf16) {
   return guarded(*a, [&] { is_bf16 ? Conv<bf16>(*a).backward() : Conv<float>(*a).backward(); });
 }
+int ssd_forward(const SsdArgs* a, int is_bf16) {
+  return guarded(*a, [&] { is_bf16 ? Ssd<bf16>(*a).forward() : Ssd<float>(*a).forward(); });
+}
+int ssd_backward(const SsdArgs* a, int is_bf16) {
+  return guarded(*a, [&] { is_bf16 ? Ssd<bf16>(*a).backward() : Ssd<float>(*a).backward(); });
+}
 // What cpu.py must agree with; count the version up when the meaning of an argument changes.
 void interface_numbers(int64_t* out) {
   const int64_t numbers[] = {2, sizeof(ScanArgs), sizeof(ConvArgs), CHUNK, STATE_PAD, CHANNEL_PAD};
+  std::memcpy(out, numbers, sizeof(numbers));
+}
+void ssd_interface_numbers(int64_t* out) {  // likewise for decayed/cpu.py
+  const int64_t numbers[] = {1, sizeof(SsdArgs), SSD_CHUNK, PAD};
   std::memcpy(out, numbers, sizeof(numbers));
 }
 // 2^x of `count` floats, a multiple of 16: for the tests, and for the benchmark's floor.

@@ -1,7 +1,9 @@
-"""Draw docs/routing.png, the picture in the README: `python docs/figure.py`."""
+"""Draw the pictures of the README and of docs/concepts.md: `python docs/draw_pictures.py`."""
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -11,12 +13,24 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
-from tread_ssm import Route, RoutePlan
+from tread_ssm import (
+    Cells,
+    Draw,
+    Layout,
+    RandomTokens,
+    Route,
+    RoutePlan,
+    Rows,
+    Segments,
+    run_blocks,
+)
+from tread_ssm.plots import tokens as show
 from tread_ssm.scan.order import OrderName, rank_table
 
-GRID = (8, 8)
+GRID, FINE = (8, 8), (16, 16)
 DEPTH = 12
 ROUTE = Route(2, -3)
 INK, KEPT, CARRIED, PALE = "#22303c", "#2a78c2", "#e08a2e", "#d9dfe5"
@@ -97,8 +111,8 @@ def draw_stack(ax: Axes) -> None:
     ax.axis("off")
 
 
-def main() -> None:
-    """Write the picture beside this file."""
+def routing() -> Figure:
+    """The README's picture: a route past the middle blocks, and scans among what it keeps."""
     draw = RoutePlan((ROUTE,), DEPTH).draw(1, GRID, torch.Generator().manual_seed(4))
     kept = draw[0][1].index[0]
     image = emoji("parrot")
@@ -111,7 +125,82 @@ def main() -> None:
     draw_tokens(figure.add_subplot(rows[1, 1]), image, mask, "the half that is kept")
     draw_scan(figure.add_subplot(rows[1, 2]), kept, "raster", "scanned along rows ...")
     draw_scan(figure.add_subplot(rows[1, 3]), kept, "column", "... and along columns")
-    figure.savefig(Path(__file__).with_name("routing.png"), bbox_inches="tight", facecolor="white")
+    return figure
+
+
+def selections() -> Figure:
+    """Which tokens each selection keeps of a grid of 16 x 16."""
+    selects = {
+        "RandomTokens()": RandomTokens(),
+        "Rows()": Rows(),
+        'Cells(2, choose="within")': Cells(2, choose="within"),
+        'Cells(2, choose="whole")': Cells(2, choose="whole"),
+        'Cells(4, choose="whole")': Cells(4, choose="whole"),
+        'Segments(16, along="rows")': Segments(16),
+        'Segments(16, along="columns")': Segments(16, along="columns"),
+    }
+    kept = {title: one_draw(Route(2, 6, select=s))[0][1] for title, s in selects.items()}
+    return show.show_kept(emoji("parrot"), kept, FINE)
+
+
+def orders() -> Figure:
+    """Scans of a whole grid, and the same scans among a random half of it."""
+    half = one_draw(Route(2, 6))[0][1]
+    names: tuple[OrderName, ...] = ("raster", "column_reversed", "zigzag_3", "hilbert")
+    ranks = {name: rank_table(name, FINE) for name in names}
+    paths = {name: show.scan_path(rank, FINE) for name, rank in ranks.items()}
+    paths |= {f"{n}, half": show.scan_path(rank, FINE, half) for n, rank in ranks.items()}
+    return show.show_paths(paths, FINE)
+
+
+def stream() -> Figure:
+    """What each of twelve blocks sees of 8 x 8 tokens behind a prefix of two."""
+    draw = RoutePlan((ROUTE,), DEPTH).draw(1, GRID, torch.Generator().manual_seed(0))
+    return show.show_stream(draw, DEPTH, GRID, n_prefix=2)
+
+
+def rejoin() -> Figure:
+    """What stands at the dropped places behind a route, with toy blocks that tint pixels blue."""
+    patch = 2
+    blue = torch.tensor([0.10, 0.25, 0.75]).repeat(patch * patch)
+    x = show.cut(torch.from_numpy(emoji("parrot")).float() / 255, patch)
+
+    def tint(x: torch.Tensor, cond: None, layout: Layout) -> torch.Tensor:
+        return x + 0.14 * (blue - x)
+
+    draw = one_draw(Route(2, 6))
+    subset = draw[0][1]
+    start = tint(tint(x, None, Layout(FINE)), None, Layout(FINE))
+    inside = tint(tint(subset.take(start), None, Layout(FINE)), None, Layout(FINE))
+    shown = show.joined(subset.put(inside, torch.zeros_like(x)), FINE, patch)
+    panels: dict[str, tuple[np.ndarray, np.ndarray | None]] = {
+        "the network's input": (show.joined(x, FINE, patch), None),
+        "at the route's start (2 blocks)": (show.joined(start, FINE, patch), None),
+        "inside it, after 2 more blocks": (shown, subset.mask()[0].numpy()),
+    }
+    for name in ("start", "input", "sum"):
+        end = run_blocks([tint] * 6, x, None, Layout(FINE), one_draw(Route(2, 6, rejoin=name)))
+        panels[f'rejoin="{name}"'] = (show.joined(end, FINE, patch), None)
+    return show.show_streams(panels, FINE)
+
+
+def one_draw(route: Route) -> Draw:
+    """A draw for one image of 16 x 16 tokens in a network of eight blocks."""
+    return RoutePlan((route,), 8).draw(1, FINE, torch.Generator().manual_seed(1))
+
+
+PICTURES: tuple[Callable[[], Figure], ...] = (routing, selections, orders, stream, rejoin)
+
+
+def main() -> None:
+    """Write the pictures, each under the name of its function."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("pictures"))
+    out = parser.parse_args().out
+    for picture in PICTURES:
+        figure = picture()
+        figure.savefig(out / f"{picture.__name__}.png", bbox_inches="tight", facecolor="white")
+        plt.close(figure)
 
 
 if __name__ == "__main__":

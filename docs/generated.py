@@ -1,0 +1,180 @@
+"""A hook of MkDocs: fills in what a page marks as `<!-- generated: NAME -->`.
+
+Nothing that is generated is committed, so the tables cannot disagree with the code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from griffe import Docstring, DocstringSectionKind
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # for `benchmarks`, which is not installed
+
+from tread_ssm.config.run import RunConfig, load_config  # noqa: E402
+
+MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
+SCALARS = {bool: "`true` or `false`", int: "whole number", float: "number", str: "text"}
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """MkDocs calls this with each page's text. Raises KeyError for an unknown name."""
+    return MARK.sub(lambda mark: GENERATED[mark[1]](), markdown)
+
+
+def configuration() -> str:
+    """Every key of a run's YAML file: one table for each dataclass below RunConfig."""
+    seen: dict[type, str] = {}
+    return "\n".join(["## Top level", "", *_class_lines(RunConfig, "", 2, seen)])
+
+
+def documented(cls: type) -> tuple[str, dict[str, str]]:
+    """A dataclass's first paragraph, and its fields' meanings from the docstrings' `Attributes:`.
+
+    A field that a base class documents need not be documented again.
+    """
+    meanings: dict[str, str] = {}
+    summary = ""
+    for owner in reversed(cls.__mro__):
+        if not dataclasses.is_dataclass(owner) or not owner.__doc__:
+            continue
+        parsed = Docstring(owner.__doc__, parser="google").parse(warnings=False)
+        for part in parsed:
+            if part.kind is DocstringSectionKind.text:
+                summary = part.value.split("\n\n")[0]
+                break
+        for part in parsed:
+            if part.kind is DocstringSectionKind.attributes:
+                for item in part.value:
+                    text = " ".join(item.description.split())
+                    meanings |= {name.strip(): text for name in item.name.split(",")}
+    return summary, meanings
+
+
+def configuration_classes() -> dict[type, str]:
+    """Every dataclass that a run's YAML file may hold -> the key under which it stands."""
+    seen: dict[type, str] = {}
+    _class_lines(RunConfig, "", 2, seen)
+    return seen
+
+
+def _class_lines(cls: type, path: str, level: int, seen: dict[type, str]) -> list[str]:
+    """The class's summary and table, then a section for each dataclass that its fields may hold."""
+    seen[cls] = path
+    summary, meanings = documented(cls)
+    hints = get_type_hints(cls)
+    fields = [f for f in dataclasses.fields(cls) if f.init and f.name != "kind"]
+    lines = [summary, ""] if path else []
+    if fields:
+        lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for field in fields:
+        lines.append(
+            f"| `{field.name}` | {_type(hints[field.name], _join(path, field.name))} "
+            f"| {_default(field)} | {meanings.get(field.name, '')} |"
+        )
+    lines.append("")
+    for field in fields:
+        inner = _join(path, field.name)
+        members = list(_dataclasses(hints[field.name]))
+        if not members:
+            continue
+        # The entries of a list are addressed by their number.
+        if get_origin(hints[field.name]) is tuple:
+            inner = f"{inner}.0"
+        if members[0] in seen:
+            continue
+        lines += [f"{'#' * level} `{inner}`", ""]
+        for member in members:
+            kind = _kind(member)
+            if kind is not None:
+                lines += [f"{'#' * (level + 1)} `{inner}: {{kind: {kind}}}`", ""]
+            lines += _class_lines(member, inner, min(level + 1, 4), seen)
+    return lines
+
+
+def _type(hint: Any, path: str) -> str:
+    """A type in the words of YAML."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        *first, last = (f"`{a}`" for a in args)
+        return f"{', '.join(first)} or {last}" if first else last
+    if origin in (Union, types.UnionType):
+        none = type(None)
+        if all(a is none or dataclasses.is_dataclass(a) for a in args):
+            kinds = ", ".join(f"`{_kind(a)}`" for a in args if a is not none)
+            return f"section, `kind` {kinds}" + (", or `null`" if none in args else "")
+        return " or ".join("`null`" if a is none else _type(a, path) for a in args)
+    if origin is tuple:
+        if len(args) == 2 and args[1] is Ellipsis:
+            return f"list of {'sections' if list(_dataclasses(args[0])) else _type(args[0], path)}"
+        return f"list of {len(args)}: {_type(args[0], path)}"
+    if dataclasses.is_dataclass(hint):
+        return "section"
+    return SCALARS[hint]
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default is not dataclasses.MISSING:
+        value = field.default
+    elif field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    else:
+        return "required"
+    if dataclasses.is_dataclass(value):
+        kind = _kind(type(value))
+        return "its defaults" if kind is None else f"`{{kind: {kind}}}`"
+    if value is None or isinstance(value, bool):
+        return f"`{ {None: 'null', True: 'true', False: 'false'}[value] }`"
+    if isinstance(value, tuple):
+        return f"`[{', '.join(map(str, value))}]`"
+    return f"`{value}`"
+
+
+def _dataclasses(hint: Any) -> Iterator[type]:
+    """The dataclasses that a value of this type may be, or hold as a list."""
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        yield hint
+    for arg in get_args(hint):
+        yield from _dataclasses(arg)
+
+
+def _kind(cls: type) -> str | None:
+    hint = get_type_hints(cls).get("kind")
+    return None if hint is None else str(get_args(hint)[0])
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def estimates() -> str:
+    """Memory and speed of the ImageNet configurations on eight A100s."""
+    from benchmarks.estimate import estimate
+
+    lines = []
+    for file in sorted((ROOT / "configs").glob("di*.yaml")):
+        lines += estimate(load_config(file), gpus=8)
+    return "\n".join(["```", *lines, "```"])
+
+
+def comparison() -> str:
+    """The recorded comparison of DiM and DiT, at equal steps, FLOPs and seconds."""
+    from benchmarks import curves
+
+    recorded = curves.read_comparison(ROOT / "benchmarks" / "results" / "comparison.json")
+    pairs = [("dim-dense", "dim-routed"), ("dit-dense", "dit-routed")]
+    tables = {
+        "Held-out loss": curves.matched_table(recorded, pairs, "loss"),
+        "FD-emoji": curves.matched_table(recorded, pairs, "distance"),
+    }
+    return "\n\n".join(f"{title}:\n\n{table}" for title, table in tables.items())
+
+
+GENERATED = {f.__name__: f for f in (configuration, estimates, comparison)}

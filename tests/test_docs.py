@@ -1,0 +1,186 @@
+"""The pages of docs/ are true: their code runs, what they name exists, and the site builds."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import griffe
+import pytest
+import yaml
+from PIL import Image
+
+from tread_ssm.config.run import load_config
+from tread_ssm.config.strict import Source, build
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+TEXTS = sorted(DOCS.rglob("*.md")) + [ROOT / f"{n}.md" for n in ("README", "CONTRIBUTING")]
+NAMES = [str(p.relative_to(ROOT)) for p in TEXTS]
+
+# The quickstart's run in small, for the pages that draw from it.
+SMALL = "train.steps=4 train.save_every=2 train.threads=1 train.report=false sample.steps=2"
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """The page's blocks of code in a language, in their order."""
+    text = path.read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def commands(path: Path) -> list[str]:
+    """The page's commands that start one of our scripts, without what starts them."""
+    lines = "\n".join(blocks(path, "sh")).splitlines()
+    found = [re.search(r"((?:scripts|benchmarks|tests)/\S+\.py.*)", line) for line in lines]
+    return [m[1] for m in found if m is not None]
+
+
+def python(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the scripts, the configurations and a finished run of the quickstart."""
+    folder = tmp_path_factory.mktemp("docs")
+    for name in ("scripts", "configs"):
+        (folder / name).symlink_to(ROOT / name)
+    train = ["scripts/train.py", "--config", "configs/quickstart.yaml", *SMALL.split()]
+    run = python(*train, cwd=folder)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if blocks(ROOT / n, "python")])
+def test_the_examples_of_a_page_run_one_after_the_other(
+    name: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    names: dict[str, Any] = {"__name__": "docs"}
+    for i, code in enumerate(blocks(ROOT / name, "python")):
+        exec(compile(code, f"{name}, example {i}", "exec"), names)
+
+
+DRAWN = sorted({c for p in TEXTS for c in commands(p) if "runs/quickstart" in c})
+
+
+@pytest.mark.parametrize("command", DRAWN)
+def test_commands_on_the_quickstarts_run_work(command: str, workplace: Path) -> None:
+    smaller = ["--steps", "2"] if "sample.py" in command else []
+    run = python(*shlex.split(command), *smaller, cwd=workplace)
+    assert run.returncode == 0, run.stderr[-3000:]
+
+
+@cache
+def options(script: str) -> set[str]:
+    help_text = python(script, "--help").stdout
+    return set(re.findall(r"(?<![\w-])--[\w-]+", help_text))
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if commands(ROOT / n)])
+def test_commands_name_files_options_and_keys_that_exist(name: str) -> None:
+    for command in commands(ROOT / name):
+        script, *words = shlex.split(command)
+        assert (ROOT / script).is_file(), command
+        unknown = {w for w in words if w.startswith("--")} - options(script)
+        assert not unknown, f"{command}: no such options"
+        if "--config" not in words:
+            continue
+        file = ROOT / words[words.index("--config") + 1]
+        overrides = [w for w in words if re.match(r"[a-z_]+(\.\w+)*=", w)]
+        load_config(file, overrides)  # raises ConfigError
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_named_files_exist(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    places = r"(?:tread_ssm|scripts|configs|benchmarks|docs|notebooks|tests)/[\w/.-]*\w"
+    named = re.findall(rf"(?<![\w/.-])({places})\b(?!/\.\.\.)", text)
+    missing = [n for n in named if not (ROOT / n).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if blocks(ROOT / n, "yaml")])
+def test_yaml_examples_are_configurations(name: str) -> None:
+    from tread_ssm.config.run import RunConfig
+
+    for text in blocks(ROOT / name, "yaml"):
+        base = yaml.safe_load((ROOT / "configs" / "dim_s.yaml").read_text())
+        for section, value in yaml.safe_load(text).items():
+            # What a `kind` decides is replaced as a whole.
+            whole = "kind" in value or section not in base
+            base[section] = value if whole else base[section] | value
+        build(RunConfig, Source(base, name))  # raises ConfigError
+
+
+def test_examples_of_ours_and_of_the_dry_run_say_what_they_print() -> None:
+    run = python("scripts/train.py", "--config", "configs/dim_l.yaml", "--dry-run")
+    assert run.returncode == 0, run.stderr
+    assert "386.1M parameters" in run.stdout
+    assert "4..45 see 238 tokens" in run.stdout
+
+
+def test_every_environment_variable_of_the_code_is_in_the_table() -> None:
+    table = (DOCS / "kernels.md").read_text(encoding="utf-8")
+    sources = [p for n in ("tread_ssm", "notebooks") for p in (ROOT / n).rglob("*.py")]
+    text = "".join(p.read_text(encoding="utf-8") for p in sources)
+    read = set(re.findall(r"environ(?:\.get\(|\[)\"(\w+)\"", text))
+    read |= set(re.findall(r"TREAD_SSM_[A-Z]+", text))
+    assert {"TREAD_SSM_BACKEND", "TREAD_SSM_FAST", "TRITON_INTERPRET"} <= read
+    launcher = re.compile(r"(LOCAL_)?(RANK|WORLD_SIZE)|(ACCELERATE|FSDP)_\w+")  # what it sets
+    listed = set(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE))
+    assert not {n for n in read - listed if not launcher.fullmatch(n)}
+
+
+def test_docstrings_describe_arguments_and_fields_that_exist() -> None:
+    wrong, described = [], 0
+    for path in sorted((ROOT / "tread_ssm").rglob("*.py")):
+        found: list[Any] = [griffe.visit(path.stem, path, path.read_text(encoding="utf-8"))]
+        for item in found:  # grows
+            members = [m for m in item.members.values() if not m.is_alias]
+            found += [m for m in members if m.is_function or m.is_class]
+            if item.docstring is None or item.is_module:
+                continue
+            known = {p.name.lstrip("*") for p in item.parameters} | set(item.members)
+            for part in item.docstring.parse("google", warnings=False):
+                if part.kind.value in ("parameters", "attributes"):
+                    named = {n.strip(" *") for entry in part.value for n in entry.name.split(",")}
+                    wrong += [f"{path.name}, {item.path}: {n}" for n in sorted(named - known)]
+                    described += len(named)
+    assert described > 20
+    assert not wrong
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    run = python("-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path))
+    assert run.returncode == 0, run.stdout + run.stderr
+    page = (tmp_path / "configuration" / "index.html").read_text(encoding="utf-8")
+    assert "routing.routes.0" in page
+    assert "generated:" not in page
+    html = [p.read_text(encoding="utf-8") for p in tmp_path.rglob("*.html")]
+    fetched = {
+        u for t in html for u in re.findall(r"<(?:link|script|img)[^>]*?\"(https?://[^\"]*)", t)
+    }
+    assert not fetched, "the site fetches nothing from elsewhere"
+
+
+def test_the_pictures_are_those_that_the_script_draws(tmp_path: Path) -> None:
+    run = python("docs/draw_pictures.py", "--out", str(tmp_path))
+    assert run.returncode == 0, run.stderr
+    drawn = sorted(tmp_path.glob("*.png"))
+    assert len(drawn) >= 5
+    for picture in drawn:
+        with Image.open(picture) as new, Image.open(DOCS / "pictures" / picture.name) as kept:
+            assert abs(new.width - kept.width) < 20 and abs(new.height - kept.height) < 20
+    used = "".join(p.read_text(encoding="utf-8") for p in TEXTS)
+    assert all(p.name in used for p in (DOCS / "pictures").iterdir())
