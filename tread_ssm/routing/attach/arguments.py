@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from tread_ssm.routing.attach.per_token import How, Image, around, offset_of, take, tensors
+from tread_ssm.routing.attach.per_token import How, Image, around, offset_of, parsed, take, tensors
 from tread_ssm.tokens import TokenSubset, grid_text, is_whole
 
 Streams: TypeAlias = tuple[Tensor, ...]
@@ -73,6 +73,10 @@ class Blocks:
     grid_arguments: tuple[str, ...] = ()
     sequence_first: bool = False
     closes_gaps: bool = False
+
+    def __post_init__(self) -> None:
+        read = {name: parsed(how) for name, how in self.per_token.items()}
+        object.__setattr__(self, "per_token", read)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import torch
 from torch import distributed
 
 from tread_ssm.routing.attach.arguments import Blocks, Call
-from tread_ssm.routing.attach.per_token import How, PerToken
+from tread_ssm.routing.attach.per_token import How, PerToken, parsed
 from tread_ssm.routing.plan import Draw, Route, RoutePlan, RouteSchedule
 from tread_ssm.routing.select import RandomTokens
 from tread_ssm.tokens import Grid
@@ -111,9 +111,9 @@ def serves_the_batch(how: How) -> bool:
     """Whether one table serves the whole batch, so that one draw must."""
     if isinstance(how, tuple):
         return any(serves_the_batch(h) for h in how)
-    how = PerToken(how) if isinstance(how, str) else how
+    how = parsed(how)
     return isinstance(how, PerToken) and any(
-        "b" not in left and right is None for left, right in how.forms
+        "n" in left and "b" not in left and right is None for left, right in how.forms
     )
 
 

@@ -36,7 +36,8 @@ class PerToken:
         PerToken("b 1 n n")           mask or bias for pairs of tokens
         PerToken("b n | b 1 n n")     either, told apart by the number of dimensions
 
-    A table may hold further tokens (text, class token), as many as it likes.
+    A table may hold further tokens (text, class token), as many as it likes, and one entry alone
+    serves all tokens.
 
     Attributes:
         dims: The dimensions.
@@ -84,6 +85,13 @@ def offset_of(image: Image, others: int) -> int:
     return others if image == "last" else 0
 
 
+def parsed(how: How) -> How:
+    """A declaration with its patterns read, so that a wrong one is found at once."""
+    if isinstance(how, tuple):
+        return tuple(parsed(h) for h in how)
+    return PerToken(how) if isinstance(how, str) else how
+
+
 def take(
     value: Any, how: How, subset: TokenSubset, batch: int, image: Image | Tensor, where: str
 ) -> Any:
@@ -110,9 +118,9 @@ def take(
             )
         parts = zip(value, how, strict=True)
         return like(value, [take(v, h, subset, batch, image, where) for v, h in parts])
-    if not isinstance(how, (str, PerToken)):
-        return how(value, subset.index.expand(batch, -1))
     how = PerToken(how) if isinstance(how, str) else how
+    if not isinstance(how, PerToken):
+        return how(value, subset.index.expand(batch, -1))
     place = how.image or image
     return map_tensors(value, lambda t: _take(t, how, subset, batch, place, where))
 
@@ -129,6 +137,8 @@ def _take(
     left, right = forms[0]
     indices = {}
     for dim in [d for d, name in enumerate(left) if name == "n"]:
+        if table.shape[dim] == 1:
+            continue  # one entry for all tokens
         others = table.shape[dim] - subset.length
         if others < 0:
             raise ValueError(
@@ -189,12 +199,13 @@ def _parsed(dims: str) -> Forms:
         sides = [tuple(side.split()) for side in form.split("->")]
         left, right = sides[0], sides[1] if len(sides) == 2 else None
         named = [name for name in left if name not in ("n", "1")]
-        fits = len(sides) <= 2 and "n" in left and len(set(named)) == len(named)
+        fits = 1 <= len(sides) <= 2 and left and len(set(named)) == len(named)
         if right is not None:
+            fits = fits and "n" in left
             plain = sorted(name for name in right if name != "1")
             fits = fits and "b" not in left and "1" not in left
             fits = fits and plain == sorted(["b", *left])
-        if not fits:
+        if not fits or "n" not in dims.split():
             raise ValueError(
                 f"PerToken({dims!r}): name the dimensions by words, `n` the tokens and `b` the "
                 f"batch, as 'n d', 'b n d', 'b 1 n n' or 'n d -> b 1 n d'."

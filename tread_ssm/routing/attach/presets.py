@@ -15,21 +15,146 @@ from torch import nn
 
 from tread_ssm.routing.attach.arguments import Blocks
 
+# Often used: blocks that get text beside the image and return both, in either order.
+_IMAGE: dict[str, Any] = {"streams": ("hidden_states",), "returns": (0,)}
+_IMAGE_SECOND: dict[str, Any] = {"streams": ("hidden_states",), "returns": (1,)}
+_ROPE: dict[str, Any] = {"image_rotary_emb": "n d"}
+
 PRESETS: dict[str, tuple[Blocks, ...]] = {
     # --- diffusers
-    "diffusers.DiTTransformer2DModel": (Blocks("transformer_blocks"),),
-    "diffusers.PixArtTransformer2DModel": (Blocks("transformer_blocks"),),
-    "diffusers.SD3Transformer2DModel": (
-        Blocks("transformer_blocks", streams=("hidden_states",), returns=(1,)),
+    "diffusers.AuraFlowTransformer2DModel": (
+        Blocks("joint_transformer_blocks", **_IMAGE_SECOND),
+        Blocks("single_transformer_blocks", n_prefix=None),
     ),
-    "diffusers.FluxTransformer2DModel": tuple(
+    "diffusers.ChromaTransformer2DModel": (
+        Blocks("transformer_blocks", per_token={**_ROPE, "attention_mask": "b n"}, **_IMAGE_SECOND),
         Blocks(
-            path,
-            streams=("hidden_states",),
-            returns=(1,),
-            per_token={"image_rotary_emb": "n d"},
-        )
+            "single_transformer_blocks",
+            n_prefix=None,
+            per_token={**_ROPE, "attention_mask": "b n"},
+        ),
+    ),
+    "diffusers.CogVideoXTransformer3DModel": (
+        Blocks("transformer_blocks", per_token=_ROPE, **_IMAGE),
+    ),
+    "diffusers.CogView3PlusTransformer2DModel": (Blocks("transformer_blocks", **_IMAGE),),
+    "diffusers.CogView4Transformer2DModel": (
+        Blocks("transformer_blocks", per_token=_ROPE, whole=("attention_mask",), **_IMAGE),
+    ),
+    "diffusers.CosmosTransformer3DModel": (
+        Blocks(
+            "transformer_blocks",
+            per_token={
+                **_ROPE,
+                "extra_pos_emb": "b n d",
+                "embedded_timestep": "b d | b n d",
+                "temb": "b d | b n d",
+                "controlnet_residual": "b n d",
+            },
+            whole=("attention_mask",),
+        ),
+    ),
+    "diffusers.DiTTransformer2DModel": (Blocks("transformer_blocks"),),
+    "diffusers.Flux2Transformer2DModel": (
+        Blocks(
+            "transformer_blocks",
+            per_token=_ROPE,
+            whole=("temb_mod_img", "temb_mod_txt"),
+            **_IMAGE_SECOND,
+        ),
+        Blocks("single_transformer_blocks", n_prefix=None, per_token=_ROPE, whole=("temb_mod",)),
+    ),
+    "diffusers.FluxTransformer2DModel": (
+        Blocks("transformer_blocks", per_token=_ROPE, **_IMAGE_SECOND),
+        Blocks("single_transformer_blocks", per_token=_ROPE, **_IMAGE_SECOND),
+    ),
+    # Its single blocks get other text behind the image each time, cut off by the full length.
+    "diffusers.HiDreamImageTransformer2DModel": (
+        Blocks(
+            "double_stream_blocks",
+            per_token={"image_rotary_emb": "b n 1 d i j", "hidden_states_masks": "b n"},
+            image="first",
+            **_IMAGE,
+        ),
+    ),
+    "diffusers.HunyuanDiT2DModel": (Blocks("blocks", per_token=_ROPE, skips=("skip",)),),
+    "diffusers.HunyuanImageTransformer2DModel": tuple(
+        Blocks(path, per_token={**_ROPE, "attention_mask": "b 1 1 n"}, image="first", **_IMAGE)
         for path in ("transformer_blocks", "single_transformer_blocks")
+    ),
+    "diffusers.HunyuanVideoTransformer3DModel": tuple(
+        Blocks(path, per_token={rope: "n d", "attention_mask": "b 1 1 n"}, image="first", **_IMAGE)
+        for path, rope in (
+            ("transformer_blocks", "freqs_cis"),
+            ("single_transformer_blocks", "image_rotary_emb"),
+        )
+    ),
+    "diffusers.Kandinsky5Transformer3DModel": (
+        Blocks(
+            "visual_transformer_blocks",
+            per_token={"rope": "b n 1 d i j"},
+            whole=("text_embed", "time_embed"),
+        ),
+    ),
+    "diffusers.LTXVideoTransformer3DModel": (
+        Blocks("transformer_blocks", per_token={"image_rotary_emb": "b n d", "temb": "b n d"}),
+    ),
+    "diffusers.Lumina2Transformer2DModel": (
+        Blocks(
+            "layers",
+            n_prefix=None,
+            per_token={"image_rotary_emb": "b n d", "attention_mask": "b n"},
+        ),
+    ),
+    "diffusers.LuminaNextDiT2DModel": (
+        Blocks("layers", per_token={"image_rotary_emb": "1 n d", "attention_mask": "b n"}),
+    ),
+    "diffusers.MochiTransformer3DModel": (
+        Blocks("transformer_blocks", per_token={"image_rotary_emb": "n h d"}, **_IMAGE),
+    ),
+    "diffusers.OmniGenTransformer2DModel": (
+        Blocks("layers", n_prefix=None, per_token={**_ROPE, "attention_mask": "b 1 n n"}),
+    ),
+    "diffusers.PRXTransformer2DModel": (
+        Blocks(
+            "blocks",
+            per_token={"image_rotary_emb": "b 1 n d i j"},
+            whole=("attention_mask",),
+        ),
+    ),
+    "diffusers.PixArtTransformer2DModel": (Blocks("transformer_blocks"),),
+    "diffusers.QwenImageTransformer2DModel": (
+        Blocks(
+            "transformer_blocks",
+            per_token={"image_rotary_emb": ("n d", None), "modulate_index": "b n"},
+            **_IMAGE_SECOND,
+        ),
+    ),
+    "diffusers.SD3Transformer2DModel": (Blocks("transformer_blocks", **_IMAGE_SECOND),),
+    "diffusers.SanaTransformer2DModel": (
+        Blocks("transformer_blocks", grid_arguments=("height", "width")),
+    ),
+    "diffusers.SanaVideoTransformer3DModel": (
+        Blocks(
+            "transformer_blocks",
+            per_token={"rotary_emb": "b n 1 d", "timestep": "b n d"},
+            grid_arguments=("frames", "height", "width"),
+        ),
+    ),
+    "diffusers.StableAudioDiTModel": (
+        Blocks("transformer_blocks", n_prefix=1, per_token={"rotary_embedding": "n d"}),
+    ),
+    "diffusers.WanTransformer3DModel": (
+        Blocks("blocks", per_token={"rotary_emb": "b n 1 d", "temb": "b i d | b n i d"}),
+    ),
+    "diffusers.ZImageTransformer2DModel": (
+        Blocks(
+            "layers",
+            n_prefix=None,
+            image="first",
+            per_token={"freqs_cis": "b n d", "attn_mask": "b n", "noise_mask": "b n"},
+            whole=("adaln_noisy", "adaln_clean"),
+        ),
     ),
     # --- timm
     "timm.VisionTransformer": (Blocks("blocks", n_prefix="num_prefix_tokens"),),

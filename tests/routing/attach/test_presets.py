@@ -1,0 +1,150 @@
+"""Each row of the table of presets against a dense pass with the dropped keys hidden.
+
+Where that is not the same (linear attention, convolutions, scans), a loop over the blocks by hand.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.routing.attach.cases import BATCH, CASES, Case
+from tests.routing.attach.foreign import MODELS
+from tests.routing.attach.masked import masked_dense
+from tread_ssm.routing import Draw, Route, RoutePlan, Rows, attach
+from tread_ssm.routing.attach.drawing import serves_the_batch
+from tread_ssm.routing.attach.presets import PRESETS
+
+COVERED_BY_HAND = {"timm.VisionTransformer", "timm.Eva", "transformers.MambaModel"}
+
+
+def built(name: str) -> nn.Module:
+    library, kind = name.split(",")[0].split(".")
+    if not hasattr(importlib.import_module(library), kind) and library == "diffusers":
+        pytest.skip(f"{library} has no {kind}")
+    torch.manual_seed(0)
+    model = CASES[name].build().eval()
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for p in model.parameters():  # gates that start at zero would hide everything
+            if p.numel() and not bool(p.any()):
+                p.copy_(0.1 * torch.randn(p.shape, generator=generator))
+    return model
+
+
+def drawn(model: nn.Module, case: Case, routing: Any, *route: int, **options: Any) -> Draw:
+    shared = any(serves_the_batch(how) for row in routing._rows for how in row.per_token.values())
+    plan = RoutePlan((Route(*route, **options),), routing.depth)
+    return plan.draw(1 if shared else BATCH, case.grid, torch.Generator().manual_seed(1))
+
+
+def gradients(model: nn.Module, y: Tensor) -> list[Tensor]:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    found = torch.autograd.grad(y.square().sum(), parameters, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.exact])
+def test_outputs_and_gradients_are_those_of_the_dense_model_with_keys_hidden(name: str) -> None:
+    model, case = built(name), CASES[name]
+    dense = case.run(model)
+    routing = attach(model)
+    draw = drawn(model, case, routing, 1, -1)
+    with routing.using(draw):
+        found = case.run(model)
+    returns = [None if row.returns is None else row.returns[0] for row in routing._rows]
+    expected = masked_dense(
+        routing._blocks, lambda: case.run(model), draw, case.image, returns, BATCH
+    )
+    assert not torch.allclose(found, dense, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    wanted, got = gradients(model, expected), gradients(model, found)
+    for a, b in zip(wanted, got, strict=True):
+        assert float((a - b).norm()) <= 1e-3 * float(a.norm()) + 1e-4
+    assert "agree" in routing.verify(lambda: case.run(model), grid=case.grid)
+    routing.detach()
+    assert torch.equal(case.run(model), dense)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.exact])
+def test_blocks_with_a_grid_are_what_a_loop_by_hand_gives(name: str) -> None:
+    model, case = built(name), CASES[name]
+    routing = attach(model)
+    ((route, subset),) = draw = drawn(model, case, routing, 1, -1, select=Rows())
+    assert subset.grid is not None
+    sizes = dict(zip(routing._rows[0].grid_arguments, subset.grid, strict=True))
+    with routing.using(draw):
+        found = case.run(model)
+    routing.detach()
+    blocks, start = list(routing._blocks), []
+
+    def before(i: int) -> Any:
+        def hook(block: nn.Module, args: Any, kwargs: Any) -> Any:
+            names = routing._names[i]
+            values = dict(zip(names, args, strict=False)) | kwargs
+            if i == route.start:
+                start.append(values["hidden_states"])
+                values["hidden_states"] = subset.take(values["hidden_states"])
+            if values.get("rotary_emb") is not None:
+                tables = values["rotary_emb"]
+                values["rotary_emb"] = tuple(
+                    subset.take(t.expand(BATCH, *t.shape[1:])) for t in tables
+                )
+            return (), values | sizes
+
+        return hook
+
+    handles = [
+        blocks[i].register_forward_pre_hook(before(i), with_kwargs=True)
+        for i in range(route.start, route.stop)
+    ]
+    handles.append(
+        blocks[route.stop - 1].register_forward_hook(lambda m, a, out: subset.put(out, start[0]))
+    )
+    expected = case.run(model)
+    for handle in handles:
+        handle.remove()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    for a, b in zip(gradients(model, expected), gradients(model, found), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["diffusers.DiTTransformer2DModel", "diffusers.SanaTransformer2DM"]
+)
+def test_a_diffusers_model_draws_by_itself(name: str) -> None:
+    name = next(n for n in CASES if n.startswith(name))
+    model, case = built(name).train(), CASES[name]
+    if case.exact:
+        routing = attach(model, drop=0.5)
+        case.run(model)
+        ((route, subset),) = routing.draw
+        assert (route.start, route.stop) == (1, 4) and (subset.n_kept, subset.length) == (8, 16)
+        assert torch.isfinite(case.run(model.eval())).all() and routing.draw == ()
+    else:
+        routing = attach(model, drop=0.5)
+        with pytest.raises(ValueError, match=r"needs the grid of its tokens.*\(Rows\)"):
+            case.run(model)
+
+
+def test_every_row_has_a_case() -> None:
+    covered = {name.split(",")[0] for name in CASES} | COVERED_BY_HAND
+    assert set(PRESETS) == covered
+
+
+@pytest.mark.parametrize("name", ["timm_vit", "timm_eva02", "transformers_mamba"])
+def test_rows_of_models_that_are_compared_by_hand_say_the_same(name: str) -> None:
+    """tests/routing/attach/test_foreign.py compares these declarations with a loop by hand."""
+    foreign = MODELS[name]()
+    routing, draw = attach(foreign.model), None
+    plan = RoutePlan((Route(1, -1),), routing.depth)
+    draw = plan.draw(2, foreign.grid, torch.Generator().manual_seed(0))
+    with routing.using(draw):
+        found = foreign.run(foreign.model)
+    routing.detach()
+    with attach(foreign.blocks, **foreign.attach).using(draw):
+        assert torch.equal(foreign.run(foreign.model), found)
