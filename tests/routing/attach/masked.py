@@ -36,7 +36,10 @@ class Hidden(TorchFunctionMode):
                 if len(call["query"]) == 1:  # sample by sample
                     kept = kept[self.calls % len(kept)][None]
                 self.calls += 1
-                call["attn_mask"] = self._mask(kept, call.get("attn_mask"), length)
+                mask = call.get("attn_mask")
+                if call.pop("is_causal", False):
+                    mask = torch.ones(length, length, dtype=torch.bool).tril()
+                call["attn_mask"] = self._mask(kept, mask, length)
                 return func(**call)
         return func(*args, **kwargs)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tests.routing.attach.cases import BATCH, CASES, Case
 from tests.routing.attach.foreign import MODELS
 from tests.routing.attach.masked import masked_dense
-from tread_ssm.routing import Draw, Route, RoutePlan, Rows, attach
+from tread_ssm.routing import Draw, RandomTokens, Route, RoutePlan, Rows, TokenSubset, attach
 from tread_ssm.routing.attach.drawing import serves_the_batch
 from tread_ssm.routing.attach.presets import PRESETS
 
@@ -30,9 +30,11 @@ def built(name: str) -> nn.Module:
     model = CASES[name].build().eval()
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
-        for p in model.parameters():  # gates that start at zero would hide everything
-            if p.numel() and not bool(p.any()):
-                p.copy_(0.1 * torch.randn(p.shape, generator=generator))
+        for p in model.parameters():  # gates and weights that start small would hide everything
+            small = p.numel() > 0 and float(p.square().mean()) < 0.03**2
+            if small and (p.dim() != 1 or not bool(p.any()) or name.startswith("timm")):
+                fan_in = p[0].numel() if p.dim() > 1 else 100
+                p.copy_(torch.randn(p.shape, generator=generator) / fan_in**0.5)
     return model
 
 
@@ -64,19 +66,37 @@ def test_outputs_and_gradients_are_those_of_the_dense_model_with_keys_hidden(nam
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     wanted, got = gradients(model, expected), gradients(model, found)
     for a, b in zip(wanted, got, strict=True):
-        assert float((a - b).norm()) <= 1e-3 * float(a.norm()) + 1e-4
+        assert float((a - b).norm()) <= 3e-3 * float(a.norm()) + 1e-4
     assert "agree" in routing.verify(lambda: case.run(model), grid=case.grid)
     routing.detach()
     assert torch.equal(case.run(model), dense)
 
 
+TABLES = {"rotary_emb", "position_embeddings", "position_ids", "original_hidden_states"}
+MASKS = {"attention_mask", "causal_mask"}
+
+
+def of_kept(value: Any, subset: TokenSubset) -> Any:
+    """The kept tokens' part of what has (batch or 1, tokens, ...), and of masks for pairs."""
+    if isinstance(value, tuple):
+        return tuple(of_kept(v, subset) for v in value)
+    if value is None:
+        return None
+    value = value.expand(BATCH, *value.shape[1:])
+    if value.dim() == 4 and value.shape[1:3] == (1, subset.length):
+        pairs = [m[:, ids][:, :, ids] for m, ids in zip(value, subset.index, strict=True)]
+        return torch.stack(pairs)
+    return subset.take(value)
+
+
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.exact])
-def test_blocks_with_a_grid_are_what_a_loop_by_hand_gives(name: str) -> None:
+def test_other_blocks_are_what_a_loop_by_hand_gives(name: str) -> None:
     model, case = built(name), CASES[name]
     routing = attach(model)
-    ((route, subset),) = draw = drawn(model, case, routing, 1, -1, select=Rows())
-    assert subset.grid is not None
-    sizes = dict(zip(routing._rows[0].grid_arguments, subset.grid, strict=True))
+    grid = routing._rows[0].grid_arguments
+    select = Rows() if grid else RandomTokens()
+    ((route, subset),) = draw = drawn(model, case, routing, 1, -1, select=select)
+    sizes = dict(zip(grid, subset.grid or (), strict=bool(grid)))
     with routing.using(draw):
         found = case.run(model)
     routing.detach()
@@ -87,13 +107,10 @@ def test_blocks_with_a_grid_are_what_a_loop_by_hand_gives(name: str) -> None:
             names = routing._names[i]
             values = dict(zip(names, args, strict=False)) | kwargs
             if i == route.start:
-                start.append(values["hidden_states"])
-                values["hidden_states"] = subset.take(values["hidden_states"])
-            if values.get("rotary_emb") is not None:
-                tables = values["rotary_emb"]
-                values["rotary_emb"] = tuple(
-                    subset.take(t.expand(BATCH, *t.shape[1:])) for t in tables
-                )
+                start.append(values[names[0]])
+                values[names[0]] = subset.take(values[names[0]])
+            for table in sorted((TABLES | MASKS) & values.keys()):
+                values[table] = of_kept(values[table], subset)
             return (), values | sizes
 
         return hook
@@ -102,9 +119,13 @@ def test_blocks_with_a_grid_are_what_a_loop_by_hand_gives(name: str) -> None:
         blocks[i].register_forward_pre_hook(before(i), with_kwargs=True)
         for i in range(route.start, route.stop)
     ]
-    handles.append(
-        blocks[route.stop - 1].register_forward_hook(lambda m, a, out: subset.put(out, start[0]))
-    )
+
+    def behind(block: nn.Module, args: Any, output: Any) -> Any:
+        single = isinstance(output, Tensor)
+        whole = subset.put(output if single else output[0], start[0])
+        return whole if single else (whole, *output[1:])
+
+    handles.append(blocks[route.stop - 1].register_forward_hook(behind))
     expected = case.run(model)
     for handle in handles:
         handle.remove()
@@ -132,8 +153,8 @@ def test_a_diffusers_model_draws_by_itself(name: str) -> None:
 
 
 def test_every_row_has_a_case() -> None:
-    covered = {name.split(",")[0] for name in CASES} | COVERED_BY_HAND
-    assert set(PRESETS) == covered
+    cases = {name.split(",")[0] for name in CASES}
+    assert set(PRESETS) == cases | {f"{name}" for name in COVERED_BY_HAND}
 
 
 @pytest.mark.parametrize("name", ["timm_vit", "timm_eva02", "transformers_mamba"])

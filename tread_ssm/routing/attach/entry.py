@@ -90,7 +90,7 @@ def attach(
         if rows is not None:
             raise ValueError("attach: rows belong to a model; for blocks use further arguments.")
         found = [(block, row) for block in model]
-    _check(found)
+    _check(found, names=rows is not None or root is None)
     if drop is not None and drawing is not None:
         raise ValueError("attach: give drop, or drawing with routes of your own, not both.")
     if drop is not None:
@@ -98,7 +98,7 @@ def attach(
     return Attached(found, None if drawing is None else Drawing(drawing, len(found)), root)
 
 
-def _check(found: Sequence[tuple[nn.Module, Blocks]]) -> None:
+def _check(found: Sequence[tuple[nn.Module, Blocks]], names: bool) -> None:
     for row in {id(row): row for _, row in found}.values():
         n_streams = max(1, len(row.streams))
         if (row.returns is None and n_streams > 1) or len(row.returns or (0,)) != len(
@@ -110,10 +110,11 @@ def _check(found: Sequence[tuple[nn.Module, Blocks]]) -> None:
             )
         known: set[str] | None = set()
         for block, own in found:
-            names = argument_names(block)[1] if own is row else frozenset[str]()
-            known = None if known is None or names is None else known | names
+            here = argument_names(block)[1] if own is row else frozenset[str]()
+            known = None if known is None or here is None else known | here
         for name in row.names:
-            if known is not None and name not in known:
+            # A preset names what blocks take in any configuration of the model.
+            if names and known is not None and name not in known:
                 raise ValueError(
                     f"attach: no block has an argument `{name}`; they have "
                     f"{', '.join(sorted(known))}."

@@ -19,6 +19,11 @@ from tread_ssm.routing.attach.arguments import Blocks
 _IMAGE: dict[str, Any] = {"streams": ("hidden_states",), "returns": (0,)}
 _IMAGE_SECOND: dict[str, Any] = {"streams": ("hidden_states",), "returns": (1,)}
 _ROPE: dict[str, Any] = {"image_rotary_emb": "n d"}
+_LANGUAGE: dict[str, Any] = {
+    "attention_mask": "b n | b 1 n n",
+    "position_embeddings": "b n d",
+    "position_ids": "b n",
+}
 
 PRESETS: dict[str, tuple[Blocks, ...]] = {
     # --- diffusers
@@ -156,13 +161,65 @@ PRESETS: dict[str, tuple[Blocks, ...]] = {
             whole=("adaln_noisy", "adaln_clean"),
         ),
     ),
+    "diffusers.UVit2DModel": (Blocks("transformer_layers", whole=("added_cond_kwargs",)),),
     # --- timm
-    "timm.VisionTransformer": (Blocks("blocks", n_prefix="num_prefix_tokens"),),
+    "timm.Beit": (
+        Blocks(
+            "blocks",
+            n_prefix="num_prefix_tokens",
+            per_token={"shared_rel_pos_bias": "b h n n | h n n -> b h n n"},
+        ),
+    ),
+    "timm.Cait": (Blocks("blocks"),),
     "timm.Eva": (
-        Blocks("blocks", n_prefix="num_prefix_tokens", per_token={"rope": "n d -> b 1 n d"}),
+        Blocks(
+            "blocks",
+            n_prefix="num_prefix_tokens",
+            per_token={
+                "rope": "n d -> b 1 n d | h n d -> b h n d | b h n d",
+                "attn_mask": "b n | b 1 n n",
+            },
+        ),
+    ),
+    "timm.NaFlexVit": (
+        Blocks(
+            "blocks",
+            n_prefix="num_prefix_tokens",
+            per_token={"attn_mask": "b h n n", "rope": "n d -> b 1 n d | b h n d"},
+        ),
+    ),
+    "timm.VisionTransformer": (
+        Blocks("blocks", n_prefix="num_prefix_tokens", per_token={"attn_mask": "b h n n"}),
     ),
     # --- transformers
-    "transformers.MambaModel": (Blocks("layers", closes_gaps=True),),
+    "transformers.BambaModel": (Blocks("layers", per_token=_LANGUAGE, closes_gaps=True),),
+    "transformers.Dinov2Encoder": (Blocks("layer", n_prefix=1),),
+    "transformers.FalconMambaModel": (
+        Blocks("layers", per_token={"attention_mask": "b n"}, closes_gaps=True),
+    ),
+    "transformers.JambaModel": (Blocks("layers", per_token=_LANGUAGE, closes_gaps=True),),
+    "transformers.Mamba2Model": (
+        Blocks("layers", per_token={"attention_mask": "b n"}, closes_gaps=True),
+    ),
+    "transformers.MambaModel": (
+        Blocks("layers", per_token={"attention_mask": "b n"}, closes_gaps=True),
+    ),
+    # Causal, so that the order of tokens counts.
+    "transformers.Qwen2Model": (Blocks("layers", per_token=_LANGUAGE, closes_gaps=True),),
+    "transformers.RwkvModel": (Blocks("blocks", closes_gaps=True),),
+    "transformers.SiglipEncoder": (Blocks("layers", per_token={"attention_mask": "b 1 n n"}),),
+    "transformers.ViTModel": (Blocks("layers", n_prefix=1),),
+    "transformers.Zamba2Model": (
+        Blocks(
+            "layers",
+            per_token={
+                **_LANGUAGE,
+                "causal_mask": "b 1 n n",
+                "original_hidden_states": "b n d",
+            },
+            closes_gaps=True,
+        ),
+    ),
 }
 """Library and class: what each list of blocks takes, in the order in which the model calls them."""
 

@@ -15,7 +15,8 @@ _CONVOLUTIONS: tuple[tuple[type[nn.Module], ...], ...] = (
     (nn.Conv3d, nn.ConvTranspose3d, nn.AvgPool3d, nn.MaxPool3d),
 )
 _POSITIONS = re.compile(
-    r"rotary|rope|alibi|rel(ative)?_?pos|pos(ition)?(al)?_?(emb|enc|bias)", re.IGNORECASE
+    r"(rotary|rope)\w*(emb|enc)|alibi|rel(ative)?_?pos|pos(ition)?(al)?_?(emb|enc|bias)",
+    re.IGNORECASE,
 )
 _TABLES = ("relative_position_bias_table", "relative_position_index", "rel_pos_h", "rel_indices")
 _WINDOWS = re.compile(r"window|maskunit|outlook|gpsa|spatialreduction", re.IGNORECASE)

@@ -4,7 +4,8 @@ Blocks that do not care where tokens stand, apart from arguments that go with th
 for permuted tokens. So each block of a dense pass is called once more with its image tokens, and
 what is declared per token, in another order for each sample; what it returns must be what it
 returned before, permuted. An argument that should have been declared, or was declared wrongly,
-breaks this, and so do windows, convolutions and positions that a block makes by itself.
+breaks this, and so do windows, convolutions and positions that a block makes by itself. Blocks
+that read tokens in order (scans, causal attention) or on a grid cannot be compared so.
 """
 
 from __future__ import annotations
