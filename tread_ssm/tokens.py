@@ -174,6 +174,20 @@ class Visits:
     index: Tensor | None
     gap: Tensor | None
 
+    def take(self, x: Tensor) -> Tensor:
+        """x_BSD of the stream -> its tokens in the order of their visits."""
+        return x if self.index is None else x.gather(1, self._like(x))
+
+    def put(self, x: Tensor) -> Tensor:
+        """The inverse of `take`."""
+        if self.index is None:
+            return x
+        return torch.empty_like(x).scatter(1, self._like(x), x)
+
+    def _like(self, x: Tensor) -> Tensor:
+        assert self.index is not None
+        return self.index.unsqueeze(-1).expand_as(x)
+
 
 @dataclass(frozen=True)
 class Layout:

@@ -1,10 +1,10 @@
 """Golden loss curves: twenty AdamW steps of each backbone, routed, on fixed random data.
 
-    python tests/golden/make.py
+    python tests/golden/make.py [NAME ...]
 
-writes dim.json, zigmamba.json and dit.json beside this file. Do it only when a change is meant to
-move the curves (another initialisation, another order of random numbers), and say so in the
-commit. Curves agree to 3e-7 between the scan's CPU backends, 1 or 2 threads, and torch's AVX-512
+writes a file NAME.json for each of CONFIGS (or the named ones) beside this file. Do it only when a
+change is meant to move the curves (another initialisation, another order of random numbers), and
+say so in the commit. Curves agree to 3e-7 between the scan's CPU backends, 1 or 2 threads, and torch's AVX-512
 and baseline kernels; the test allows 1e-4. A DiM that scans every block along the raster is 1e-2
 off.
 """
@@ -12,21 +12,33 @@ off.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from tread_ssm.models import DiMConfig, DiTConfig, ModelConfig, ZigMambaConfig
+from tread_ssm.models import (
+    DiMConfig,
+    DiTConfig,
+    Mamba2Config,
+    Mamba3Config,
+    ModelConfig,
+    ZigMambaConfig,
+)
 from tread_ssm.routing import Route, RoutePlan
 
 FOLDER = Path(__file__).parent
 STEPS = 20
 SHAPE = {"image_size": 8, "channels": 3, "n_classes": 4}
+HEADS = {"d_state": 16, "head_dim": 16}
 CONFIGS: dict[str, ModelConfig] = {
     "dim": DiMConfig(**SHAPE, dim=32, depth=7),
     "zigmamba": ZigMambaConfig(**SHAPE, dim=32, depth=8),
     "dit": DiTConfig(**SHAPE, dim=32, depth=6, heads=2),
+    "dim_mamba2": DiMConfig(**SHAPE, dim=32, depth=7, mixer=Mamba2Config(**HEADS)),
+    "dim_mamba3": DiMConfig(**SHAPE, dim=32, depth=7, mixer=Mamba3Config(**HEADS)),
+    "zigmamba_mamba2": ZigMambaConfig(**SHAPE, dim=32, depth=8, mixer=Mamba2Config(**HEADS)),
 }
 
 
@@ -56,7 +68,7 @@ def loss_curve(name: str) -> list[float]:
 
 
 if __name__ == "__main__":
-    for name in CONFIGS:
+    for name in sys.argv[1:] or CONFIGS:
         curve = loss_curve(name)
         text = json.dumps({"torch": torch.__version__, "losses": curve}, indent=1)
         (FOLDER / f"{name}.json").write_text(text + "\n")

@@ -1,4 +1,4 @@
-"""What holds for all three backbones alike."""
+"""What holds for all backbones and mixers alike."""
 
 from __future__ import annotations
 
@@ -9,16 +9,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tread_ssm.models import DiMConfig, DiTConfig, Mamba1Config, ModelConfig, ZigMambaConfig
+from tread_ssm.models import (
+    DiMConfig,
+    DiTConfig,
+    Mamba1Config,
+    Mamba2Config,
+    Mamba3Config,
+    ModelConfig,
+    ZigMambaConfig,
+)
 from tread_ssm.routing import Draw, Route, RoutePlan, TokenSubset
 from tread_ssm.routing.select import Cells, Rows, Segments
 
 BATCH, N = 3, 16
 SHAPE = {"image_size": 8, "channels": 2, "n_classes": 3}
+HEADS = {"d_state": 8, "head_dim": 8}
 CONFIGS: dict[str, ModelConfig] = {
     "dim": DiMConfig(**SHAPE, dim=16, depth=5, mixer=Mamba1Config(d_state=4)),
     "zigmamba": ZigMambaConfig(**SHAPE, dim=16, depth=5, mixer=Mamba1Config(d_state=4, d_conv=4)),
     "dit": DiTConfig(**SHAPE, dim=16, depth=5, heads=2),
+    "dim_mamba2": DiMConfig(**SHAPE, dim=16, depth=5, mixer=Mamba2Config(**HEADS)),
+    "zigmamba_mamba3": ZigMambaConfig(**SHAPE, dim=16, depth=5, mixer=Mamba3Config(**HEADS)),
 }
 every_backbone = pytest.mark.parametrize("name", CONFIGS)
 

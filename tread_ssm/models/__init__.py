@@ -5,7 +5,7 @@ from typing import TypeAlias
 from tread_ssm.models.backbone import Backbone, BackboneConfig
 from tread_ssm.models.dim import DiM, DiMConfig
 from tread_ssm.models.dit import DiT, DiTConfig
-from tread_ssm.models.mixers import Mamba1Config, MixerConfig
+from tread_ssm.models.mixers import Mamba1Config, Mamba2Config, Mamba3Config, MixerConfig
 from tread_ssm.models.zigmamba import ZigMamba, ZigMambaConfig
 
 ModelConfig: TypeAlias = DiMConfig | ZigMambaConfig | DiTConfig
@@ -18,6 +18,8 @@ __all__ = [
     "DiT",
     "DiTConfig",
     "Mamba1Config",
+    "Mamba2Config",
+    "Mamba3Config",
     "MixerConfig",
     "ModelConfig",
     "ZigMamba",

@@ -53,6 +53,7 @@ class DiMConfig(BackboneConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.mixer.check(self.dim)
         if self.depth < 3 or self.depth % 2 == 0:
             raise ValueError(
                 f"DiMConfig: depth is {self.depth}; it must be odd and at least 3, because long "

@@ -33,6 +33,10 @@ class ZigMambaConfig(BackboneConfig):
     kind: Literal["zigmamba"] = "zigmamba"
     mixer: MixerConfig = field(default_factory=lambda: Mamba1Config(d_conv=4))
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.mixer.check(self.dim)
+
     def build(self) -> ZigMamba:
         """The freshly initialised model, on the current default device."""
         return ZigMamba(self)

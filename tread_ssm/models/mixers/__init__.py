@@ -3,8 +3,19 @@
 from typing import TypeAlias
 
 from tread_ssm.models.mixers.mamba1 import Mamba1, Mamba1Config
+from tread_ssm.models.mixers.mamba2 import Mamba2, Mamba2Config
+from tread_ssm.models.mixers.mamba3 import Mamba3, Mamba3Config
 from tread_ssm.models.mixers.mixer import Mixer
 
-MixerConfig: TypeAlias = Mamba1Config
+MixerConfig: TypeAlias = Mamba1Config | Mamba2Config | Mamba3Config
 
-__all__ = ["Mamba1", "Mamba1Config", "Mixer", "MixerConfig"]
+__all__ = [
+    "Mamba1",
+    "Mamba1Config",
+    "Mamba2",
+    "Mamba2Config",
+    "Mamba3",
+    "Mamba3Config",
+    "Mixer",
+    "MixerConfig",
+]

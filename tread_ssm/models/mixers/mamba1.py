@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tread_ssm.models.mixers.mixer import Mixer, check_range
+from tread_ssm.models.mixers.mixer import BaseMixerConfig, Mixer, check_range, init_step_bias
 from tread_ssm.scan import causal_conv, selective_scan
 from tread_ssm.scan.order import OrderName
 from tread_ssm.tokens import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mamba1Config:
+class Mamba1Config(BaseMixerConfig):
     """One selective scan in one direction.
 
     Attributes:
@@ -72,13 +72,11 @@ class Mamba1(Mixer):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """A = -(1..S), D = 1, and a step bias such that softplus(bias) is log-uniform in
-        [0.001, 0.1]."""
+        """Set A = -(1..S), D = 1, and the step bias."""
         states = torch.arange(1, self.config.d_state + 1, device=self.A_log.device)
         self.A_log.copy_(states.to(self.A_log.dtype).log().expand_as(self.A_log))
         self.D.fill_(1.0)
-        dt = torch.empty_like(self.dt_proj.bias).uniform_(math.log(1e-3), math.log(0.1)).exp()
-        self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+        init_step_bias(self.dt_proj.bias)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """x_BLD of the stream that `layout` describes -> x_BLD."""

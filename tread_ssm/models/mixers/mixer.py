@@ -1,16 +1,25 @@
-"""What every mixer offers to the block around it."""
+"""What every mixer and its config offer, and what several mixers share.
+
+Shape legend: B batch, L tokens of the stream (prefix and whatever image tokens are present),
+D channels, E inner channels (expand * D), H heads.
+"""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tread_ssm.scan.order import OrderName
 from tread_ssm.tokens import Layout
 
 
 class Mixer(nn.Module):
     """x_BLD -> x_BLD: moves information between the tokens of a stream.
 
-    B batch, L tokens of the stream (prefix and whatever image tokens are present), D channels.
     The stream stands in raster order before and after; `layout` says which tokens are there and
     how a scan visits them.
 
@@ -28,8 +37,60 @@ class Mixer(nn.Module):
         raise NotImplementedError
 
 
+@dataclass(frozen=True, kw_only=True)
+class BaseMixerConfig:
+    """What a backbone needs of a mixer's config.
+
+    Attributes:
+        kind: name of the mixer.
+    """
+
+    kind: str
+
+    def check(self, dim: int) -> None:
+        """Raise ValueError where the mixer is not possible for a stream of `dim` channels."""
+
+    def build(self, dim: int, order: OrderName) -> Mixer:
+        """The mixer of a stream of `dim` channels; one that scans does so along `order`."""
+        raise NotImplementedError
+
+
 def check_range(name: str, value: int, least: int, most: int | None = None) -> None:
     """Refuse a number outside least..most. Raises ValueError."""
     if value < least or (most is not None and value > most):
         limits = f"at least {least}" if most is None else f"in {least}..{most}"
         raise ValueError(f"{name} is {value}; it must be {limits}.")
+
+
+def count_heads(name: str, channels: int, head_dim: int, groups: int = 1) -> int:
+    """How many heads of `head_dim` share `channels`, in `groups`. Raises ValueError."""
+    if channels % head_dim:
+        raise ValueError(
+            f"{name}: {channels} channels are not a multiple of head_dim {head_dim}; choose "
+            f"another head_dim or width."
+        )
+    heads = channels // head_dim
+    if heads % groups:
+        raise ValueError(f"{name}: {heads} heads cannot be shared by {groups} groups evenly.")
+    return heads
+
+
+@torch.no_grad()
+def init_step_bias(bias: Tensor) -> None:
+    """Set a step bias such that softplus(bias) is log-uniform in [0.001, 0.1] (Mamba, section
+    3.6)."""
+    dt = torch.empty_like(bias).uniform_(math.log(1e-3), math.log(0.1)).exp()
+    bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+
+
+class GroupedRMSNorm(nn.Module):
+    """x_BLE -> x_BLE: RMSNorm of each of `groups` equal parts of the channels, times a weight_E."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x.unflatten(-1, (self.groups, -1))
+        return F.rms_norm(parts, parts.shape[-1:], eps=1e-5).flatten(-2) * self.weight

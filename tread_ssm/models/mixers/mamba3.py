@@ -1,0 +1,197 @@
+"""The Mamba-3 mixer with one input and one output a head (SISO; arXiv 2603.15569), along any order.
+
+Shape legend: B batch, L tokens of the stream (prefix and whatever image tokens are present),
+D channels, E inner channels (expand * D), H heads of P channels, G groups of heads, N d_state,
+S angles.
+
+A token that is missing from a routed stream gives its place to its predecessor: the mixer over the
+kept tokens is the recurrence over just these, so that the trapezoid of a kept token reads the kept
+token before it, however far away that is (see true_distance). A step of zero at a missing token is
+not the same, because the next token's trapezoid would still read it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tread_ssm.models.mixers.mixer import (
+    BaseMixerConfig,
+    GroupedRMSNorm,
+    Mixer,
+    check_range,
+    count_heads,
+    init_step_bias,
+)
+from tread_ssm.scan import ssd
+from tread_ssm.scan.order import OrderName
+from tread_ssm.tokens import Layout, Visits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mamba3Config(BaseMixerConfig):
+    """One scan in one direction with decays that depend on the input, trapezoids and rotations.
+
+    Attributes:
+        d_state: states of each channel of a head.
+        expand: inner channels, in multiples of the stream's.
+        head_dim: channels of a head; it divides the inner channels.
+        groups: groups of heads that share B and C before their biases.
+        decay: how a decay is made of its input x: "softplus" as released; "heavy_tail" is 1 + x
+            for x >= 0 and 1 / (1 - x) below.
+        decay_floor: smallest decay rate.
+        rope_fraction: share of the states that turn by the angles, in pairs; 0: none.
+        norm: RMSNorm of each head's output before the gate.
+        gap_decay: the carried state also decays over the missing tokens of a routed stream.
+        true_distance: a token whose predecessor along the full order is missing reads no
+            predecessor (lambda = 1), as a true-distance convolution reads zero there.
+    """
+
+    kind: Literal["mamba3"] = "mamba3"
+    d_state: int = 128
+    expand: int = 2
+    head_dim: int = 64
+    groups: int = 1
+    decay: Literal["heavy_tail", "softplus"] = "heavy_tail"
+    decay_floor: float = 1e-4
+    rope_fraction: float = 0.5
+    norm: bool = False
+    gap_decay: bool = False
+    true_distance: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("d_state", "expand", "head_dim", "groups"):
+            check_range(f"Mamba3Config: {name}", getattr(self, name), 1)
+        if self.decay not in ("heavy_tail", "softplus"):
+            raise ValueError(
+                f"Mamba3Config: decay is {self.decay!r}; use 'heavy_tail' or 'softplus'."
+            )
+        if not 0 <= self.decay_floor < math.inf:
+            raise ValueError(
+                f"Mamba3Config: decay_floor is {self.decay_floor}; it must be at least 0."
+            )
+        pairs = self.d_state * self.rope_fraction / 2
+        if not 0 <= self.rope_fraction <= 1 or pairs != int(pairs):
+            raise ValueError(
+                f"Mamba3Config: rope_fraction is {self.rope_fraction}; it must lie in 0..1, and "
+                f"rope_fraction * d_state = {2 * pairs} must be an even number of states."
+            )
+
+    @property
+    def angles(self) -> int:
+        """S, pairs of states that turn."""
+        return int(self.d_state * self.rope_fraction / 2)
+
+    def check(self, dim: int) -> None:
+        """Raise ValueError where heads or groups do not divide the inner channels."""
+        count_heads("Mamba3Config", self.expand * dim, self.head_dim, self.groups)
+
+    def build(self, dim: int, order: OrderName) -> Mamba3:
+        """The mixer of a stream of `dim` channels that scans along `order`."""
+        return Mamba3(self, dim, order)
+
+
+class Mamba3(Mixer):
+    """x_BLD -> x_BLD by one decayed product along one order.
+
+    Per head, with a state h_NP, A < 0 and t running over the visits:
+
+        theta_t = theta_(t-1) + pi tanh(angle_t) dt_t
+        k_t, q_t = the normed B_t and C_t plus biases, their pairs turned by theta_t
+        h_t = a_t h_(t-1) + (1 - lambda_t) dt_t a_t k_(t-1) x_(t-1)^T + lambda_t dt_t k_t x_t^T
+        y_t = q_t h_t + D x_t,  out_t = W (y_t * SiLU(z_t)),  a_t = exp(dt_t A_t)
+
+    The middle term is moved to the token that it reads, which leaves one decayed product and a
+    correction of its diagonal. Nothing comes before the first visit.
+    """
+
+    def __init__(self, config: Mamba3Config, dim: int, order: OrderName) -> None:
+        super().__init__()
+        inner, states = config.expand * dim, config.groups * config.d_state
+        heads = count_heads("Mamba3Config", inner, config.head_dim, config.groups)
+        self.config, self.order, self.heads = config, order, heads
+        self.sizes = (inner, inner, states, states, heads, heads, heads, config.angles)
+        self.in_proj = nn.Linear(dim, sum(self.sizes), bias=False)
+        self.dt_bias = nn.Parameter(torch.empty(heads))
+        self.B_bias = nn.Parameter(torch.empty(heads, config.d_state))
+        self.C_bias = nn.Parameter(torch.empty(heads, config.d_state))
+        self.B_norm = nn.RMSNorm(config.d_state, eps=1e-5)
+        self.C_norm = nn.RMSNorm(config.d_state, eps=1e-5)
+        self.D = nn.Parameter(torch.empty(heads))
+        self.norm = GroupedRMSNorm(inner, heads) if config.norm else nn.Identity()
+        self.out_proj = nn.Linear(inner, dim, bias=False)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Set the step bias, and ones for the biases of B and C and for D."""
+        init_step_bias(self.dt_bias)
+        for weight in (self.B_bias, self.C_bias, self.D):
+            weight.fill_(1.0)
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """x_BLD of the stream that `layout` describes -> x_BLD."""
+        c, visits, wide = self.config, layout.visits(self.order), self.dt_bias.dtype
+        z, u, B, C, *small = self.in_proj(x).split(self.sizes, dim=-1)
+        dt, rate, trapezoid, angle = (t.to(wide) for t in small)
+        dt = F.softplus(dt + self.dt_bias)
+        theta, own, following = self._along(visits, dt, dt * torch.sigmoid(-trapezoid), angle)
+
+        k_BLHN = turned(self._heads(self.B_norm, B.to(wide)) + self.B_bias, theta)
+        q_BLHN = turned(self._heads(self.C_norm, C.to(wide)) + self.C_bias, theta)
+        u_BLHP = u.unflatten(-1, (self.heads, c.head_dim))
+        y_BLHP = ssd(
+            q_BLHN.to(u.dtype),
+            k_BLHN.to(u.dtype),
+            (u_BLHP * (dt - own + following).unsqueeze(-1)).to(u.dtype),
+            -dt * decay_rate(rate, c.decay).clamp(min=c.decay_floor),
+            visits.index,
+            visits.gap if c.gap_decay else None,
+        )
+        diagonal = self.D - (q_BLHN * k_BLHN).sum(-1) * following
+        y = (y_BLHP + diagonal.unsqueeze(-1) * u_BLHP).flatten(2)
+        return self.out_proj(self.norm(y) * F.silu(z))
+
+    def _along(
+        self, visits: Visits, dt: Tensor, back: Tensor, angle: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What depends on the order: theta_BLHS, (1 - lambda) dt of each token, and the same of
+        the token visited after it, 0 behind the last, (B, L, H)."""
+        heads = self.heads
+        dt, back, angle = visits.take(torch.cat([dt, back, angle], dim=-1)).split(
+            [heads, heads, self.config.angles], dim=-1
+        )
+        if self.config.true_distance and visits.gap is not None:
+            back = back.masked_fill((visits.gap > 0).unsqueeze(-1), 0.0)
+        theta = (dt.unsqueeze(-1) * (math.pi * torch.tanh(angle)).unsqueeze(-2)).cumsum(1)
+        following = F.pad(back[:, 1:], (0, 0, 0, 1))
+        every = visits.put(torch.cat([back, following, theta.flatten(2)], dim=-1))
+        back, following, theta = every.split([heads, heads, heads * self.config.angles], dim=-1)
+        return theta.unflatten(-1, (heads, self.config.angles)), back, following
+
+    def _heads(self, norm: nn.Module, x: Tensor) -> Tensor:
+        """x_BL(GN), normed, for every head: (B, L, H, N)."""
+        groups = self.config.groups
+        return norm(x.unflatten(-1, (groups, -1))).repeat_interleave(self.heads // groups, dim=2)
+
+
+def decay_rate(x: Tensor, decay: Literal["heavy_tail", "softplus"]) -> Tensor:
+    """-A of its input; both are positive and grow with x."""
+    if decay == "softplus":
+        return F.softplus(x)
+    return torch.where(x >= 0, 1 + x, 1 / (1 - x.clamp(max=0)))
+
+
+def turned(x_BLHN: Tensor, theta_BLHS: Tensor) -> Tensor:
+    """x with its first S pairs of neighbouring states turned by theta."""
+    pairs, rest = x_BLHN.split(
+        [2 * theta_BLHS.shape[-1], x_BLHN.shape[-1] - 2 * theta_BLHS.shape[-1]], dim=-1
+    )
+    even, odd = pairs.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = theta_BLHS.cos(), theta_BLHS.sin()
+    pairs = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+    return torch.cat([pairs.flatten(-2), rest], dim=-1)
