@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tread_ssm.models import (
+    AttentionConfig,
     DiMConfig,
     DiTConfig,
     Mamba1Config,
@@ -29,6 +30,11 @@ CONFIGS: dict[str, ModelConfig] = {
     "zigmamba": ZigMambaConfig(**SHAPE, dim=16, depth=5, mixer=Mamba1Config(d_state=4, d_conv=4)),
     "dit": DiTConfig(**SHAPE, dim=16, depth=5, heads=2),
     "dim_mamba2": DiMConfig(**SHAPE, dim=16, depth=5, mixer=Mamba2Config(**HEADS)),
+    "dim_hybrid": DiMConfig(
+        **{**SHAPE, "dim": 16, "depth": 5, "attention_every": 2},
+        mixer=Mamba2Config(**HEADS, gap_decay=True, true_distance_conv=True),
+        attention=AttentionConfig(head_dim=8),
+    ),
     "zigmamba_mamba3": ZigMambaConfig(**SHAPE, dim=16, depth=5, mixer=Mamba3Config(**HEADS)),
 }
 every_backbone = pytest.mark.parametrize("name", CONFIGS)

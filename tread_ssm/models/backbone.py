@@ -7,7 +7,7 @@ stream, D channels of a token.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from tread_ssm.models.embed import (
     TimestepEmbedding,
     as_stream,
 )
+from tread_ssm.models.mixers import AttentionConfig, Mixer, MixerConfig
 from tread_ssm.routing.plan import Draw
 from tread_ssm.routing.run import run_blocks
 from tread_ssm.scan.order import OrderName, rank_table
@@ -52,11 +53,11 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         name, least = type(self).__name__, {"n_classes": 0, "dim": 2}
-        for field in ("image_size", "channels", "n_classes", "patch", "depth", "dim"):
-            value = getattr(self, field)
-            if not isinstance(value, int) or value < least.get(field, 1):
+        for size in ("image_size", "channels", "n_classes", "patch", "depth", "dim"):
+            value = getattr(self, size)
+            if not isinstance(value, int) or value < least.get(size, 1):
                 raise ValueError(
-                    f"{name}: {field} is {value}; it must be at least {least.get(field, 1)}, and "
+                    f"{name}: {size} is {value}; it must be at least {least.get(size, 1)}, and "
                     f"a whole number."
                 )
         if self.image_size % self.patch:
@@ -75,6 +76,40 @@ class BackboneConfig:
     def build(self) -> Backbone:
         """The freshly initialised model, on the current default device."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedConfig(BackboneConfig):
+    """A backbone whose blocks are built around any mixer; further fields as in BackboneConfig.
+
+    Attributes:
+        mixer: what blocks move information between tokens with.
+        attention_every: every so many blocks, one has `attention` in place of the mixer: 4 makes
+            a hybrid of blocks 3, 7, 11 ...; 0: none.
+        attention: the attention of these blocks.
+    """
+
+    mixer: MixerConfig
+    attention_every: int = 0
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.mixer.check(self.dim)
+        if self.attention_every < 0:
+            raise ValueError(
+                f"{type(self).__name__}: attention_every is {self.attention_every}; it must be at "
+                f"least 0."
+            )
+        if self.attention_every:
+            self.attention.check(self.dim)
+
+    def build_mixer(self, block: int, order: OrderName) -> Mixer:
+        """The mixer of a block, which scans along `order` unless it is attention."""
+        every = self.attention_every
+        if every and block % every == every - 1:
+            return self.attention.build(self.dim, order)
+        return self.mixer.build(self.dim, order)
 
 
 class Backbone(nn.Module):

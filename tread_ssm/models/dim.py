@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tread_ssm.models.backbone import Backbone, BackboneConfig, init_embeddings, zero_biases
+from tread_ssm.models.backbone import Backbone, MixedConfig, init_embeddings, zero_biases
 from tread_ssm.models.embed import (
     Head,
     TimestepEmbedding,
@@ -33,13 +33,13 @@ CYCLE: tuple[OrderName, ...] = ("raster", "raster_reversed", "column", "column_r
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiMConfig(BackboneConfig):
-    """A DiM for square images (or latents); further fields as in BackboneConfig.
+class DiMConfig(MixedConfig):
+    """A DiM for square images (or latents); further fields as in MixedConfig and
+    BackboneConfig.
 
     depth is odd and at least 3: one block in the middle, pairs with a long skip around it.
 
     Attributes:
-        mixer: what each block moves information between tokens with.
         pads: learned tokens that end every row, stand below the grid and separate it from the
             prefix: 3 as published, 1, or 0 for none.
         pads_in_route: "kept": padding tokens stay in every block. "routed": they skip a route's
@@ -53,7 +53,6 @@ class DiMConfig(BackboneConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.mixer.check(self.dim)
         if self.depth < 3 or self.depth % 2 == 0:
             raise ValueError(
                 f"DiMConfig: depth is {self.depth}; it must be odd and at least 3, because long "
@@ -155,7 +154,7 @@ class DiM(Backbone):
         self.modulation = nn.Linear(dim, 3 * dim)
         ends = {target for _, target in self.skips}
         self.blocks = nn.ModuleList(
-            DiMBlock(dim, config.mixer.build(dim, order), has_skip=i in ends)
+            DiMBlock(dim, config.build_mixer(i, order), has_skip=i in ends)
             for i, order in enumerate(scan_orders(self.depth))
         )
         self.conv_out = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)

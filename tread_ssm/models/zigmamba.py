@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tread_ssm.models.backbone import Backbone, BackboneConfig, init_embeddings, zero_biases
+from tread_ssm.models.backbone import Backbone, MixedConfig, init_embeddings, zero_biases
 from tread_ssm.models.embed import Head, TimestepEmbedding, label_embedding, modulate
 from tread_ssm.models.mixers import Mamba1Config, Mixer, MixerConfig
 from tread_ssm.scan.order import ZIGZAGS
@@ -23,19 +23,11 @@ from tread_ssm.tokens import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZigMambaConfig(BackboneConfig):
-    """A ZigMamba for square images (or latents); further fields as in BackboneConfig.
-
-    Attributes:
-        mixer: what each block moves information between tokens with.
-    """
+class ZigMambaConfig(MixedConfig):
+    """A ZigMamba for square images (or latents); fields as in MixedConfig and BackboneConfig."""
 
     kind: Literal["zigmamba"] = "zigmamba"
     mixer: MixerConfig = field(default_factory=lambda: Mamba1Config(d_conv=4))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.mixer.check(self.dim)
 
     def build(self) -> ZigMamba:
         """The freshly initialised model, on the current default device."""
@@ -70,7 +62,7 @@ class ZigMamba(Backbone):
         self.t_cond = TimestepEmbedding(dim)
         self.label_cond = label_embedding(config.n_classes, dim)
         self.blocks = nn.ModuleList(
-            ZigMambaBlock(dim, config.mixer.build(dim, ZIGZAGS[i % 8])) for i in range(self.depth)
+            ZigMambaBlock(dim, config.build_mixer(i, ZIGZAGS[i % 8])) for i in range(self.depth)
         )
         self.head = Head(nn.RMSNorm(dim, eps=1e-5), dim, config.patch, config.channels)
         self.init_weights()

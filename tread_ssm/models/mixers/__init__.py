@@ -2,14 +2,17 @@
 
 from typing import TypeAlias
 
+from tread_ssm.models.mixers.attention import Attention, AttentionConfig
 from tread_ssm.models.mixers.mamba1 import Mamba1, Mamba1Config
 from tread_ssm.models.mixers.mamba2 import Mamba2, Mamba2Config
 from tread_ssm.models.mixers.mamba3 import Mamba3, Mamba3Config
 from tread_ssm.models.mixers.mixer import Mixer
 
-MixerConfig: TypeAlias = Mamba1Config | Mamba2Config | Mamba3Config
+MixerConfig: TypeAlias = Mamba1Config | Mamba2Config | Mamba3Config | AttentionConfig
 
 __all__ = [
+    "Attention",
+    "AttentionConfig",
     "Mamba1",
     "Mamba1Config",
     "Mamba2",

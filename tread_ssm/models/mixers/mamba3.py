@@ -27,6 +27,7 @@ from tread_ssm.models.mixers.mixer import (
     check_range,
     count_heads,
     init_step_bias,
+    turned,
 )
 from tread_ssm.scan import ssd
 from tread_ssm.scan.order import OrderName
@@ -184,14 +185,3 @@ def decay_rate(x: Tensor, decay: Literal["heavy_tail", "softplus"]) -> Tensor:
     if decay == "softplus":
         return F.softplus(x)
     return torch.where(x >= 0, 1 + x, 1 / (1 - x.clamp(max=0)))
-
-
-def turned(x_BLHN: Tensor, theta_BLHS: Tensor) -> Tensor:
-    """x with its first S pairs of neighbouring states turned by theta."""
-    pairs, rest = x_BLHN.split(
-        [2 * theta_BLHS.shape[-1], x_BLHN.shape[-1] - 2 * theta_BLHS.shape[-1]], dim=-1
-    )
-    even, odd = pairs.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = theta_BLHS.cos(), theta_BLHS.sin()
-    pairs = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
-    return torch.cat([pairs.flatten(-2), rest], dim=-1)

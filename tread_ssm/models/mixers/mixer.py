@@ -94,3 +94,12 @@ class GroupedRMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         parts = x.unflatten(-1, (self.groups, -1))
         return F.rms_norm(parts, parts.shape[-1:], eps=1e-5).flatten(-2) * self.weight
+
+
+def turned(x: Tensor, angles: Tensor) -> Tensor:
+    """x (..., N) with its first S pairs of neighbouring channels turned by angles (..., S)."""
+    n = 2 * angles.shape[-1]
+    even, odd = x[..., :n].unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = angles.cos(), angles.sin()
+    pairs = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+    return torch.cat([pairs.flatten(-2), x[..., n:]], dim=-1)
