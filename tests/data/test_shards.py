@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +88,69 @@ def test_another_job_does_not_write_into_the_folder(folder: Path, tmp_path: Path
     (tmp_path / "full" / "mine.txt").write_text("precious")
     with pytest.raises(ValueError, match=r"is not empty and holds no job\.json"):
         begin(tmp_path / "full", {})
+
+
+def interrupted(out: Path, operation: str, count: int) -> None:
+    """Make the folder, killed right before the rename or the write number `count`."""
+    code = f"""
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+left, real = [{count}], os.{operation}
+def killing(*arguments, **options):
+    left[0] -= 1
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments, **options)
+os.{operation} = killing
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_shards import make
+make(Path({str(out)!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 11, 12])
+@pytest.mark.parametrize("operation", ["replace", "fsync"])
+def test_whenever_it_is_killed_the_same_call_finishes(
+    folder: Path, tmp_path: Path, operation: str, count: int
+) -> None:
+    out = tmp_path / "killed"  # 12 files: the job, 4 shards and 4 records, and three at the end
+    interrupted(out, operation, count)
+    make(out)
+    made, whole = (
+        {p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()}
+        for f in (out, folder)
+    )
+    assert made == whole
+
+
+def test_shards_and_records_that_are_cut_short_are_made_again(folder: Path) -> None:
+    before = (folder / "moments-00001.npy").read_bytes()
+    for content in (b"", before[:-1], before[:50]):
+        (folder / "moments-00001.npy").write_bytes(content)
+        assert missing(folder, N, 8) == [range(8, 16)]
+        with pytest.raises(ValueError, match="lacks 1 shards; rerun the command"):
+            finish(Imported(N, LABELS, MOMENTS.__getitem__, 0.18215), folder, 8, None)
+        make(folder)
+        assert (folder / "moments-00001.npy").read_bytes() == before
+    (folder / "parts" / "00002.json").write_bytes(b"")
+    assert missing(folder, N, 8) == [range(16, 24)]
+    make(folder)
+    (folder / "job.json").write_bytes(b"{")
+    with pytest.raises(ValueError, match=r"job\.json cannot be read; remove"):
+        make(folder)
+
+
+def test_a_scale_that_means_nothing_ends_without_a_manifest(tmp_path: Path) -> None:
+    source = Imported(N, LABELS, MOMENTS.__getitem__, 0.0)
+    begin(tmp_path / "out", {})
+    for part in missing(tmp_path / "out", N, 8):
+        write_shard(source, tmp_path / "out", part, 8, int)
+    with pytest.raises(ValueError, match="scale is 0"):
+        finish(source, tmp_path / "out", 8, None)
+    assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_moments_that_half_precision_cannot_hold_are_refused(tmp_path: Path) -> None:

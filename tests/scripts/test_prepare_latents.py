@@ -159,6 +159,32 @@ def test_verify_finds_one_altered_byte(
     assert "labels.npy was altered" in said
 
 
+def test_a_replaced_autoencoder_or_image_does_not_resume(
+    main: Callable[[list[str]], int],
+    parts: Path,
+    latents: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("images", "vae"):
+        shutil.copytree(parts / name, tmp_path / name)
+    words = [w.replace(str(parts), str(tmp_path)) for w in command(parts, parts / "out")[2:]]
+    assert main(words) == 0
+    assert content(tmp_path / "out").keys() == content(latents).keys()
+    assert main(words) == 0
+    weights = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    before = weights.read_bytes()
+    weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    capsys.readouterr()
+    assert main(words) == 2
+    assert "begun with other settings (autoencoder_weights '" in capsys.readouterr().err
+    weights.write_bytes(before)
+    with (tmp_path / "images" / "a_cats" / "000.png").open("ab") as file:
+        file.write(b" ")
+    assert main(words) == 2
+    assert "begun with other settings (image_files '" in capsys.readouterr().err
+
+
 def test_what_cannot_be_prepared_is_refused(
     main: Callable[[list[str]], int],
     parts: Path,
