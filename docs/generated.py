@@ -156,12 +156,9 @@ def _join(path: str, name: str) -> str:
 
 def estimates() -> str:
     """Memory and speed of the ImageNet configurations on eight A100s."""
-    from benchmarks.estimate import estimate
+    from tread_ssm.report.plan import estimates_table
 
-    lines = []
-    for file in sorted((ROOT / "configs").glob("di*.yaml")):
-        lines += estimate(load_config(file), gpus=8)
-    return "\n".join(["```", *lines, "```"])
+    return estimates_table(map(load_config, sorted((ROOT / "configs").glob("di*.yaml"))), gpus=8)
 
 
 def comparison() -> str:

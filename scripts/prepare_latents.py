@@ -18,16 +18,15 @@ Ctrl-C.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from tread_ssm.command import check_at_least, device, parser, run, say
 from tread_ssm.data.autoencoder import Autoencoder
 from tread_ssm.data.dataset import digest
 from tread_ssm.data.images import list_images
@@ -51,24 +50,12 @@ AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = _parser().parse_args(argv)
-    try:
-        code = _verify(args.out) if args.verify else _prepare(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        _say("Interrupted; rerun the command to resume.")
-        return 130
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    return code
+    return run(lambda: _verify(args.out) if args.verify else _prepare(args))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
+    read = parser(__doc__)
+    add = read.add_argument
     add("--out", type=Path, required=True, help="folder to write, or to verify")
     add("--data", type=Path, help="folder of images, or what --from reads")
     add("--vae", help="autoencoder: a folder, or an identifier on the Hugging Face Hub")
@@ -82,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=8, help="threads that decode images, a process (8)")
     add("--device", help="default: a GPU where there is one")
     add("--verify", action="store_true", help="compare every file with its checksum")
-    return parser
+    return read
 
 
 def _verify(out: Path) -> int:
@@ -102,14 +89,11 @@ def _verify(out: Path) -> int:
 def _prepare(args: argparse.Namespace) -> int:
     if args.data is None or (args.vae is None and args.source is None):
         raise ValueError("Give --data and --vae, or --data and --from, or --verify.")
-    for name in ("batch", "shard_size", "workers"):
-        if getattr(args, name) < 1:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} is {getattr(args, name)}; it must be at least 1.")
+    check_at_least(args, 1, "batch", "shard_size", "workers", "resolution")
     if args.scale is not None and args.source is None:
         raise ValueError("--scale belongs to --from; an autoencoder has its own.")
-    device = _device(args.device)
-    source, settings, names = (_images if args.source is None else _imported)(args, device)
+    where = device(args.device)
+    source, settings, names = (_images if args.source is None else _imported)(args, where)
     if world()[0] == 0:
         begin(args.out, settings | {"shard_size": args.shard_size, "samples": len(source)})
     todo = gathered(missing(args.out, len(source), args.shard_size))[0]
@@ -129,12 +113,12 @@ def _prepare(args: argparse.Namespace) -> int:
 Prepared = tuple[Source, dict[str, Any], Sequence[str] | None]
 
 
-def _images(args: argparse.Namespace, device: torch.device) -> Prepared:
+def _images(args: argparse.Namespace, where: torch.device) -> Prepared:
     """The images through the autoencoder, what decides the result, and the samples' names."""
     images = list_images(args.data)
     for note in images.notes:
-        _say(f"note: {note}")
-    autoencoder = Autoencoder.load(args.vae, device)
+        say(f"note: {note}")
+    autoencoder = Autoencoder.load(args.vae, where)
     torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.deterministic = True
     source = EncodedImages(
         images,
@@ -154,42 +138,27 @@ def _images(args: argparse.Namespace, device: torch.device) -> Prepared:
     return source, settings, images.paths
 
 
-def _imported(args: argparse.Namespace, device: torch.device) -> Prepared:
+def _imported(args: argparse.Namespace, where: torch.device) -> Prepared:
     """Another project's latents; they are read, not computed."""
     if args.flip:
         raise ValueError("--flip encodes images; latents that exist cannot be mirrored.")
     scale = SCALE if args.scale is None else args.scale
     source = open_source(args.source, args.data, vae=args.vae, scale=scale)
     for note in source.notes:
-        _say(f"note: {note}")
+        say(f"note: {note}")
     settings = {"from": args.source, "data": str(args.data), "vae": source.vae, "scale": scale}
     settings["files"] = files_digest(args.data)
     return source, settings, None
 
 
-def _device(wanted: str | None) -> torch.device:
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
-    from accelerate import PartialState
-
-    cpu = wanted == "cpu" or not torch.accelerator.is_available()
-    # A process that is done waits for the slowest one, however long that takes.
-    return torch.device(PartialState(cpu=cpu, timeout=timedelta(days=7)).device)
-
-
 def _told(out: Path, source: Source, manifest: Manifest) -> None:
     lost = len(source) - manifest.count
-    _say(
+    say(
         f"{out}: {manifest.count} samples of {len(manifest.class_names) or 'no'} classes, moments "
         f"{manifest.shape}, scale {manifest.scale:g}, {len(manifest.shards)} shards."
     )
     if lost:
-        _say(f"{lost} images could not be read; {out / UNREADABLE} lists them.")
-
-
-def _say(message: str) -> None:
-    if world()[0] == 0:
-        print(message)
+        say(f"{lost} images could not be read; {out / UNREADABLE} lists them.")
 
 
 if __name__ == "__main__":

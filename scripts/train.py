@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from tread_ssm.config.run import RunConfig, check, load_config
+from tread_ssm.config.strict import dump
 from tread_ssm.data import Data, MissingDataError
 from tread_ssm.errors import ConfigError
-from tread_ssm.report.describe import describe
+from tread_ssm.report.plan import plan_text
 from tread_ssm.training.resume import check_folder, write_config
 
 
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.dry_run:
             return _describe(config)
         data = check(config)
+        for note in data.notes:
+            _say(f"note: {note}", sys.stderr)
         check_folder(config)
     except ConfigError as error:
         return _fail(f"{error}", 2)
@@ -46,7 +49,7 @@ def _describe(config: RunConfig) -> int:
         check(config)
     except MissingDataError as error:
         _say(f"note: training cannot start yet: {error}", sys.stderr)
-    _say(describe(config))
+    _say(f"{dump(config)}\n{plan_text(config)}")
     return 0
 
 

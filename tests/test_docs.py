@@ -126,7 +126,7 @@ def test_examples_of_ours_and_of_the_dry_run_say_what_they_print() -> None:
     run = python("scripts/train.py", "--config", "configs/dim_l.yaml", "--dry-run")
     assert run.returncode == 0, run.stderr
     assert "386.1M parameters" in run.stdout
-    assert "4..45 see 238 tokens" in run.stdout
+    assert "| 4 to 45 | 366 | 238 |" in run.stdout
 
 
 def test_every_environment_variable_of_the_code_is_in_the_table() -> None:

@@ -37,6 +37,12 @@ def test_remedies_remedy() -> None:
     assert cautions(Route(3, 9 + 1), dense_tail=0.1) == ()
 
 
+def test_toys_are_left_alone() -> None:
+    assert cautions(Route(2, -1), grid=(8, 8), dense_tail=0.1) == ()
+    (ending,) = cautions(Route(2, 12), grid=(8, 8), dense_tail=0.1)[:1]
+    assert "ends in the last block" in ending
+
+
 def test_few_tokens_and_no_tail() -> None:
     few, small, tail = cautions(Route(2, -1, 0.6), grid=(8, 16), dense_tail=0.0)
     assert "keeps 52 tokens" in few

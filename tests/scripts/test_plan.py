@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,28 @@ def test_table_ratio_and_picture(tmp_path: Path) -> None:
     with Image.open(out) as picture:
         assert picture.width > 1000
         assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 50
+
+
+def test_small_networks_have_small_units_and_no_cautions() -> None:
+    run = plan("--config", "configs/quickstart.yaml", "--gpus", "8")
+    assert run.returncode == 0, run.stderr
+    assert "| 2 to 5 | 66 | 34 | 21.8 | 11.2 |" in run.stdout
+    assert "MFLOPs, dense" in run.stdout
+    assert "Nothing known speaks against these routes." in run.stdout
+    assert not re.search(r"\| 0(\.0)? \|", run.stdout)
+    assert "an estimate" in run.stdout
+
+
+def test_one_table_of_several_configurations() -> None:
+    run = plan("--table", "configs/quickstart.yaml", "configs/dit_b.yaml")
+    assert run.returncode == 0, run.stderr
+    head, _, first, second = run.stdout.splitlines()
+    assert head.startswith("|  | parameters | FLOPs of a step, dense | routed |")
+    assert first.startswith("| `quickstart` | 304.0k | 120.8 MFLOPs | 87.2 MFLOPs |")
+    assert second.startswith("| `dit_b` | 130.3M | 138.0 GFLOPs | 96.8 GFLOPs |")
+    wrong = plan("--table", "configs/dit_b.yaml", "--out", "a.png")
+    assert wrong.returncode == 2
+    assert wrong.stderr == "error: --out and overrides belong to --config.\n"
 
 
 def test_overrides_and_errors() -> None:

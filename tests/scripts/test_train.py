@@ -247,7 +247,7 @@ def test_dry_run_describes_and_leaves_nothing(
 ) -> None:
     assert main("--dry-run", "train.lr=3e-4") == 0
     out = capsys.readouterr().out
-    for part in ("lr: 0.0003", "blocks 0..1: 50% dropped", "parameters", "FLOPs forward"):
+    for part in ("lr: 0.0003", "blocks 0 to 1: 50% dropped", "parameters", "network, forward"):
         assert part in out
     assert list(config.parent.iterdir()) == [config]
 

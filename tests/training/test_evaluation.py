@@ -27,7 +27,7 @@ from tread_ssm.errors import ConfigError
 from tread_ssm.evaluation import load_extractor, score, statistics
 from tread_ssm.models import DiMConfig
 from tread_ssm.pretrained import load_export
-from tread_ssm.report.describe import describe
+from tread_ssm.report.plan import plan_text
 from tread_ssm.routing import Route
 from tread_ssm.sampling.generate import Recipe, generate, sample_labels, shares
 from tread_ssm.sampling.image_grid import decoder
@@ -145,9 +145,9 @@ def test_what_cannot_be_evaluated_is_refused_before_training(tmp_path: Path) -> 
 
 
 def test_a_dry_run_says_what_will_be_evaluated(tmp_path: Path) -> None:
-    expected = "eval        every 2 steps: kid, precision, recall of 20 images, emoji features"
-    assert expected in describe(tiny(tmp_path)).splitlines()
-    assert "every 0 steps" not in describe(tiny(tmp_path, EvalConfig()))
+    expected = "Evaluated every 2 steps: kid, precision, recall of 20 images, emoji features."
+    assert expected in plan_text(tiny(tmp_path)).splitlines()
+    assert "every 0 steps" not in plan_text(tiny(tmp_path, EvalConfig()))
 
 
 def test_a_sampler_that_cannot_work_is_refused_before_training(tmp_path: Path) -> None:

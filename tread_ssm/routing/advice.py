@@ -11,6 +11,7 @@ from tread_ssm.tokens import Grid
 FEW_KEPT = 64
 FEW_TOKENS = 256
 LARGE_DROP = 0.65
+TOY = 100  # image tokens; nothing is known about images of fewer
 
 
 def advice(
@@ -36,10 +37,10 @@ def advice(
     if not plan.routes:
         return ()
     found = []
-    for route, kept in zip(plan.routes, plan.n_kept(grid), strict=True):
-        found += _of_route(route, kept, plan.depth, skips)
     n = math.prod(grid)
-    if n <= FEW_TOKENS:
+    for route, kept in zip(plan.routes, plan.n_kept(grid), strict=True):
+        found += _of_route(route, kept if n >= TOY else FEW_KEPT, plan.depth, skips)
+    if TOY <= n <= FEW_TOKENS:
         found.append(
             f"{n} image tokens: routing saves little here and is known to help class-conditional "
             f"models at 256 tokens, but to hurt a text-to-image model; compare with the dense "

@@ -1,0 +1,88 @@
+"""What every command line does alike: errors, exit codes, devices, several processes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+
+from tread_ssm.errors import ConfigError
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser whose help is a script's docstring as it stands."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def run(work: Callable[[], int | None]) -> int:
+    """Do the work of a command; returns its exit code.
+
+    0 or what the work returns. 2 where an argument or a file cannot be used, 130 after Ctrl-C;
+    each with a sentence instead of a traceback.
+    """
+    try:
+        code = work()
+    except (ValueError, OSError) as error:  # ConfigError among them
+        fail(error)
+        return 2
+    except KeyboardInterrupt:
+        say("Interrupted; rerun the command to resume.", error=True)
+        return 130
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return code or 0
+
+
+def fail(error: object) -> None:
+    """Say what went wrong. Each process does: it may have gone wrong on one of them alone."""
+    where = "" if is_main() else f" (process {os.environ['RANK']})"
+    print(f"error{where}: {error}", file=sys.stderr)
+
+
+def is_main() -> bool:
+    """Whether this is the first of the processes that were started together."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(message: object, *, error: bool = False) -> None:
+    """Print from the first process alone."""
+    if is_main():
+        print(message, file=sys.stderr if error else sys.stdout)
+
+
+def check_at_least(args: argparse.Namespace, least: int, *names: str) -> None:
+    """Raises ConfigError where one of these arguments is given and smaller."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < least:
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option} is {value}; it must be at least {least}.")
+
+
+def device(wanted: str | None) -> torch.device:
+    """Where to compute; several processes are joined first, each with its own device.
+
+    Args:
+        wanted: The user's choice. None: a GPU where there is one.
+
+    Raises:
+        ConfigError: There is no such device here.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        cpu = wanted == "cpu" or not torch.accelerator.is_available()
+        # A process that is done waits for the slowest one, however long that takes.
+        return torch.device(PartialState(cpu=cpu, timeout=timedelta(days=7)).device)
+    name = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device {name} cannot be used here ({reason}).") from None

@@ -1,0 +1,127 @@
+"""What a run would be, before it is: the model's size, its routes, tokens and FLOPs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import torch
+
+from tread_ssm.config.run import RunConfig
+from tread_ssm.models.cost import backbone_cost, long_skips
+from tread_ssm.report.estimate import estimate
+from tread_ssm.routing.advice import advice
+from tread_ssm.routing.cost import PlanCost
+from tread_ssm.tables import duration, markdown_table, prefix, short
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def plan_text(config: RunConfig, gpus: int | None = None) -> str:
+    """Size, routes, tokens, FLOPs and what speaks against the routes, as Markdown.
+
+    The model is built without memory or time (on the meta device).
+
+    Args:
+        config: The run.
+        gpus: Also estimate memory and speed on so many A100. None: no estimate.
+    """
+    cost = backbone_cost(config.model, config.plan)
+    rows, columns = config.grid
+    parts = [
+        f"{config.name}: {config.model.kind}, {short(_parameters(config))} parameters, "
+        f"{config.model.depth} blocks, {rows} x {columns} image tokens",
+        _routes(config),
+        cost_table(cost),
+        f"Per image. Blocks see {cost.token_share:.1%} of the dense network's tokens; expect a "
+        f"training step of {cost.step_share:.2f} times the dense one's time, or a little more "
+        f"where overhead counts.",
+        _cautions(config),
+        _evaluation(config),
+        estimate(config, gpus).table() if gpus else "",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def plan_figure(config: RunConfig) -> Figure:
+    """The plan as a picture."""
+    from tread_ssm.plots.plan import show_plan  # matplotlib, which takes a second to import
+
+    cost = backbone_cost(config.model, config.plan)
+    title = f"{config.name}: {config.model.kind}, {config.model.depth} blocks"
+    if config.plan.routes:
+        title += f", a training step takes {cost.step_share:.0%} of the dense one's FLOPs"
+    skips = long_skips(config.model)
+    return show_plan(config.plan, cost.routed.tokens, cost.dense.tokens[0], skips, title)
+
+
+def estimates_table(configs: Iterable[RunConfig], gpus: int) -> str:
+    """A row for each run: size, FLOPs, and the estimate on so many A100, as Markdown."""
+    head = ["", "parameters", "FLOPs of a step, dense", "routed", "memory a GPU, DDP", "FSDP2"]
+    head += ["images/s", "whole run"]
+    rows = []
+    for config in configs:
+        cost, found = backbone_cost(config.model, config.plan), estimate(config, gpus)
+        flops = [short(c.training, "FLOPs") for c in (cost.dense, cost.routed)]
+        speed = [f"{found.images_per_second:,.0f}", duration(found.seconds)]
+        memory = [str(found.ddp), str(found.fsdp2)]
+        rows.append([f"`{config.name}`", short(found.parameters), *flops, *memory, *speed])
+    return markdown_table(head, rows)
+
+
+def cost_table(cost: PlanCost) -> str:
+    """Tokens and FLOPs of the blocks, dense against routed, as Markdown."""
+    sides, rows, counts = (cost.dense, cost.routed), [], []
+    blocks = range(len(cost.routed.tokens))
+    for _, group in groupby(blocks, key=lambda i: (cost.dense.tokens[i], cost.routed.tokens[i])):
+        same = list(group)
+        tokens = [str(c.tokens[same[0]]) for c in sides]
+        rows.append([f"{same[0]} to {same[-1]}", *tokens])
+        counts.append([sum(c.block_flops[i] for i in same) for c in sides])
+    rows.append(["whole network, forward", "", ""])
+    counts.append([c.forward for c in sides])
+    rows.append(["whole network, training step", "", ""])
+    counts.append([c.training for c in sides])
+    size, letter = prefix(min(map(min, counts)))  # one unit for all, no number below 1
+    unit = f"{letter}FLOPs"
+    head = ("blocks", "tokens, dense", "tokens, routed", f"{unit}, dense", f"{unit}, routed")
+    return markdown_table(
+        head,
+        [[*r, *(f"{n / size:,.1f}" for n in c)] for r, c in zip(rows, counts, strict=True)],
+    )
+
+
+def _parameters(config: RunConfig) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in config.model.build().parameters())
+
+
+def _routes(config: RunConfig) -> str:
+    if not config.plan.routes:
+        return "No routes; every block sees every token."
+    return "\n".join(
+        f"Route over blocks {r.start} to {r.stop - 1}: {r.drop:.0%} dropped, {r.select.kind}, "
+        f"rejoins with {r.rejoin}."
+        for r in config.plan.routes
+    )
+
+
+def _cautions(config: RunConfig) -> str:
+    schedule = config.routing.schedule
+    tail = schedule.dense_tail if schedule.off_after is None else None
+    found: Sequence[str] = advice(config.plan, config.grid, long_skips(config.model), tail)
+    if found:
+        return "\n".join(f"- {caution}" for caution in found)
+    return "Nothing known speaks against these routes." if config.plan.routes else ""
+
+
+def _evaluation(config: RunConfig) -> str:
+    options = config.eval
+    if options.every == 0:
+        return ""
+    return (
+        f"Evaluated every {options.every:,} steps: {', '.join(options.metrics)} of "
+        f"{options.num:,} images, {options.extractor} features."
+    )
