@@ -15,8 +15,10 @@ from tests.scan.selective.cases import (
     in_float64,
     run_with_gradients,
     scan_inputs,
+    with_gradients,
 )
 from tread_ssm.scan import causal_conv, selective_scan
+from tread_ssm.scan.inputs import ConvInputs, ScanInputs
 from tread_ssm.scan.ops import FLOPS_PER_STATE_STEP, FLOPS_PER_TAP
 from tread_ssm.scan.selective.cpu import unavailable
 
@@ -35,26 +37,17 @@ BACKENDS = [
 ]
 
 
-def with_gradients(inputs):
-    return {
-        k: v.clone().requires_grad_()
-        if isinstance(v, torch.Tensor) and v.is_floating_point()
-        else v
-        for k, v in inputs.items()
-    }
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", [SCAN, BARE], ids=str)
 def test_opcheck_of_the_scan(backend, case):
     inputs = with_gradients(scan_inputs(case, torch.float32))
-    torch.library.opcheck(torch.ops.tread_ssm.scan_forward, (*inputs.values(), backend))
+    torch.library.opcheck(torch.ops.tread_ssm.scan_forward, (*ScanInputs(**inputs), backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck_of_the_convolution(backend):
     inputs = with_gradients(conv_inputs(CONV, torch.float32))
-    torch.library.opcheck(torch.ops.tread_ssm.conv_forward, (*inputs.values(), backend))
+    torch.library.opcheck(torch.ops.tread_ssm.conv_forward, (*ConvInputs(**inputs), backend))
 
 
 def scan_then_conv(u, delta, A, B, C, D, weight, order):

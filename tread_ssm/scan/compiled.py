@@ -101,13 +101,17 @@ def native_tensor(x: Tensor) -> Tensor:
     return (x.float() if x.dtype == torch.float16 else x).contiguous()
 
 
-def addresses(**tensors: Tensor | None) -> dict[str, int | None]:
-    """Where the tensors lie; they must outlive the call."""
-    return {name: None if x is None else x.data_ptr() for name, x in tensors.items()}
+def call(
+    library: Library | None,
+    name: str,
+    args: ctypes.Structure,
+    inputs: Any,
+    **tensors: Tensor | None,
+) -> None:
+    """Run one kernel. Its argument block `args` holds the numbers and gets the tensors' addresses.
 
-
-def call(library: Library | None, name: str, args: ctypes.Structure, inputs: Any) -> None:
-    """Run one kernel on its filled argument block; `inputs` are the native ones it points to.
+    `inputs` are native, see above; `tensors` are those of them and of the outputs by the names of
+    the block's pointers, None where there is none.
 
     Raises:
         ValueError: tensors that the kernels cannot read, or an order with bad positions.
@@ -117,6 +121,9 @@ def call(library: Library | None, name: str, args: ctypes.Structure, inputs: Any
     reason = unavailable(x.device, x.dtype, library)
     if reason or library is None:
         raise ValueError(f"{name}: the CPU kernels cannot run {x.dtype} on {x.device}: {reason}")
+    for field, tensor in tensors.items():
+        if tensor is not None:
+            setattr(args, field, tensor.data_ptr())
     error = getattr(library[1], name)(ctypes.byref(args), x.dtype == torch.bfloat16)
     if error == 3:
         raise MemoryError(f"tread_ssm {name}: no memory for its buffers.")

@@ -79,10 +79,10 @@ def selective_scan(
     """
     x = converted(
         "selective_scan",
-        ScanInputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, order, gap),
+        ScanInputs(u, delta, A, B, C, D, z, delta_bias, order, gap, delta_softplus),
     )
     chosen = choose_backend(backend, u.device.type, x.u.dtype, SCAN)
-    y, _ = torch.ops.tread_ssm.scan_forward(*x, chosen)
+    y, _ = torch.ops.tread_ssm.scan_forward.default(*x, chosen)
     return y.to(u.dtype)
 
 
@@ -119,7 +119,7 @@ def causal_conv(
     """
     inputs = converted("causal_conv", ConvInputs(x, weight, bias, order, gap, activation))
     chosen = choose_backend(backend, x.device.type, x.dtype, CONV)
-    y: Tensor = torch.ops.tread_ssm.conv_forward(*inputs, chosen)[0]
+    y: Tensor = torch.ops.tread_ssm.conv_forward.default(*inputs, chosen)[0]
     return y
 
 

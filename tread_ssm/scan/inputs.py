@@ -8,13 +8,14 @@ An annotation says what a tensor holds, and its axes, one letter each:
     wide    float32, or float64 where the data is float64: the dtype of states and sums
     visits  int64, (K,) for all samples or (B, K)
 
+Flags (bools) stand last.
+
 Shape legend: B batch, L positions, K visits (K <= L), D channels, N states, W taps, G groups,
 H heads, P channels of a head.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import torch
@@ -37,9 +38,9 @@ class ScanInputs(NamedTuple):
     D: Annotated[Tensor | None, "wide", "D"]
     z: Annotated[Tensor | None, "data", "BLD"]
     delta_bias: Annotated[Tensor | None, "wide", "D"]
-    delta_softplus: bool
     order: Annotated[Tensor | None, "visits", "BK"]
     gap: Annotated[Tensor | None, "visits", "BK"]
+    delta_softplus: bool
 
     def check(self) -> None:
         """Raises ValueError or TypeError, see check_tensors; N must be 1 to MAX_STATES."""
@@ -94,8 +95,7 @@ class SSDInputs(NamedTuple):
 # What the annotations are for ------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Argument:
+class Argument(NamedTuple):
     """One field of a named tuple of inputs, read from its annotation.
 
     Attributes:
@@ -137,27 +137,24 @@ def converted(where: str, inputs: Any) -> Any:
     Raises TypeError for integers where floats belong, and the other way round.
     """
     arguments = ARGUMENTS[type(inputs)]
-    dtype = inputs[0].dtype
-    for argument, x in zip(arguments, inputs, strict=True):
-        if x is None or argument.kind == "flag":
+    data = inputs[0].dtype
+    for (name, kind, _, _), x in zip(arguments, inputs, strict=True):
+        if x is None or kind == "flag":
             continue
-        if argument.kind == "visits":
-            if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
-                raise TypeError(
-                    f"{where}: {argument.name} is {x.dtype}; an integer dtype is needed."
-                )
-        elif not x.is_floating_point():
-            raise TypeError(
-                f"{where}: {argument.name} is {x.dtype}; a real floating dtype is needed."
-            )
-        elif argument.kind == "data":
-            dtype = torch.promote_types(dtype, x.dtype)
-    to = {"data": dtype, "wide": wide_dtype(dtype), "visits": torch.int64}
+        dtype = x.dtype
+        if kind == "visits":
+            if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+                raise TypeError(f"{where}: {name} is {dtype}; an integer dtype is needed.")
+        elif not dtype.is_floating_point:
+            raise TypeError(f"{where}: {name} is {dtype}; a real floating dtype is needed.")
+        elif kind == "data" and dtype != data:
+            data = torch.promote_types(data, dtype)
+    to = {"data": data, "wide": wide_dtype(data), "visits": torch.int64}
     return type(inputs)(
-        *(
-            x if x is None or argument.kind == "flag" else x.to(to[argument.kind])
-            for argument, x in zip(arguments, inputs, strict=True)
-        )
+        *[
+            x if x is None or kind == "flag" or x.dtype == to[kind] else x.to(to[kind])
+            for (_, kind, _, _), x in zip(arguments, inputs, strict=True)
+        ]
     )
 
 
@@ -170,45 +167,47 @@ def check_tensors(where: str, inputs: Any) -> None:
         ValueError: a shape or a device that does not fit.
         TypeError: a dtype that does not fit.
     """
-    first = inputs[0]
-    if not first.is_floating_point():
+    first, device = inputs[0], inputs[0].device
+    if not first.dtype.is_floating_point:
         raise TypeError(f"{where}: {inputs._fields[0]} is {first.dtype}; it must be floating.")
     dtypes = {"data": first.dtype, "wide": wide_dtype(first.dtype), "visits": torch.int64}
     sizes: dict[str, int] = {}
     for argument, x in zip(ARGUMENTS[type(inputs)], inputs, strict=True):
-        if x is None or argument.kind == "flag":
+        name, kind, axes, _ = argument
+        if x is None or kind == "flag":
             continue
-        if argument.kind == "visits":
-            _check_visits(where, argument.name, x, inputs.order, sizes)
-        elif len(x.shape) != len(argument.axes) or any(
-            size == 0 or sizes.setdefault(axis, size) != size
-            for axis, size in zip(argument.axes, x.shape, strict=True)
+        shape = x.shape
+        if kind == "visits":
+            _check_visits(where, name, shape, inputs.order, sizes)
+        elif shape != tuple([sizes.get(axis, -1) for axis in axes]) and (
+            len(shape) != len(axes)
+            or 0 in shape
+            or any(sizes.setdefault(a, n) != n for a, n in zip(axes, shape, strict=True))
         ):
             raise ValueError(
-                f"{where}: {argument.name} has shape {tuple(x.shape)}; "
+                f"{where}: {name} has shape {tuple(shape)}; "
                 f"expected {_expected(argument, inputs, sizes)}."
             )
-        if x.dtype != dtypes[argument.kind]:
+        if x.dtype != dtypes[kind]:
             raise TypeError(
-                f"{where}: {argument.name} is {x.dtype}; with {inputs._fields[0]} in "
-                f"{first.dtype} it must be {dtypes[argument.kind]}."
+                f"{where}: {name} is {x.dtype}; with {inputs._fields[0]} in {first.dtype} it must "
+                f"be {dtypes[kind]}."
             )
-        if x.device != first.device:
+        if x.device != device:
             raise ValueError(
-                f"{where}: {argument.name} is on {x.device}, but the input on {first.device}; "
-                "move one."
+                f"{where}: {name} is on {x.device}, but the input on {device}; move one."
             )
 
 
 def _check_visits(
-    where: str, name: str, x: Tensor, order: Tensor | None, sizes: dict[str, int]
+    where: str, name: str, shape: torch.Size, order: Tensor | None, sizes: dict[str, int]
 ) -> None:
     batch, length = sizes["B"], sizes["L"]
     visits = length if order is None else order.shape[-1] if order.ndim else 0
-    if x.ndim not in (1, 2) or x.shape[-1] != visits or (x.ndim == 2 and len(x) != batch):
+    if shape != (visits,) and shape != (batch, visits):
         raise ValueError(
-            f"{where}: {name} has shape {tuple(x.shape)}; expected (K,) or (B, K) with "
-            f"B = {batch}, K = {visits}."
+            f"{where}: {name} has shape {tuple(shape)}; expected (K,) or (B, K) with B = {batch}, "
+            f"K = {visits}."
         )
     if not 1 <= visits <= length:
         raise ValueError(f"{where}: order has K = {visits} visits; 1 to L = {length} are possible.")

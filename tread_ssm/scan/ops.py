@@ -39,6 +39,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -107,14 +108,17 @@ class Operation:
         """The module of a backend, imported when first asked for. Raises ValueError."""
         if name not in self.backends:
             raise ValueError(f"{self.name}: no backend {name!r}; there are {list(self.backends)}.")
-        return import_module(self.backends[name])
+        return _module(self.backends[name])
+
+
+_module = cache(import_module)
 
 
 def define(operation: Operation) -> None:
     """Make the two operators of an operation known to torch."""
     arguments = ARGUMENTS[operation.inputs]
     n = len(arguments)
-    tensors = [i for i, a in enumerate(arguments) if a.kind != "flag"]
+    tensors = sum(a.kind != "flag" for a in arguments)  # flags stand last
     floating = [i for i, a in enumerate(arguments) if a.kind in ("data", "wide")]
     schema = ", ".join(
         f"{'bool' if a.kind == 'flag' else 'Tensor?' if a.optional else 'Tensor'} {a.name}"
@@ -161,8 +165,8 @@ def define(operation: Operation) -> None:
         return tuple(_fake_like(args[i]) for i in floating)
 
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.others = [None if i in tensors else x for i, x in enumerate(inputs)]
-        ctx.save_for_backward(*(inputs[i] for i in tensors), output[1])
+        ctx.others = inputs[tensors:]  # the flags and the backend's name
+        ctx.save_for_backward(*inputs[:tensors], output[1])
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
 
@@ -170,12 +174,10 @@ def define(operation: Operation) -> None:
         grads: list[Tensor | None] = [None] * (n + 1)
         if grad_y is None:
             return tuple(grads)
-        *args, name = ctx.others
         *saved, states = ctx.saved_tensors
-        for i, x in zip(tensors, saved, strict=True):
-            args[i] = x
-        for i, g in zip(floating, backward(grad_y, *args, states, name), strict=True):
-            grads[i] = None if args[i] is None else g
+        *flags, name = ctx.others
+        for i, g in zip(floating, backward(grad_y, *saved, *flags, states, name), strict=True):
+            grads[i] = None if saved[i] is None else g
         return tuple(grads)
 
     forward.register_autograd(differentiate, setup_context=setup_context)
@@ -211,7 +213,7 @@ def _fake_like(x: Tensor | None) -> Tensor:
 def _check_like(
     what: str, x: Tensor, y: Tensor, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    if x.shape != torch.Size(shape) or x.dtype != dtype or x.device != y.device:
+    if x.shape != shape or x.dtype != dtype or x.device != y.device:
         raise ValueError(
             f"{what} is {tuple(x.shape)}, {x.dtype} on {x.device}; "
             f"expected {tuple(shape)}, {dtype} on {y.device}."

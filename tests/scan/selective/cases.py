@@ -232,6 +232,14 @@ def run_with_gradients(function, inputs, grad_dtype=None, **options) -> dict[str
     return {"y": y.detach(), **dict(zip(leaves, grads, strict=True))}
 
 
+def with_gradients(inputs):
+    """The same inputs as leaves that require gradients."""
+    return {
+        k: v.clone().requires_grad_() if isinstance(v, Tensor) and v.is_floating_point() else v
+        for k, v in inputs.items()
+    }
+
+
 def in_float64(inputs):
     """The same inputs in float64 on the CPU."""
     return {

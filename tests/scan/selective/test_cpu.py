@@ -19,6 +19,7 @@ from tests.scan.selective.cases import (
     scan_inputs,
 )
 from tread_ssm.scan import causal_conv, compiled, selective_scan
+from tread_ssm.scan.inputs import ScanInputs
 from tread_ssm.scan.selective import cpu
 
 pytestmark = pytest.mark.skipif(
@@ -80,7 +81,7 @@ def test_no_output_holds_memory_that_nobody_wrote(level, dim, state, monkeypatch
     kernels = compiled.load(level, cpu.fits)
     monkeypatch.setattr(cpu, "library", lambda: (level, kernels))
     x = scan_inputs(ScanCase("padded", length=130, dim=dim, state=state), torch.float32)
-    y, states = torch.ops.tread_ssm.scan_forward(*x.values(), "cpu")
+    y, states = torch.ops.tread_ssm.scan_forward(*ScanInputs(**x), "cpu")
     assert y.isfinite().all() and states.isfinite().all()
 
 

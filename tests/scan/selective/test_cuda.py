@@ -25,6 +25,7 @@ from tests.scan.selective.cases import (
     poisoned_memory,
     run_with_gradients,
     scan_inputs,
+    with_gradients,
 )
 from tread_ssm.scan import selective_scan
 from tread_ssm.scan.inputs import ScanInputs
@@ -145,11 +146,8 @@ def test_unvisited_tokens_are_not_read(on_cpu) -> None:
 @needs_compiler
 def test_operators_pass_opcheck(on_cpu) -> None:
     case = ScanCase("small", batch=1, length=3, dim=3, state=2, visits=2)
-    arguments = [
-        x.requires_grad_() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-        for x in scan_inputs(case, torch.float32).values()
-    ]
-    torch.library.opcheck(torch.ops.tread_ssm.scan_forward, (*arguments, "cuda"))
+    x = ScanInputs(**with_gradients(scan_inputs(case, torch.float32)))
+    torch.library.opcheck(torch.ops.tread_ssm.scan_forward, (*x, "cuda"))
 
 
 def test_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +171,7 @@ def test_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_too_large_a_sample_is_refused() -> None:
     u = torch.empty(1, 2**20, 2**10, device="meta")
     with pytest.raises(ValueError, match=r"4294967296 bytes a sample"):
-        cuda.scan_forward(ScanInputs(u, *[u] * 4, None, None, None, True, None, None))
+        cuda.scan_forward(ScanInputs(u, *[u] * 4, None, None, None, None, None, True))
 
 
 @gpu

@@ -42,12 +42,12 @@ class PlainScan(torch.autograd.Function):
         inputs = [swap(x) for x in (u, delta, A, B, C, D, z, delta_bias)]
         ctx.save_for_backward(*inputs)
         ctx.delta_softplus = delta_softplus
-        y, _ = reference.scan_forward(ScanInputs(*inputs, delta_softplus, None, None))
+        y, _ = reference.scan_forward(ScanInputs(*inputs, None, None, delta_softplus))
         return swap(y)
 
     @staticmethod
     def backward(ctx, grad_y):
-        inputs = ScanInputs(*ctx.saved_tensors, ctx.delta_softplus, None, None)
+        inputs = ScanInputs(*ctx.saved_tensors, None, None, ctx.delta_softplus)
         grads = reference.scan_backward(swap(grad_y), inputs, torch.empty(0))
         return (*map(swap, grads), None)
 

@@ -29,8 +29,10 @@ from tests.scan.selective.cases import (
     conv_inputs,
     run_with_gradients,
     scan_inputs,
+    with_gradients,
 )
 from tread_ssm.scan import causal_conv, selective_scan
+from tread_ssm.scan.inputs import ConvInputs, ScanInputs
 from tread_ssm.scan.selective import triton as backend
 
 pytest.importorskip("triton")
@@ -230,14 +232,8 @@ def test_offsets_beyond_32_bits_on_a_gpu() -> None:
 
 def check_operators(device: str, case: ScanCase) -> None:
     """torch.library.opcheck on both forward operators and, through autograd, the backward ones."""
-    arguments = [
-        x.requires_grad_() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-        for x in scan_inputs(case, torch.float32, device).values()
-    ]
-    torch.library.opcheck(torch.ops.tread_ssm.scan_forward, (*arguments, "triton"))
-    inputs = conv_inputs(ConvCase("small", batch=1, length=3, dim=3), torch.float32, device)
-    arguments = [
-        x.requires_grad_() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-        for x in inputs.values()
-    ]
-    torch.library.opcheck(torch.ops.tread_ssm.conv_forward, (*arguments, "triton"))
+    scan = ScanInputs(**with_gradients(scan_inputs(case, torch.float32, device)))
+    torch.library.opcheck(torch.ops.tread_ssm.scan_forward, (*scan, "triton"))
+    small = conv_inputs(ConvCase("small", batch=1, length=3, dim=3), torch.float32, device)
+    conv = ConvInputs(**with_gradients(small))
+    torch.library.opcheck(torch.ops.tread_ssm.conv_forward, (*conv, "triton"))

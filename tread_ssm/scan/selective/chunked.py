@@ -41,7 +41,7 @@ CHUNK = 32
 
 def scan_states_shape(x: ScanInputs) -> tuple[int, ...]:
     """One state per chunk, as it stands before the chunk."""
-    return (-(-n_visits(x.u, x.order) // CHUNK), len(x.u), *x.A.shape)
+    return (-(-n_visits(x.u, x.order) // CHUNK), x.u.shape[0], *x.A.shape)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def scan_forward(x: ScanInputs) -> tuple[Tensor, Tensor]:
 
 def scan_backward(grad_y: Tensor, x: ScanInputs, states: Tensor) -> Gradients:
     """As reference.scan_backward, from the chunk states that the forward kept."""
-    u, delta, _, B, C, D, z, delta_bias, delta_softplus, order, gap = x
+    u, delta, _, B, C, D, z, delta_bias, order, gap, delta_softplus = x
     visit = visited_positions(order, u)
     v = _visits(x, visit)
     g = take(grad_y, visit).transpose(0, 1)
@@ -126,7 +126,7 @@ def scan_backward(grad_y: Tensor, x: ScanInputs, states: Tensor) -> Gradients:
         grad_dt[part] = (exponent * v.A).sum(-1)
         grad_A += exponent.mul_(v.stretch[part].unsqueeze(-1)).sum((0, 1))
         if gap is not None:
-            grad_dt[part] *= 1 + gap.to(v.dt.dtype).expand(len(u), -1).T[part].unsqueeze(-1)
+            grad_dt[part] *= 1 + gap.to(v.dt.dtype).expand(u.shape[0], -1).T[part].unsqueeze(-1)
         grad_dt[part] += grad_input * v.u[part]
 
     grad_D = grad_z = None

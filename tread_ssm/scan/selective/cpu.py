@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from tread_ssm.scan import compiled
-from tread_ssm.scan.compiled import addresses
 from tread_ssm.scan.inputs import ConvInputs, Gradients, ScanInputs
 from tread_ssm.scan.visits import check_gap, n_visits, output_like, row_stride
 
@@ -78,7 +77,7 @@ def scan_states_shape(x: ScanInputs) -> tuple[int, ...]:
     """The state before each chunk, with N and D padded."""
     dim, state = x.A.shape
     return (
-        len(x.u),
+        x.u.shape[0],
         -(-n_visits(x.u, x.order) // CHUNK),
         -(-state // STATE_PAD) * STATE_PAD,
         -(-dim // CHANNEL_PAD) * CHANNEL_PAD,
@@ -134,13 +133,11 @@ def conv_backward(grad_y: Tensor, inputs: ConvInputs) -> Gradients:
 
 
 def _call_scan(name: str, x: ScanInputs, **others: Tensor | None) -> None:
-    u, delta, A, B, C, D, z, bias, softplus, order, gap = x
+    u, delta, A, B, C, D, z, bias, order, gap, softplus = x
     check_gap(gap)
     stretch = None if gap is None else gap.to(torch.float32) + 1
     batch, length, dim = u.shape
     args = _ScanArgs(
-        **addresses(u=u, delta=delta, B=B, C=C, z=z, A=A, D=D, bias=bias, order=order),
-        **addresses(stretch=stretch, **others),
         parallel=compiled.openmp_entry(),
         order_stride=row_stride(order),
         stretch_stride=row_stride(gap),
@@ -152,7 +149,11 @@ def _call_scan(name: str, x: ScanInputs, **others: Tensor | None) -> None:
         softplus=softplus,
         threads=torch.get_num_threads(),
     )
-    compiled.call(library(), name, args, x)
+    compiled.call(
+        library(), name, args, x,
+        u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, bias=bias, order=order, stretch=stretch,
+        **others,
+    )  # fmt: skip
 
 
 def _call_conv(name: str, inputs: ConvInputs, **others: Tensor | None) -> None:
@@ -160,7 +161,6 @@ def _call_conv(name: str, inputs: ConvInputs, **others: Tensor | None) -> None:
     check_gap(gap)
     batch, length, dim = x.shape
     args = _ConvArgs(
-        **addresses(x=x, weight=weight, bias=bias, order=order, gap=gap, **others),
         parallel=compiled.openmp_entry(),
         order_stride=row_stride(order),
         gap_stride=row_stride(gap),
@@ -172,4 +172,7 @@ def _call_conv(name: str, inputs: ConvInputs, **others: Tensor | None) -> None:
         activation=activation,
         threads=torch.get_num_threads(),
     )
-    compiled.call(library(), name, args, inputs)
+    compiled.call(
+        library(), name, args, inputs,
+        x=x, weight=weight, bias=bias, order=order, gap=gap, **others,
+    )  # fmt: skip

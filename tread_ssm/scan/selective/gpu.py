@@ -37,7 +37,7 @@ def capability_unavailable(device: torch.device) -> str | None:
 def kept_states_shape(x: ScanInputs, chunk: int) -> tuple[int, ...]:
     """(B, chunks, N, D): the state before every chunk-th visit."""
     dim, state = x.A.shape
-    return (len(x.u), -(-n_visits(x.u, x.order) // chunk), state, dim)
+    return (x.u.shape[0], -(-n_visits(x.u, x.order) // chunk), state, dim)
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ def _gradients(grad_y: Tensor, x: ScanInputs) -> list[Any]:
     """Gradients of _scan."""
     u, delta, A, B, C, D, z, delta_bias = leaves = _leaves(*x[:8])
     with torch.enable_grad():
-        y = _scan(ScanInputs(u, delta, A, B, C, D, z, delta_bias, x.delta_softplus, None, None))
+        y = _scan(ScanInputs(u, delta, A, B, C, D, z, delta_bias, None, None, x.delta_softplus))
     return _differentiated(y, leaves, grad_y)
 
 

@@ -31,7 +31,7 @@ def scan_states_shape(x: ScanInputs) -> tuple[int, ...]:
 
 def scan_forward(x: ScanInputs) -> tuple[Tensor, Tensor]:
     """y (B, L, D) in u's dtype, and an empty tensor."""
-    u, delta, A, B, C, D, z, delta_bias, delta_softplus, order, gap = x
+    u, delta, A, B, C, D, z, delta_bias, order, gap, delta_softplus = x
     visit = visited_positions(order, u)
     u_BKD, dt_BKD, B_BKN, C_BKN = (take(t, visit) for t in (u, delta, B, C))
     dt_BKD = step_size(dt_BKD, delta_bias, delta_softplus)
@@ -46,7 +46,7 @@ def scan_forward(x: ScanInputs) -> tuple[Tensor, Tensor]:
 
 def scan_backward(grad_y: Tensor, x: ScanInputs, states: Tensor) -> Gradients:
     """Gradients of u, delta, A, B, C, D, z and delta_bias."""
-    u, delta, A, B, C, D, z, delta_bias, delta_softplus, order, gap = x
+    u, delta, A, B, C, D, z, delta_bias, order, gap, delta_softplus = x
     visit = visited_positions(order, u)
     u_BKD, delta_BKD, B_BKN, C_BKN, g_BKD = (take(t, visit) for t in (u, delta, B, C, grad_y))
     dt_BKD = step_size(delta_BKD, delta_bias, delta_softplus)

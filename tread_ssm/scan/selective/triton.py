@@ -63,7 +63,7 @@ def scan_forward(x: ScanInputs) -> tuple[Tensor, Tensor]:
     from tread_ssm.scan.selective.triton_scan import forward_kernel
 
     x = contiguous(x)
-    u, delta, A, B, C, D, z, delta_bias, delta_softplus, order, gap = x
+    u, delta, A, B, C, D, z, delta_bias, order, gap, delta_softplus = x
     (batch, length, dim), state = u.shape, A.shape[1]
     visits = n_visits(u, order)
     y = output_like(u, visits)
@@ -84,7 +84,7 @@ def scan_backward(grad_y: Tensor, x: ScanInputs, states: Tensor) -> Gradients:
     from tread_ssm.scan.selective.triton_scan import backward_kernel
 
     x, grad_y, states = contiguous(x), grad_y.contiguous(), states.contiguous()
-    u, delta, A, B, C, D, z, delta_bias, delta_softplus, order, gap = x
+    u, delta, A, B, C, D, z, delta_bias, order, gap, delta_softplus = x
     (batch, length, dim), state = u.shape, A.shape[1]
     block_n, block_d, warps = backward_blocks(state)
     blocks = -(-dim // block_d)
