@@ -134,8 +134,15 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
 def converted(where: str, inputs: Any) -> Any:
     """The inputs in the dtypes that the operators take; data in the widest dtype among them.
 
-    Raises TypeError for integers where floats belong, and the other way round.
+    Raises:
+        TypeError: integers where floats belong, or the other way round.
+        NotImplementedError: inside a transform of torch.func, which would lose tangents or samples.
     """
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(
+            f"{where}: torch.func (vmap, jvp, grad, ...) is not supported; make one batch of the "
+            "samples, and use backward() or torch.autograd.grad for gradients."
+        )
     arguments = ARGUMENTS[type(inputs)]
     data = inputs[0].dtype
     for (name, kind, _, _), x in zip(arguments, inputs, strict=True):

@@ -144,11 +144,7 @@ def define(operation: Operation) -> None:
     )
     def backward(grad_y: Tensor, *args: Any) -> Any:
         x, states, backend = operation.inputs(*args[:n]), args[n], operation.backend(args[n + 1])
-        x.check()
-        y = x[operation.like]
-        _check_like(f"{operation.name}: grad_y", grad_y, y, y.shape, y.dtype)
-        shape = operation.states_shape(backend, x)
-        _check_like(f"{operation.name}: states", states, y, shape, wide_dtype(y.dtype))
+        _check_backward(operation, backend, grad_y, x, states)
         return tuple(map(_given, operation.backward(backend, grad_y, x, states)))
 
     @forward.register_fake
@@ -161,8 +157,9 @@ def define(operation: Operation) -> None:
 
     @backward.register_fake
     def _(grad_y: Tensor, *args: Any) -> Any:
-        operation.inputs(*args[:n]).check()
-        return tuple(_fake_like(args[i]) for i in floating)
+        x, states, backend = operation.inputs(*args[:n]), args[n], operation.backend(args[n + 1])
+        _check_backward(operation, backend, grad_y, x, states)
+        return tuple(_fake_like(x[i]) for i in floating)
 
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.others = inputs[tensors:]  # the flags and the backend's name
@@ -208,6 +205,15 @@ def _given(x: Tensor | None) -> Tensor:
 
 def _fake_like(x: Tensor | None) -> Tensor:
     return _given(None if x is None else torch.empty_like(x, memory_format=torch.contiguous_format))
+
+
+def _check_backward(
+    operation: Operation, backend: Any, grad_y: Tensor, x: Any, states: Tensor
+) -> None:
+    x.check()
+    y, shape = x[operation.like], operation.states_shape(backend, x)
+    _check_like(f"{operation.name}: grad_y", grad_y, y, y.shape, y.dtype)
+    _check_like(f"{operation.name}: states", states, y, shape, wide_dtype(y.dtype))
 
 
 def _check_like(
