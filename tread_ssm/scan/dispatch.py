@@ -164,7 +164,7 @@ def ssd(
     """
     x = converted("ssd", SSDInputs(q, k, v, log_decay, order, gap))
     chosen = choose_backend(backend, q.device.type, x.v.dtype, SSD)
-    y, _ = torch.ops.tread_ssm.ssd_forward(*x, chosen)
+    y, _ = torch.ops.tread_ssm.ssd_forward.default(*x, chosen)
     return y.to(v.dtype)
 
 

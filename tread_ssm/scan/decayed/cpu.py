@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from tread_ssm.scan import compiled
-from tread_ssm.scan.compiled import addresses
 from tread_ssm.scan.inputs import Gradients, SSDInputs
 from tread_ssm.scan.visits import check_gap, n_visits, output_like, row_stride, rows_in_place
 
@@ -103,7 +102,6 @@ def _call(name: str, x: SSDInputs, grad_y_stride: int = 0, **others: Tensor) -> 
     stretch = None if gap is None else gap.to(torch.float32) + 1
     batch, length, heads, channels = v.shape
     args = _SsdArgs(
-        **addresses(q=q, k=k, v=v, log_decay=log_decay, order=order, stretch=stretch, **others),
         parallel=compiled.openmp_entry(),
         q_stride=q.stride(1),
         k_stride=k.stride(1),
@@ -120,4 +118,7 @@ def _call(name: str, x: SSDInputs, grad_y_stride: int = 0, **others: Tensor) -> 
         channels=channels,
         threads=torch.get_num_threads(),
     )
-    compiled.call(library(), name, args, x)
+    compiled.call(
+        library(), name, args, x,
+        q=q, k=k, v=v, log_decay=log_decay, order=order, stretch=stretch, **others,
+    )  # fmt: skip
