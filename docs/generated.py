@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # for `benchmarks`, which is not installed
 
 from tread_ssm.config.run import RunConfig, load_config  # noqa: E402
+from tread_ssm.routing.attach.presets import PRESETS  # noqa: E402
 
 MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 SCALARS = {bool: "`true` or `false`", int: "whole number", float: "number", str: "text"}
@@ -174,4 +175,28 @@ def comparison() -> str:
     return "\n\n".join(f"{title}:\n\n{table}" for title, table in tables.items())
 
 
-GENERATED = {f.__name__: f for f in (configuration, estimates, comparison)}
+def presets() -> str:
+    """The models that `attach` knows: what their blocks get for each token, what is special."""
+    lines = ["| class | blocks | goes by tokens | besides |", "|---|---|---|---|"]
+    for name, rows in PRESETS.items():
+        tables = {n: _dims(how) for row in rows for n, how in row.per_token.items()}
+        lists = ", ".join(f"`{row.path}`" for row in rows)
+        declared = "; ".join(f"`{n}` {dims}" for n, dims in tables.items())
+        special = [
+            "image first" if any(row.image == "first" for row in rows) else "",
+            "text in the stream" if any(row.n_prefix is None for row in rows) else "",
+            "needs `Rows`" if any(row.grid_arguments for row in rows) else "",
+            "long skips" if any(row.skips for row in rows) else "",
+            "a sequence" if any(row.closes_gaps for row in rows) else "",
+        ]
+        lines.append(f"| `{name}` | {lists} | {declared} | {', '.join(s for s in special if s)} |")
+    return "\n".join(lines)
+
+
+def _dims(how: Any) -> str:
+    if isinstance(how, tuple):
+        return "(" + ", ".join("-" if h is None else _dims(h) for h in how) + ")"
+    return " or ".join(f"`{form.strip()}`" for form in how.dims.split("|"))
+
+
+GENERATED = {f.__name__: f for f in (configuration, estimates, comparison, presets)}
