@@ -13,7 +13,6 @@ The numbers stay as they are, bit for bit. Exit code 2 where something does not 
 from __future__ import annotations
 
 import argparse
-import os
 import pickle
 import sys
 from collections import Counter
@@ -24,11 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tread_ssm.command import parser, run
 from tread_ssm.config.run import SampleConfig
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.data import LatentValues
 from tread_ssm.diffusion import NoisePrediction
 from tread_ssm.errors import ConfigError
+from tread_ssm.files import replacing
 from tread_ssm.models import DiTConfig
 from tread_ssm.models.convert import from_published, to_published
 from tread_ssm.pretrained import Export, export, load_export
@@ -37,31 +38,21 @@ from tread_ssm.pretrained import Export, export, load_export
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = _parser().parse_args(argv)
-    try:
-        if args.source is not None:
-            _import(args)
-        else:
-            _export(args)
-    except (ValueError, OSError) as error:  # ConfigError among them
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run(lambda: _export(args) if args.source is None else _import(args))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    way = parser.add_mutually_exclusive_group(required=True)
+    read = parser(__doc__)
+    way = read.add_mutually_exclusive_group(required=True)
     way.add_argument("--from", dest="source", choices=["dit"], help="layout of --weights")
     way.add_argument("--to", dest="target", choices=["dit"], help="layout of --out")
-    add = parser.add_argument
+    add = read.add_argument
     add("--weights", type=Path, metavar="FILE", help="the .pt file to read, for --from")
     add("--run", type=Path, metavar="FOLDER", help="the run to read, for --to")
     add("--out", type=Path, required=True, help="folder (--from) or .pt file (--to) to write")
     add("--heads", type=int, help="attention heads (default: those of the published width)")
     add("--step", type=int, default=0, help="training steps behind the weights, for the record")
-    return parser
+    return read
 
 
 def _import(args: argparse.Namespace) -> None:
@@ -101,10 +92,8 @@ def _export(args: argparse.Namespace) -> None:
     config = description.model
     if not isinstance(config, DiTConfig):
         raise ConfigError(f"--run: {args.run} holds a {config.kind}; this layout is DiT's alone.")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = args.out.with_name(args.out.name + ".tmp")
-    torch.save(to_published(config, model.state_dict()), temporary)
-    os.replace(temporary, args.out)
+    with replacing(args.out) as temporary:
+        torch.save(to_published(config, model.state_dict()), temporary)
     objective = description.objective
     print(f"{args.out}: averaged weights after {description.step} steps")
     if not isinstance(objective, NoisePrediction):

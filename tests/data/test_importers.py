@@ -136,7 +136,7 @@ def test_what_the_user_should_know_is_noted(tmp_path: Path) -> None:
     (fast,) = open_source("fast-dit", fast_dit(tmp_path / "fast")).notes
     assert "no variance" in fast
     (masked,) = open_source("maskdit", maskdit(tmp_path / "masked")).notes
-    assert "--vae names it" in masked
+    assert "name it where you know it" in masked
     assert open_source("tread", tread(tmp_path / "tars"), vae="mine").notes == ()
     (sampled,) = open_source("tread", tread(tmp_path / "sampled", MEAN), vae="mine").notes
     assert "vary by 5." in sampled
@@ -193,6 +193,26 @@ def test_bad_fast_dit_folders_are_refused(tmp_path: Path, refuse: Refuse) -> Non
     (tmp_path / "other_features").mkdir()
     refuse("fast-dit", tmp_path, "holds 2 folders")
     refuse("fast-dit", tmp_path / "other_features", "has no partner other_labels")
+
+
+@pytest.mark.parametrize("label", [10**7, 10**12, 2**63, 10**30])
+def test_labels_beyond_all_classes_are_refused_at_once(
+    label: int, tmp_path: Path, refuse: Refuse
+) -> None:
+    folder = repa(tmp_path / "edm2")
+    described = json.loads((folder / "dataset.json").read_text())
+    described["labels"][3][1] = label
+    (folder / "dataset.json").write_text(json.dumps(described))
+    refuse("edm2", folder, f"a label is {label}; they must be at least 0 and below 1,000,000")
+
+
+def test_arrays_that_lie_about_their_size_are_refused(tmp_path: Path, refuse: Refuse) -> None:
+    file = io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": (8, 10**6, 10**6)}  # 32 TB
+    np.lib.format.write_array_header_1_0(file, header)
+    fast_dit(tmp_path)
+    (tmp_path / "imagenet256_features" / "0.npy").write_bytes(file.getvalue())
+    refuse("fast-dit", tmp_path, r"0\.npy is no readable \.npy")
 
 
 def test_bad_lmdbs_are_refused(

@@ -19,12 +19,16 @@ FORMATS = ("fast-dit", "maskdit", "tread", "edm2")
 def open_source(
     name: str, path: str | Path, vae: str | None = None, scale: float = SCALE
 ) -> Imported:
-    """The latents at `path`, in the format `name`, one of FORMATS.
+    """The latents of another project.
 
-    vae:   the autoencoder that they were made with; None: what the project is known to have used.
-    scale: of the latents that a model sees; also what a format's scaled samples are divided by.
+    Args:
+        name: Their format, one of FORMATS.
+        path: Where they are.
+        vae: The autoencoder that they were made with. None: what the project is known to have used.
+        scale: Of the latents that a model sees; also what a format's scaled samples are divided by.
 
-    Raises ValueError where something is missing or cannot be right.
+    Raises:
+        ValueError: Something is missing or cannot be right.
     """
     path = Path(path)
     if name not in FORMATS:
@@ -39,11 +43,9 @@ def open_source(
         "tread": open_tread,
         "edm2": open_edm2,
     }[name](path, scale)
-    if opened.labels is not None and int(opened.labels.min()) < 0:
-        raise ValueError(f"{path}: a label is {opened.labels.min()}; they must be at least 0.")
     if vae is not None:
         return replace(opened, vae=vae)
     if opened.vae is None:
-        unknown = "Nothing says which autoencoder made these latents; --vae names it."
+        unknown = "Nothing says which autoencoder made these latents; name it where you know it."
         return replace(opened, notes=(*opened.notes, unknown))
     return opened

@@ -16,13 +16,17 @@ from pathlib import Path
 
 import numpy as np
 
-from tread_ssm.data.importers.imported import Imported, from_deviations, load
+from tread_ssm.data.importers.imported import Imported, from_deviations, label_array, load
 
 _DESCRIPTION = "dataset.json"
 
 
 def open_edm2(path: Path, scale: float) -> Imported:
-    """The latents of a zip or a folder, in the order of their names. Raises ValueError."""
+    """The latents of a zip or a folder, in the order of their names.
+
+    Raises:
+        ValueError: A file or a label is missing, or the archive is damaged.
+    """
     every, read = _folder(path) if path.is_dir() else _zip(path)
     names = sorted(name for name in every if name.endswith(".npy"))
     if not names:
@@ -69,7 +73,7 @@ def _labels(path: Path, text: bytes, names: Sequence[str]) -> np.ndarray | None:
         if held is None:
             return None
         known: dict[str | int, int] = {str(name): int(label) for name, label in held}
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise ValueError(f"{where} has no usable labels ({error!r}).") from None
     keys: Sequence[str | int] = names
     if known.keys().isdisjoint(names):
@@ -78,7 +82,7 @@ def _labels(path: Path, text: bytes, names: Sequence[str]) -> np.ndarray | None:
         if len(set(keys)) < len(names) or len(known) < len(given):
             raise ValueError(f"{where} has other names than the files, whose numbers repeat.")
     _same(where, set(keys), set(known))
-    return np.array([known[key] for key in keys], dtype=np.int64)
+    return label_array((known[key] for key in keys), where)
 
 
 def _same(where: str, files: set[str | int], labels: set[str | int]) -> None:

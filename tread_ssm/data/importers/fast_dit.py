@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tread_ssm.data.importers.imported import Imported, from_sample, load
+from tread_ssm.data.importers.imported import Imported, from_sample, label_array, load
 
 _NOTE = (
     "fast-DiT kept one sample of each posterior and no variance; training will see the same "
@@ -20,7 +20,11 @@ _NOTE = (
 
 
 def open_fast_dit(path: Path, scale: float) -> Imported:
-    """The pair of folders inside `path`, or `path` itself and its partner. Raises ValueError."""
+    """The pair of folders inside `path`, or `path` itself and its partner.
+
+    Raises:
+        ValueError: There is no such pair, or a file has no partner.
+    """
     features, labels = map(_numbered, _pair(path))
     if not features or features.keys() != labels.keys():
         lonely = ", ".join(f"{k}.npy" for k in sorted(features.keys() ^ labels.keys())[:3])
@@ -37,7 +41,7 @@ def open_fast_dit(path: Path, scale: float) -> Imported:
         return from_sample(sample, str(file), scale)
 
     watched = tqdm(order, desc="labels", unit="file", delay=5)
-    classes = np.array([_label(labels[k]) for k in watched], dtype=np.int64)
+    classes = label_array((_label(labels[k]) for k in watched), str(path))
     return Imported(
         len(order), classes, one, scale, vae="stabilityai/sd-vae-ft-ema", notes=(_NOTE,)
     )

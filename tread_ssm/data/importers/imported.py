@@ -6,7 +6,7 @@ Shape legend: C latent channels, h, w latent places, B batch, n samples.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import IO
 import numpy as np
 import torch
 
+from tread_ssm.data.dataset import MOST_CLASSES
 from tread_ssm.data.prepare import Encoded
 
 SCALE = 0.18215  # of Stable Diffusion's autoencoders
@@ -26,9 +27,14 @@ _BATCH = 256
 class Imported:
     """Another project's latents; see `tread_ssm.data.prepare.Source`.
 
-    labels: (n,) int64; None: no classes.
-    one:    number -> moments (2C, h, w) float32, means, then log-variances. Raises ValueError.
-    notes:  sentences that the user should see.
+    Attributes:
+        n: Samples.
+        labels: (n,) int64. None: no classes.
+        one: Number -> moments (2C, h, w) float32, means, then log-variances. Raises ValueError.
+        scale: Latents are multiplied by it before a model sees them.
+        vae: The autoencoder that made them. None: not known.
+        notes: Sentences that the user should see.
+        resolution: Pixels along a side of the images. None: not known.
     """
 
     n: int
@@ -54,7 +60,11 @@ class Imported:
         return self.one(0).shape
 
     def read(self, part: range) -> Iterator[Encoded]:
-        """The samples of these numbers. Raises ValueError where one cannot be used."""
+        """The samples of these numbers.
+
+        Raises:
+            ValueError: One cannot be used.
+        """
         for i in range(0, len(part), _BATCH):
             numbers = part[i : i + _BATCH]
             read = [self.one(k) for k in numbers]
@@ -67,16 +77,36 @@ class Imported:
             yield Encoded(torch.from_numpy(np.stack(read)), None)
 
 
+def label_array(labels: Iterable[int], where: str) -> np.ndarray:
+    """Class numbers as (n,) int64.
+
+    Raises:
+        ValueError: One is negative, or larger than any number of classes.
+    """
+    found = list(labels)
+    wrong = [label for label in found if not 0 <= label < MOST_CLASSES]
+    if wrong:
+        raise ValueError(
+            f"{where}: a label is {wrong[0]}; they must be at least 0 and below {MOST_CLASSES:,}."
+        )
+    return np.array(found, dtype=np.int64)
+
+
 def load(file: Path | bytes, where: str) -> np.ndarray:
     """The numbers of an .npy file or of its bytes, floats as float32.
 
-    where: names it in messages. Raises ValueError.
+    Args:
+        file: A path, or the file's content.
+        where: Names it in messages.
+
+    Raises:
+        ValueError: It is damaged or holds no numbers.
     """
     try:
         opened: IO[bytes] = io.BytesIO(file) if isinstance(file, bytes) else file.open("rb")
         with opened:
             array: np.ndarray = np.load(opened, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, MemoryError) as error:
         raise ValueError(f"{where} is no readable .npy ({error}).") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
         raise ValueError(f"{where} holds no numbers.")
@@ -84,7 +114,11 @@ def load(file: Path | bytes, where: str) -> np.ndarray:
 
 
 def halves(array: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Both (C, h, w) of (2C, h, w) float32. Raises ValueError."""
+    """Both halves (C, h, w) of (2C, h, w) float32.
+
+    Raises:
+        ValueError: The array has another shape or type.
+    """
     if array.ndim != 3 or array.shape[0] % 2 or array.dtype != np.float32:
         raise ValueError(
             f"{where} is {array.dtype} of shape {array.shape}; expected floats of shape "
@@ -95,17 +129,25 @@ def halves(array: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def from_moments(array: np.ndarray, where: str) -> np.ndarray:
-    """Means and log-variances as they are. Raises ValueError where they cannot be that."""
+    """Means and log-variances as they are.
+
+    Raises:
+        ValueError: They cannot be that.
+    """
     if bool((halves(array, where)[1] >= 0).all()):
         raise ValueError(
             f"The second half of {where} is nowhere below 0; expected log-variances, but these "
-            f"seem to be standard deviations (--from edm2 reads such)."
+            f"seem to be standard deviations, which the format edm2 has."
         )
     return array
 
 
 def from_deviations(array: np.ndarray, where: str) -> np.ndarray:
-    """Means and standard deviations as moments. Raises ValueError where they cannot be that."""
+    """Means and standard deviations as moments.
+
+    Raises:
+        ValueError: They cannot be that.
+    """
     mean, deviation = halves(array, where)
     if not bool((deviation > 0).all()):
         raise ValueError(
@@ -116,9 +158,10 @@ def from_deviations(array: np.ndarray, where: str) -> np.ndarray:
 
 
 def from_sample(sample: np.ndarray, where: str, scale: float) -> np.ndarray:
-    """PosteriorMoments of a posterior of which only this sample (C, h, w), times `scale`, is left.
+    """Moments of a posterior of which only this sample (C, h, w), times `scale`, is left.
 
-    Raises ValueError.
+    Raises:
+        ValueError: The sample has another shape or type.
     """
     if sample.ndim != 3 or sample.dtype != np.float32:
         raise ValueError(

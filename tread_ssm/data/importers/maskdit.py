@@ -7,11 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from tread_ssm.data.importers.imported import Imported, from_moments
+from tread_ssm.data.importers.imported import Imported, from_moments, label_array
 
 
 def open_maskdit(path: Path, scale: float) -> Imported:
-    """The moments of four channels in the LMDB `path`. Raises ValueError."""
+    """The moments of four channels in the LMDB `path`.
+
+    Raises:
+        ValueError: lmdb is missing, or the file holds something else.
+    """
     if find_spec("lmdb") is None:
         raise ValueError('MaskDiT\'s files are read by lmdb: `pip install "tread_ssm[import]"`.')
     import lmdb
@@ -50,5 +54,5 @@ def open_maskdit(path: Path, scale: float) -> Imported:
     n = number("length")
     if n < 1:
         raise ValueError(f"{path} holds no samples; its length is {n}.")
-    labels = np.array([number(f"y-{i}") for i in range(n)], dtype=np.int64)
+    labels = label_array((number(f"y-{i}") for i in range(n)), str(path))
     return Imported(n, labels, one, scale)

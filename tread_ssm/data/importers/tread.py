@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from tqdm import tqdm
 
-from tread_ssm.data.importers.imported import Imported, from_moments, from_sample, load
+from tread_ssm.data.importers.imported import Imported, from_moments, from_sample, label_array, load
 
 _LABELS = ("cls", "cls.txt", "json")  # the first that is there
 _LOOK = 64  # samples that tell how much they vary
@@ -41,14 +41,18 @@ class _Member:
 
 
 def open_tread(path: Path, scale: float) -> Imported:
-    """The samples of a tar, or of all tars below a folder, in their order. Raises ValueError."""
+    """The samples of a tar, or of all tars below a folder, in their order.
+
+    Raises:
+        ValueError: There are none, or an array or a label is missing.
+    """
     tars = [path] if path.is_file() else sorted(path.rglob("*.tar"))
     watched = tqdm(tars, desc="index", unit="tar", delay=5)
     found = [sample for tar in watched for sample in _samples(tar)]
     if not found:
         raise ValueError(f"{path} holds no .tar with .npy members.")
     arrays = [array for array, _ in found]
-    labels = np.array([label for _, label in found], dtype=np.int64)
+    labels = label_array((label for _, label in found), str(path))
     first = arrays[0].load()
     channels = first.shape[0] if first.ndim == 3 else None
     if channels not in (4, 8):
@@ -110,7 +114,7 @@ def _label(texts: dict[str, bytes], where: str) -> int:
     try:
         held = json.loads(text)  # a number is JSON as well
         return int(held["label"] if isinstance(held, dict) else held)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         raise ValueError(
             f"{where}: .{ending} is {text[:40]!r}; expected a class number, or a JSON object "
             f"with `label`."
