@@ -8,11 +8,16 @@ import pytest
 
 from tread_ssm.config.run import RunConfig, differences, load_config
 from tread_ssm.config.strict import dump
-from tread_ssm.models import DiMConfig, DiTConfig
+from tread_ssm.errors import ConfigError
+from tread_ssm.models import AttentionConfig, DiMConfig, DiTConfig, Mamba2Config, Mamba3Config
+from tread_ssm.models.cost import backbone_cost
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.glob("*.yaml"))
-EXPECTED = {"quickstart", "dim_s", "dim_l", "dim_l_v1", "dim_h", "dit_b", "dit_xl"}
+EXPECTED = {
+    *("quickstart", "dim_s", "dim_l", "dim_l_v1", "dim_h", "dit_b", "dit_xl"),
+    *("dim2_b", "dim2_l", "dim3_l", "dim2_hybrid_l"),
+}
 
 
 def load(name: str, overrides: tuple[str, ...] = ()) -> RunConfig:
@@ -53,20 +58,51 @@ SIZES = {
     "dim_l": DiMConfig(**LATENTS, dim=1024, depth=49),
     "dim_l_v1": DiMConfig(**LATENTS, dim=1024, depth=49),
     "dim_h": DiMConfig(**LATENTS, dim=1536, depth=49),
+    "dim2_b": DiMConfig(**LATENTS, dim=768, depth=29, mixer=Mamba2Config(d_state=64)),
+    "dim2_l": DiMConfig(**LATENTS, dim=1024, depth=49, mixer=Mamba2Config(d_state=64)),
+    "dim3_l": DiMConfig(**LATENTS, dim=1024, depth=49, mixer=Mamba3Config(d_state=64)),
+    "dim2_hybrid_l": DiMConfig(
+        **LATENTS, dim=1024, depth=49, mixer=Mamba2Config(), attention_every=4
+    ),
     "dit_b": DiTConfig(**LATENTS, dim=768, depth=12, heads=12),
     "dit_xl": DiTConfig(**LATENTS, dim=1152, depth=28, heads=16),
 }
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED - {"quickstart"}))
-def test_sizes_are_the_published_ones(name: str) -> None:
+def test_sizes(name: str) -> None:
     assert load(name).model == SIZES[name]
 
 
-@pytest.mark.parametrize("name", ["dim_s", "dim_l", "dim_h"])
+@pytest.mark.parametrize(
+    "name", [n for n in sorted(SIZES) if n.startswith("dim") and n != "dim_l_v1"]
+)
 def test_no_long_skip_of_a_routed_dim_crosses_the_ends_of_its_route(name: str) -> None:
     config = load(name)
     (route,) = config.plan.routes
     for source in range(1, (config.model.depth + 1) // 2):
         target = config.model.depth - source
         assert (route.start <= source < route.stop) == (route.start <= target < route.stop)
+
+
+@pytest.mark.parametrize("name", ["dim2_l", "dim3_l", "dim2_hybrid_l"])
+def test_other_mixers_cost_what_dim_l_costs(name: str) -> None:
+    ours, dim_l = (backbone_cost(load(n).model, load(n).plan) for n in (name, "dim_l"))
+    for cost, reference in ((ours.dense, dim_l.dense), (ours.routed, dim_l.routed)):
+        assert cost.forward == pytest.approx(reference.forward, rel=0.05)
+        assert cost.training == pytest.approx(reference.training, rel=0.05)
+    assert ours.routed.tokens == dim_l.routed.tokens
+
+
+@pytest.mark.parametrize(
+    ("kind", "mixer"),
+    [("mamba2", Mamba2Config()), ("mamba3", Mamba3Config()), ("attention", AttentionConfig())],
+)
+def test_the_quickstart_runs_on_any_mixer(kind: str, mixer: object) -> None:
+    model = load("quickstart", (f"model.mixer.kind={kind}",)).model
+    assert isinstance(model, DiMConfig) and model.mixer == mixer
+
+
+def test_a_mixer_that_does_not_fit_is_named() -> None:
+    with pytest.raises(ConfigError, match="128 channels are not a multiple of head_dim 48"):
+        load("quickstart", ("model.mixer.kind=mamba2", "model.mixer.head_dim=48"))

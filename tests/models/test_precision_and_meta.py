@@ -5,14 +5,33 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tread_ssm.models import DiMConfig, DiTConfig, ModelConfig, ZigMambaConfig
-from tread_ssm.routing import Route, RoutePlan
+from tread_ssm.models import (
+    AttentionConfig,
+    DiMConfig,
+    DiTConfig,
+    Mamba2Config,
+    Mamba3Config,
+    ModelConfig,
+    ZigMambaConfig,
+)
+from tread_ssm.routing import Route, RoutePlan, TokenSubset
 
+SHAPE = {"image_size": 8, "channels": 3, "n_classes": 9}
+HEADS = {"d_state": 8, "head_dim": 8}
 CONFIGS: dict[str, ModelConfig] = {
-    "dim": DiMConfig(image_size=8, channels=3, n_classes=9, dim=16, depth=5, pads=1),
-    "zigmamba": ZigMambaConfig(image_size=8, channels=3, n_classes=9, dim=16, depth=4),
-    "dit": DiTConfig(image_size=8, channels=3, n_classes=9, dim=16, depth=2, heads=2),
+    "dim": DiMConfig(**SHAPE, dim=16, depth=5, pads=1),
+    "zigmamba": ZigMambaConfig(**SHAPE, dim=16, depth=4),
+    "dit": DiTConfig(**SHAPE, dim=16, depth=2, heads=2),
+    "dim_hybrid": DiMConfig(
+        **{**SHAPE, "dim": 16, "depth": 5, "attention_every": 2},
+        mixer=Mamba2Config(**HEADS, gap_decay=True, true_distance_conv=True),
+        attention=AttentionConfig(head_dim=8),
+    ),
+    "zigmamba_mamba3": ZigMambaConfig(
+        **SHAPE, dim=16, depth=4, mixer=Mamba3Config(**HEADS, gap_decay=True, true_distance=True)
+    ),
 }
 
 
@@ -57,3 +76,17 @@ def test_half_precision_needs_autocast(name: str, dtype: torch.dtype) -> None:
             model(image, t, labels)
     with torch.autocast("cpu", dtype):
         assert model(x, t, labels).dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:.*slow backend", "ignore:CUDA is not available")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_pass_on_a_gpu_keeps_all_tensors_there_and_waits_for_none(name: str) -> None:
+    """Fake tensors have devices and no values: reading one raises, and so does mixing devices."""
+    with FakeTensorMode(), torch.autocast("cuda", torch.bfloat16):
+        with torch.device("cuda"):
+            model = CONFIGS[name].build()
+            batch = torch.empty(2, 3, 8, 8), torch.empty(2), torch.empty(2, dtype=torch.int64)
+            subset = TokenSubset(torch.empty(2, 7, dtype=torch.int64), 16)
+        for routing in ((), ((Route(0, 2), subset),)):
+            out = model(*batch, routing=routing)
+            assert out.device.type == "cuda" and out.dtype == torch.float32

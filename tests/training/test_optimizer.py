@@ -5,13 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tread_ssm.models import DiMConfig, DiTConfig, ModelConfig, ZigMambaConfig
+from tread_ssm.models import (
+    DiMConfig,
+    DiTConfig,
+    Mamba2Config,
+    Mamba3Config,
+    ModelConfig,
+    ZigMambaConfig,
+)
 from tread_ssm.training.optimizer import decayed, make_optimizer
 
+SHAPE = {"image_size": 4, "channels": 1, "n_classes": 2}
 CONFIGS: list[ModelConfig] = [
     DiMConfig(image_size=4, channels=1, n_classes=2, dim=32, depth=3),
     ZigMambaConfig(image_size=4, channels=1, n_classes=2, dim=32, depth=2),
     DiTConfig(image_size=4, channels=1, n_classes=2, dim=32, depth=2, heads=2),
+    DiMConfig(**SHAPE, dim=32, depth=3, mixer=Mamba2Config(head_dim=16)),
+    DiMConfig(**SHAPE, dim=32, depth=3, mixer=Mamba3Config(head_dim=16, norm=True)),
 ]
 
 
