@@ -8,6 +8,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.testing import assert_close
 
+from tests.scan.decayed.cases import SSDCase, ssd_inputs
 from tests.scan.selective.cases import (
     ConvCase,
     ScanCase,
@@ -15,18 +16,20 @@ from tests.scan.selective.cases import (
     run_with_gradients,
     scan_inputs,
 )
-from tread_ssm.scan import causal_conv, selective_scan
-from tread_ssm.scan.inputs import ConvInputs, ScanInputs
-from tread_ssm.scan.ops import CONV, SCAN
+from tread_ssm.scan import causal_conv, selective_scan, ssd
+from tread_ssm.scan.inputs import ConvInputs, ScanInputs, SSDInputs
+from tread_ssm.scan.ops import OPERATIONS
 from tread_ssm.scan.selective import cpu
 
 SCAN_CASE = ScanCase("c", length=12, dim=4, state=3, visits=7, gap=True)
 CONV_CASE = ConvCase("c", length=12, dim=5, visits=7, gap=True)
+SSD_CASE = SSDCase("c", length=12, groups=2, heads=6, states=5, channels=3, visits=7, gap=True)
 CALLS = [
     pytest.param(selective_scan, "u", scan_inputs(SCAN_CASE, torch.float32), id="selective_scan"),
     pytest.param(causal_conv, "x", conv_inputs(CONV_CASE, torch.float32), id="causal_conv"),
+    pytest.param(ssd, "v", ssd_inputs(SSD_CASE, torch.float32), id="ssd"),
 ]
-BACKENDS = ["chunked", "reference"]
+BACKENDS = ["reference"]
 if cpu.library() is not None:
     BACKENDS.append("cpu")
 
@@ -77,6 +80,7 @@ def test_the_largest_gaps_do_not_overflow(backend, largest):
     for function, inputs in (
         (selective_scan, scan_inputs(SCAN_CASE, torch.float32)),
         (causal_conv, conv_inputs(CONV_CASE, torch.float32)),
+        (ssd, ssd_inputs(SSD_CASE, torch.float32)),
     ):
         long = inputs["gap"].clone()
         long[3] = largest
@@ -122,10 +126,22 @@ SPOILT = [
     (ConvInputs, "order", lambda t: t + 12),
     (ConvInputs, "gap", lambda t: t[:3]),
     (ConvInputs, "gap", lambda t: t.expand(3, -1)),
+    (SSDInputs, "q", lambda t: t[..., :4]),
+    (SSDInputs, "q", lambda t: t[:, :, :1]),
+    (SSDInputs, "k", lambda t: t[:, :11]),
+    (SSDInputs, "k", lambda t: t.double()),
+    (SSDInputs, "v", lambda t: t[:, :, :5]),
+    (SSDInputs, "v", lambda t: t[:1]),
+    (SSDInputs, "log_decay", lambda t: t[:, :, :5]),
+    (SSDInputs, "log_decay", lambda t: t.to(torch.bfloat16)),
+    (SSDInputs, "order", lambda t: t + 12),
+    (SSDInputs, "order", lambda t: t * 0),
+    (SSDInputs, "gap", lambda t: t[:3]),
+    (SSDInputs, "gap", lambda t: t - 5),
 ]
 
 
-REFUSED = r"^(selective_scan|causal_conv|order|gap): "
+REFUSED = r"^(selective_scan|causal_conv|ssd|order|gap): "
 
 
 def operators(kind):
@@ -133,6 +149,9 @@ def operators(kind):
     if kind is ScanInputs:
         good = ScanInputs(**scan_inputs(SCAN_CASE, torch.float32))
         return torch.ops.tread_ssm.scan_forward, torch.ops.tread_ssm.scan_backward, good
+    if kind is SSDInputs:
+        good = SSDInputs(**ssd_inputs(SSD_CASE, torch.float32))
+        return torch.ops.tread_ssm.ssd_forward, torch.ops.tread_ssm.ssd_backward, good
     good = ConvInputs(**conv_inputs(CONV_CASE, torch.float32))
     return torch.ops.tread_ssm.conv_forward, torch.ops.tread_ssm.conv_backward, good
 
@@ -150,7 +169,7 @@ def test_operators_check_their_arguments(kind, name, spoil, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", [ScanInputs, ConvInputs])
+@pytest.mark.parametrize("kind", [ScanInputs, ConvInputs, SSDInputs])
 def test_backward_checks_the_gradient_and_the_states(kind, backend):
     forward, backward, good = operators(kind)
     y, states = forward(*good, backend)
@@ -163,7 +182,7 @@ def test_backward_checks_the_gradient_and_the_states(kind, backend):
             backward(y, *good, bad, backend)
 
 
-@pytest.mark.parametrize("operation", [SCAN, CONV], ids=lambda o: o.name)
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda o: o.name)
 def test_operators_refuse_backends_they_do_not_have(operation):
     forward, _, good = operators(operation.inputs)
     with pytest.raises(ValueError, match=rf"{operation.name}: no backend 'fast'; there are"):
@@ -171,7 +190,7 @@ def test_operators_refuse_backends_they_do_not_have(operation):
 
 
 @pytest.mark.skipif(cpu.library() is None, reason="CPU kernels were not built")
-@pytest.mark.parametrize("kind", [ScanInputs, ConvInputs])
+@pytest.mark.parametrize("kind", [ScanInputs, ConvInputs, SSDInputs])
 def test_the_compiled_kernels_refuse_a_dtype_that_they_do_not_read(kind):
     forward, _, good = operators(kind)
     wide = kind(*(x.double() if torch.is_tensor(x) and x.is_floating_point() else x for x in good))

@@ -105,7 +105,8 @@ class Ssd {
     for (int64_t i = 0; i < t.rows; ++i) {
       if (i < t.steps) {
         const int64_t k = t.chunk * SSD_CHUNK + i;
-        sum += (double)a.log_decay[position(t.b, k) * H + h] * stretch(t.b, k);
+        const double step = (double)a.log_decay[position(t.b, k) * H + h] * stretch(t.b, k);
+        sum += step < -1e4 ? -1e4 : step;  // is zero as well, and sums stay exact
       }
       sums[i] = sum * 1.4426950408889634;
       t.high[i] = (float)sums[i], t.low[i] = (float)(sums[i] - t.high[i]);

@@ -152,6 +152,7 @@ def _in_chunks(x: SSDInputs, visit: Tensor | None) -> _Chunks:
     shape = (batch, visits, groups, v.shape[2] // groups, v.shape[3])
     steps = _chunk_length(visits)
     log_decay = (log_decay * gap_scale(x.gap, log_decay.dtype)).double().view(*shape[:4], 1)
+    log_decay = log_decay.clamp_(min=-1e4)  # is zero as well, and sums stay exact
     exact = _chunks(log_decay, steps).cumsum(3)
     high = exact.to(v.dtype)
     low = (exact - high).to(v.dtype)
