@@ -135,6 +135,22 @@ def test_gap_counts_the_missing_tokens(name: str) -> None:
         assert gap[b].tolist() == [0, 0, *expected]
 
 
+@pytest.mark.parametrize("name", ORDER_NAMES)
+@pytest.mark.parametrize("kept", [1, 7, N])
+def test_backward_visits_are_those_of_the_reversed_order(name: str, kept: int) -> None:
+    rank = rank_table(name, GRID)  # type: ignore[arg-type]  # parametrised over the literals
+    orders = {**ranks(name), "reversed": N - 1 - rank}
+    for layout in (
+        Layout(GRID, n_prefix=2, orders=orders),
+        Layout(GRID, some_subset(kept=kept).index, 2, orders),
+    ):
+        back, expected = layout.backward(name, rank.device), layout.visits("reversed")
+        assert back.index is not None and expected.index is not None
+        assert torch.equal(back.index.expand_as(expected.index), expected.index)
+        assert (back.gap is None) == (expected.gap is None)
+        assert back.gap is None or torch.equal(back.gap, expected.gap)
+
+
 def test_dense_layout_visits_everything_without_gaps() -> None:
     rank = rank_table("column", GRID)
     layout = Layout(GRID, n_prefix=1, orders={"column": rank})

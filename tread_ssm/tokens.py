@@ -242,6 +242,19 @@ class Layout:
             )
         return self._visits[order]
 
+    def backward(self, order: str, device: torch.device) -> Visits:
+        """`visits(order)` from the last image token to the first; the prefix still comes first."""
+        visits = self.visits(order)
+        p, index, gap = self.n_prefix, visits.index, visits.gap
+        if index is None:
+            index = torch.arange(self.n_tokens, device=device)
+        index = torch.cat([index[..., :p], index[..., p:].flip(-1)], dim=-1)
+        if gap is None:
+            return Visits(index, None)
+        missing = math.prod(self.grid) + p - self.n_tokens
+        behind = missing - gap.sum(1, keepdim=True)  # the last visit
+        return Visits(index, torch.cat([gap[:, :p], behind, gap[:, p + 1 :].flip(1)], dim=1))
+
     def _visited(self, rank: Tensor | None) -> Visits:
         if self.index is None:
             return Visits(None if rank is None else self._behind_prefix(rank.argsort()), None)

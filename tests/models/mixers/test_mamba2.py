@@ -143,6 +143,31 @@ def test_it_equals_the_mixer_of_transformers_with_the_same_weights(length: int) 
         torch.testing.assert_close(grad, theirs_by_name[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("order", ["raster", "column"])
+@pytest.mark.parametrize(
+    "options", [{}, {"gap_decay": True, "true_distance_conv": True}], ids=["plain", "options"]
+)
+def test_both_directions_are_summed(order: str, options: dict[str, bool]) -> None:
+    """Where all else is linear, two directions are two mixers along opposite orders."""
+    back = f"{order}_reversed"
+    both, one, other = (
+        mixer(order, norm=False, bidirectional=True, **options),
+        mixer(order, norm=False, **options),
+        mixer(back, norm=False, **options),
+    )
+    with torch.no_grad():
+        for made in (both, one, other):
+            made.D.zero_()
+            made.conv1d.weight[..., :-1] = 0
+    index = torch.stack([torch.randperm(N)[:7].sort().values for _ in range(2)])
+    tables = {name: rank_table(name, GRID) for name in (order, back)}
+    for layout, n in ((Layout(GRID, index, 2, tables), 9), (Layout(GRID, None, 2, tables), 17)):
+        x = torch.randn(2, n, 8, dtype=torch.float64)
+        torch.testing.assert_close(
+            both(x, layout), one(x, layout) + other(x, layout), rtol=1e-10, atol=1e-10
+        )
+
+
 def test_it_starts_as_mamba2_says() -> None:
     torch.manual_seed(0)
     made = Mamba2Config(head_dim=2).build(512, "raster")

@@ -158,6 +158,30 @@ def test_a_step_of_zero_is_not_a_missing_token() -> None:
     assert float(difference[:3].max()) < 1e-12 and float(difference[3]) > 1e-3
 
 
+@pytest.mark.parametrize("order", ["raster", "column"])
+@pytest.mark.parametrize(
+    "options", [{}, {"gap_decay": True, "true_distance": True}], ids=["plain", "options"]
+)
+def test_both_directions_are_summed(order: str, options: dict[str, bool]) -> None:
+    """Where all else is linear, two directions are two mixers along opposite orders."""
+    back = f"{order}_reversed"
+    both, one, other = (
+        mixer(order, norm=False, bidirectional=True, **options),
+        mixer(order, norm=False, **options),
+        mixer(back, norm=False, **options),
+    )
+    with torch.no_grad():
+        for made in (both, one, other):
+            made.D.zero_()
+    index = torch.stack([torch.randperm(N)[:7].sort().values for _ in range(2)])
+    tables = {name: rank_table(name, GRID) for name in (order, back)}
+    for layout, n in ((Layout(GRID, index, 2, tables), 9), (Layout(GRID, None, 2, tables), 17)):
+        x = torch.randn(2, n, 8, dtype=torch.float64)
+        torch.testing.assert_close(
+            both(x, layout), one(x, layout) + other(x, layout), rtol=1e-10, atol=1e-10
+        )
+
+
 def test_it_starts_as_mamba3_says() -> None:
     made = Mamba3Config().build(512, "raster")
     made.init_weights()

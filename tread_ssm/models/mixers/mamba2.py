@@ -41,6 +41,8 @@ class Mamba2Config(BaseMixerConfig):
         head_dim: channels of a head; it divides the inner channels.
         groups: groups of heads that share B and C.
         norm: RMSNorm of the gated output, in `groups` parts.
+        bidirectional: the products forward and backward along the order are summed, with the same
+            parameters; the prefix comes first in both. The convolution goes forward.
         gap_decay: the carried state also decays over the missing tokens of a routed stream.
         true_distance_conv: the convolution's taps reach back along the full order and read zero
             where a token is missing. Otherwise they reach back along the tokens that are there.
@@ -53,6 +55,7 @@ class Mamba2Config(BaseMixerConfig):
     head_dim: int = 64
     groups: int = 1
     norm: bool = True
+    bidirectional: bool = False
     gap_decay: bool = False
     true_distance_conv: bool = False
 
@@ -118,13 +121,15 @@ class Mamba2(Mixer):
         u, B, C = mixed.split(self.sizes, dim=-1)
         u_BLHP = u.unflatten(-1, (self.heads, c.head_dim))
         dt_BLH = F.softplus(dt.to(self.dt_bias.dtype) + self.dt_bias)
-        y_BLHP = ssd(
+        product = (
             C.unflatten(-1, (c.groups, c.d_state)),
             B.unflatten(-1, (c.groups, c.d_state)),
             (u_BLHP * dt_BLH.unsqueeze(-1)).to(u.dtype),
             dt_BLH * -torch.exp(self.A_log),
-            visits.index,
-            visits.gap if c.gap_decay else None,
         )
+        y_BLHP = ssd(*product, visits.index, visits.gap if c.gap_decay else None)
+        if c.bidirectional:
+            visits = layout.backward(self.order, x.device)
+            y_BLHP = y_BLHP + ssd(*product, visits.index, visits.gap if c.gap_decay else None)
         y = (y_BLHP + self.D[:, None] * u_BLHP).flatten(2)
         return self.out_proj(self.norm(y * F.silu(z)))

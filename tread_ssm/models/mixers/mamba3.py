@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,8 @@ class Mamba3Config(BaseMixerConfig):
         decay_floor: smallest decay rate.
         rope_fraction: share of the states that turn by the angles, in pairs; 0: none.
         norm: RMSNorm of each head's output before the gate.
+        bidirectional: the recurrences forward and backward along the order are summed, with the
+            same parameters; the prefix comes first in both.
         gap_decay: the carried state also decays over the missing tokens of a routed stream.
         true_distance: a token whose predecessor along the full order is missing reads no
             predecessor (lambda = 1), as a true-distance convolution reads zero there.
@@ -62,6 +64,7 @@ class Mamba3Config(BaseMixerConfig):
     decay_floor: float = 1e-4
     rope_fraction: float = 0.5
     norm: bool = False
+    bidirectional: bool = False
     gap_decay: bool = False
     true_distance: bool = False
 
@@ -95,6 +98,18 @@ class Mamba3Config(BaseMixerConfig):
     def build(self, dim: int, order: OrderName) -> Mamba3:
         """The mixer of a stream of `dim` channels that scans along `order`."""
         return Mamba3(self, dim, order)
+
+
+class _Scan(NamedTuple):
+    """What the recurrence computes from, before any order comes in."""
+
+    q: Tensor  # (B, L, H, N), not turned
+    k: Tensor  # (B, L, H, N), not turned
+    u: Tensor  # (B, L, H, P)
+    dt: Tensor  # (B, L, H)
+    log_decay: Tensor  # (B, L, H), dt A
+    back: Tensor  # (B, L, H), (1 - lambda) dt
+    angle: Tensor  # (B, L, S)
 
 
 class Mamba3(Mixer):
@@ -136,43 +151,52 @@ class Mamba3(Mixer):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """x_BLD of the stream that `layout` describes -> x_BLD."""
-        c, visits, wide = self.config, layout.visits(self.order), self.dt_bias.dtype
+        c, wide = self.config, self.dt_bias.dtype
         z, u, B, C, *small = self.in_proj(x).split(self.sizes, dim=-1)
         dt, rate, trapezoid, angle = (t.to(wide) for t in small)
         dt = F.softplus(dt + self.dt_bias)
-        theta, own, following = self._along(visits, dt, dt * torch.sigmoid(-trapezoid), angle)
-
-        k_BLHN = turned(self._heads(self.B_norm, B.to(wide)) + self.B_bias, theta)
-        q_BLHN = turned(self._heads(self.C_norm, C.to(wide)) + self.C_bias, theta)
         u_BLHP = u.unflatten(-1, (self.heads, c.head_dim))
-        y_BLHP = ssd(
-            q_BLHN.to(u.dtype),
-            k_BLHN.to(u.dtype),
-            (u_BLHP * (dt - own + following).unsqueeze(-1)).to(u.dtype),
+        scan = _Scan(
+            self._heads(self.C_norm, C.to(wide)) + self.C_bias,
+            self._heads(self.B_norm, B.to(wide)) + self.B_bias,
+            u_BLHP,
+            dt,
             -dt * decay_rate(rate, c.decay).clamp(min=c.decay_floor),
-            visits.index,
-            visits.gap if c.gap_decay else None,
+            dt * torch.sigmoid(-trapezoid),
+            angle,
         )
-        diagonal = self.D - (q_BLHN * k_BLHN).sum(-1) * following
-        y = (y_BLHP + diagonal.unsqueeze(-1) * u_BLHP).flatten(2)
-        return self.out_proj(self.norm(y) * F.silu(z))
+        y_BLHP = self._recurrence(scan, layout.visits(self.order)) + self.D[:, None] * u_BLHP
+        if c.bidirectional:
+            y_BLHP = y_BLHP + self._recurrence(scan, layout.backward(self.order, x.device))
+        return self.out_proj(self.norm(y_BLHP.flatten(2)) * F.silu(z))
 
-    def _along(
-        self, visits: Visits, dt: Tensor, back: Tensor, angle: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What depends on the order: theta_BLHS, (1 - lambda) dt of each token, and the same of
-        the token visited after it, 0 behind the last, (B, L, H)."""
-        heads = self.heads
-        dt, back, angle = visits.take(torch.cat([dt, back, angle], dim=-1)).split(
-            [heads, heads, self.config.angles], dim=-1
+    def _recurrence(self, scan: _Scan, visits: Visits) -> Tensor:
+        """q_t h_t, (B, L, H, P), as one product and a correction of its diagonal."""
+        theta, back, following = self._along(visits, scan)
+        q, k = turned(scan.q, theta), turned(scan.k, theta)
+        y_BLHP = ssd(
+            q.to(scan.u.dtype),
+            k.to(scan.u.dtype),
+            (scan.u * (scan.dt - back + following).unsqueeze(-1)).to(scan.u.dtype),
+            scan.log_decay,
+            visits.index,
+            visits.gap if self.config.gap_decay else None,
         )
+        return y_BLHP - ((q * k).sum(-1) * following).unsqueeze(-1) * scan.u
+
+    def _along(self, visits: Visits, scan: _Scan) -> tuple[Tensor, Tensor, Tensor]:
+        """What depends on the order: theta_BLHS, `back` of each token, and `back` of the token
+        visited after it, 0 behind the last, (B, L, H)."""
+        heads, angles = self.heads, self.config.angles
+        small = visits.take(torch.cat([scan.dt, scan.back, scan.angle], dim=-1))
+        dt, back, angle = small.split([heads, heads, angles], dim=-1)
         if self.config.true_distance and visits.gap is not None:
             back = back.masked_fill((visits.gap > 0).unsqueeze(-1), 0.0)
         theta = (dt.unsqueeze(-1) * (math.pi * torch.tanh(angle)).unsqueeze(-2)).cumsum(1)
         following = F.pad(back[:, 1:], (0, 0, 0, 1))
         every = visits.put(torch.cat([back, following, theta.flatten(2)], dim=-1))
-        back, following, theta = every.split([heads, heads, heads * self.config.angles], dim=-1)
-        return theta.unflatten(-1, (heads, self.config.angles)), back, following
+        back, following, theta = every.split([heads, heads, heads * angles], dim=-1)
+        return theta.unflatten(-1, (heads, angles)), back, following
 
     def _heads(self, norm: nn.Module, x: Tensor) -> Tensor:
         """x_BL(GN), normed, for every head: (B, L, H, N)."""
