@@ -28,7 +28,8 @@ class Case:
         build: The model's class and configuration.
         run: One forward pass; returns the prediction.
         grid: Token grid.
-        image: Where the image's tokens stand among others, in streams and in attention.
+        image: Where the image's tokens stand among others, in streams and in attention; or
+            where those of each sample begin.
         returns: Place of the stream in what each list of blocks returns; None: a tensor.
         exact: Whether dropping tokens is the same as hiding their keys.
     """
@@ -36,7 +37,7 @@ class Case:
     build: Callable[[], nn.Module]
     run: Callable[[nn.Module], Any]
     grid: tuple[int, ...] = (4, 4)
-    image: str = "last"
+    image: str | tuple[int, ...] = "last"
     exact: bool = True
 
 
@@ -204,6 +205,29 @@ CASES: dict[str, Case] = {
             encoder_hidden_states=TEXT,
             encoder_attention_mask=torch.ones(BATCH, T, dtype=torch.bool),
         ),
+    ),
+    "diffusers.Lumina2Transformer2DModel, texts of different length": Case(
+        diffusers(
+            "Lumina2Transformer2DModel",
+            sample_size=8,
+            in_channels=4,
+            hidden_size=24,
+            num_layers=5,
+            num_refiner_layers=1,
+            num_attention_heads=3,
+            num_kv_heads=1,
+            multiple_of=8,
+            axes_dim_rope=(4, 2, 2),
+            axes_lens=(16, 16, 16),
+            cap_feat_dim=12,
+        ),
+        sample(
+            hidden_states=PICTURE,
+            timestep=PART,
+            encoder_hidden_states=TEXT,
+            encoder_attention_mask=MASK.bool(),
+        ),
+        image=(5, 3),
     ),
     "diffusers.ZImageTransformer2DModel": Case(
         diffusers(

@@ -21,7 +21,7 @@ from tread_ssm.routing import Draw
 class Hidden(TorchFunctionMode):
     """Hides the keys of the image tokens outside kept_BN in each attention over the image."""
 
-    def __init__(self, kept: Tensor, image: str) -> None:
+    def __init__(self, kept: Tensor, image: str | tuple[int, ...]) -> None:
         super().__init__()
         self.kept, self.image, self.on, self.calls = kept, image, False, 0
 
@@ -46,24 +46,27 @@ class Hidden(TorchFunctionMode):
     def _mask(self, kept: Tensor, mask: Tensor | None, length: int) -> Tensor:
         n = kept.shape[1]
         seen = torch.ones(len(kept), length, dtype=torch.bool)
-        begin = 0 if self.image == "first" else length - n
-        seen[:, begin : begin + n] = kept
+        for row, part, tokens in zip(seen, image_parts(self.image, length, n), kept, strict=False):
+            row[part] = tokens
         seen = seen[:, None, None]
         if mask is None:
             return seen
         return mask & seen if mask.dtype == torch.bool else mask.masked_fill(~seen, -torch.inf)
 
 
-def image_part(x: Tensor, n: int, image: str) -> slice:
-    begin = 0 if image == "first" else x.shape[1] - n
-    return slice(begin, begin + n)
+def image_parts(image: str | tuple[int, ...], length: int, n: int) -> list[slice]:
+    """Where the n image tokens of each sample stand among `length`."""
+    if isinstance(image, tuple) and length > n:
+        return [slice(begin, begin + n) for begin in image]
+    begin = 0 if image == "first" else length - n
+    return [slice(begin, begin + n)] * 8
 
 
 def masked_dense(
     blocks: Sequence[nn.Module],
     run: Callable[[], Any],
     draw: Draw,
-    image: str,
+    image: str | tuple[int, ...],
     returns: Sequence[int | None],
     batch: int,
 ) -> Any:
@@ -84,16 +87,17 @@ def masked_dense(
     def before(block: nn.Module, args: Any, kwargs: Any) -> None:
         name = next(iter(inspect.signature(block.forward).parameters))
         x = args[0] if args else kwargs[name]
-        start.append(x[:, image_part(x, kept.shape[1], image)])
+        parts = image_parts(image, x.shape[1], kept.shape[1])
+        start.append([row[part] for row, part in zip(x, parts, strict=False)])
         mode.on = True
 
     def behind(block: nn.Module, args: Any, output: Any) -> Any:
         mode.on = False
         place = returns[route.stop - 1]
         x = output if place is None else output[place]
-        part = image_part(x, kept.shape[1], image)
         joined = x.clone()
-        joined[:, part] = torch.where(kept[..., None], x[:, part], start[0])
+        for b, part in enumerate(image_parts(image, x.shape[1], kept.shape[1])[: len(x)]):
+            joined[b, part] = torch.where(kept[b][:, None], x[b, part], start[0][b])
         if place is None:
             return joined
         return type(output)(joined if i == place else v for i, v in enumerate(output))

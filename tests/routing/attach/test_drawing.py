@@ -123,6 +123,13 @@ def test_a_grid_is_asked_for_where_it_matters(model: Stack) -> None:
     routing = attach(model.blocks, drawing=config)
     model(data())
     assert routing.draw[0][1].grid == (2, 4)
+    routing.detach()
+    buckets = iter([(4, 4), (2, 8)])
+    config = SelfDrawing((Route(1, -1, select=Rows()),), grid=lambda: next(buckets))
+    routing = attach(model.blocks, drawing=config)
+    for expected in ((2, 4), (1, 8)):
+        model(data())
+        assert routing.draw[0][1].grid == expected
 
 
 @pytest.mark.parametrize("stretch", [0, 1, 2, 6])
@@ -184,7 +191,7 @@ def test_errors_between_blocks_are_explained(model: Stack) -> None:
 
 
 @pytest.mark.parametrize(
-    ("depth", "ends"), [(3, (1, 2)), (6, (1, 5)), (12, (2, 10)), (24, (2, 21)), (28, (2, 24))]
+    ("depth", "ends"), [(3, (1, 2)), (6, (1, 5)), (8, (2, 5)), (12, (2, 9)), (28, (2, 25))]
 )
 def test_the_default_route(depth: int, ends: tuple[int, int]) -> None:
     route = default_route(0.5, depth)

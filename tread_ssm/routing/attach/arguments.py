@@ -53,6 +53,9 @@ class Blocks:
         skips: Arguments that get the stream behind an earlier block (long skips). One that
             crosses a route's end is taken or put, as `run_blocks` does.
         image: Whether the image's tokens stand "last" or "first" in the stream.
+        present: Argument with a mask (B, S), where texts of different length stand in front of the
+            image and padding behind it: the image are the last tokens that are present. Samples of
+            one length may come without it.
         n_prefix: Tokens in front of the image's (behind them where it stands "first"), such as a
             class token; never dropped. A name is an attribute of the model, None any number.
         grid_arguments: Arguments that tell a block the sizes of its token grid, in their order;
@@ -69,6 +72,7 @@ class Blocks:
     whole: tuple[str, ...] = ()
     skips: tuple[str, ...] = ()
     image: Image = "last"
+    present: str = ""
     n_prefix: int | str | None = 0
     grid_arguments: tuple[str, ...] = ()
     sequence_first: bool = False
@@ -145,6 +149,11 @@ class Call:
                 f"nothing may change its length between blocks."
             )
         return others
+
+    def begins(self, n: int) -> Tensor | None:
+        """(B,), where the n image tokens of each sample begin; None: as declared for all."""
+        mask = self.values.get(self.blocks.present)
+        return mask.sum(dim=1) - n if isinstance(mask, Tensor) else None
 
     def around(self, subset: TokenSubset, others: int) -> TokenSubset:
         """The subset of the image tokens carried over to a stream with `others` besides."""

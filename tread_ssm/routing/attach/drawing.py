@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,15 +25,16 @@ class SelfDrawing:
         routes: As of a `RoutePlan`.
         schedule: How much they drop as training goes on; followed by `Attached.step`.
         total_steps: Length of the training, which the schedule needs.
-        grid: Token grid; None where the model tells it, or tokens are single and the stream holds
-            nothing else of unknown length.
+        grid: Token grid, or a function that returns that of the pass which begins (buckets). None
+            where the model tells it, or where tokens are drawn singly and the stream holds nothing
+            else of unknown length.
         seed: What is drawn belongs to the seed, the step, the process and the pass of the step.
     """
 
     routes: Sequence[Route]
     schedule: RouteSchedule | None = None
     total_steps: int | None = None
-    grid: Grid | None = None
+    grid: Grid | Callable[[], Grid] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -45,14 +46,13 @@ class SelfDrawing:
 
 
 def default_route(drop: float, depth: int) -> Route:
-    """The route that TREAD (arXiv 2501.04765) uses for DiT-XL, scaled to `depth`: 2 to 24 of 28."""
+    """The route that TREAD (arXiv 2501.04765) recommends: blocks 2 to depth - 4, both inside."""
     if depth < 3:
         raise ValueError(
             f"attach: drop={drop} needs at least 3 blocks, one before and one behind the route; "
             f"the model has {depth}."
         )
-    start = 2 if depth >= 8 else 1
-    return Route(start, depth - max(1, round(depth / 7)), drop)
+    return Route(2, depth - 3, drop) if depth >= 8 else Route(1, depth - 1, drop)
 
 
 class Drawing:
@@ -93,8 +93,9 @@ class Drawing:
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
 
     def _grid(self, call: Call, plan: RoutePlan) -> Grid:
-        if self.config.grid is not None:
-            return self.config.grid
+        grid = self.config.grid
+        if grid is not None:
+            return grid() if callable(grid) else grid
         told = tuple(call.values.get(name) for name in call.blocks.grid_arguments)
         if told and None not in told:
             return tuple(int(n) for n in told if n is not None)

@@ -45,8 +45,8 @@ def attach(
     Args:
         model: A model whose class the table of presets knows (or that `rows` describe), or its
             blocks, in the order in which it calls them.
-        drop: Share of tokens that skip the blocks from the second to about the last seventh
-            (`default_route`), drawn anew in each training pass.
+        drop: Share of tokens that skip all but the first two and the last three blocks (of fewer
+            than eight: all but the first and the last), drawn anew in each training pass.
         drawing: Other routes that draw by themselves, with grid, schedule and seed.
         rows: What the lists of blocks of a model take, for a class that has no preset.
         per_token: For blocks that are given themselves, as the following: see `Blocks`. A name

@@ -175,12 +175,16 @@ class Attached:
             self._pass = self._drawn(block, args, kwargs)
         if self._pass is None and not recomputes:
             return None
-        call = Call(i, type(block).__name__, self._names[i], args, kwargs, self._rows[i])
+        row = self._rows[i]
+        call = Call(i, type(block).__name__, self._names[i], args, kwargs, row)
         must = self.drawing is not None and block.training
         now = self._repeats.enter(call, must) if recomputes else self._pass
         if now is None or not (now.draw or must):
             return None
-        call = call if now.offsets is None else replace(call, offsets=now.offsets)
+        offsets = now.offsets
+        if offsets is None and row.present and now.draw:
+            offsets = call.begins(now.draw[0][1].length)
+        call = call if offsets is None else replace(call, offsets=offsets)
         now.ran, now.call = True, call
         if not recomputes and not torch.compiler.is_compiling():
             self._repeats.remember(call, now)

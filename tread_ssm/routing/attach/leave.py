@@ -11,6 +11,7 @@ from torch import Tensor
 from tread_ssm.routing.attach.arguments import Call, for_batch
 from tread_ssm.routing.attach.per_token import like, offset_of
 from tread_ssm.routing.rejoin import OpenRoute
+from tread_ssm.tokens import TokenSubset
 
 
 def stream_places(
@@ -113,4 +114,7 @@ def _beside_others(
 
 def image_of(call: Call, stream: Tensor, n: int) -> Tensor:
     """The n image tokens x_BnD of a stream x_BSD."""
+    if call.offsets is not None:
+        index = call.offsets[:, None] + torch.arange(n, device=stream.device)
+        return TokenSubset(index, stream.shape[1]).take(stream)
     return stream.narrow(1, offset_of(call.blocks.image, stream.shape[1] - n), n)

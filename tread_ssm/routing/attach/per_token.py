@@ -74,10 +74,12 @@ def around(subset: TokenSubset, total: int, offset: int | Tensor) -> TokenSubset
     if isinstance(offset, int):
         parts = [rest[:, :offset], index + offset, rest[:, offset:] + subset.length]
         return TokenSubset(torch.cat(parts, dim=1), total)
+    # Slots in the shorter sequence, and what stands there; the order of `index` stays.
     start = offset.to(index.device)[:, None]
-    rest = torch.where(rest < start, rest, rest + subset.length)
-    merged = torch.cat([rest, index + start], dim=1).sort(dim=1).values
-    return TokenSubset(merged, total)
+    image = start + torch.arange(subset.n_kept, device=index.device)
+    slots = torch.cat([image, torch.where(rest < start, rest, rest + subset.n_kept)], dim=1)
+    held = torch.cat([index + start, torch.where(rest < start, rest, rest + subset.length)], dim=1)
+    return TokenSubset(torch.empty_like(held).scatter(1, slots, held), total)
 
 
 def offset_of(image: Image, others: int) -> int:

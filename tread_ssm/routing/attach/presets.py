@@ -109,6 +109,7 @@ PRESETS: dict[str, tuple[Blocks, ...]] = {
             "layers",
             n_prefix=None,
             per_token={"image_rotary_emb": "b n d", "attention_mask": "b n"},
+            present="attention_mask",
         ),
     ),
     "diffusers.LuminaNextDiT2DModel": (

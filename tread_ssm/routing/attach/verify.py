@@ -68,6 +68,8 @@ def verify(
 def _verify_block(block: nn.Module, call: Call, output: Any, n: int | None) -> None:
     streams = call.streams()
     length = streams[0].shape[1]
+    if call.blocks.present and n is not None:
+        call = replace(call, offsets=call.begins(n))
     if n is None and not isinstance(call.blocks.n_prefix, int):
         raise ValueError(
             f"verify: {call.name} has {length} tokens, of which it is unknown how many are the "
