@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,6 +104,32 @@ def test_a_shard_that_is_missing_or_cut_short_is_named_before_training(tmp_path:
     shard.unlink()
     with pytest.raises(ConfigError, match=r"moments-00001\.npy is missing"):
         config.open()
+
+
+@pytest.mark.parametrize("how", ["truncated", "emptied", "removed"])
+def test_a_shard_that_vanishes_under_a_run_is_a_sentence(tmp_path: Path, how: str) -> None:
+    write_latents(tmp_path / "latents", flip=True)
+    code = f"""
+import os, numpy as np
+from pathlib import Path
+from tread_ssm.data import LatentData
+from tread_ssm.randomness import generator
+data = LatentData(path={str(tmp_path / "latents")!r}, flip=True).open()
+augmentation = data.sample_augmentation(200, generator(0, 0, "step"))
+data.read(np.arange(200), augmentation)
+shard = Path({str(tmp_path / "latents" / "flip-00002.npy")!r})
+if {how!r} == "removed":
+    shard.unlink()
+else:
+    os.truncate(shard, 0 if {how!r} == "emptied" else shard.stat().st_size - 1)
+try:
+    data.read(np.arange(200), augmentation)
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "flip-00002.npy was removed or cut short while it was in use. Prepare" in done.stdout
 
 
 def test_shards_that_are_not_what_the_manifest_says_are_refused(tmp_path: Path) -> None:

@@ -121,9 +121,14 @@ class Latents:
     def read(self, index_B: np.ndarray, augmentation: Augmentation) -> Tensor:
         """The samples of these numbers; see `Data.read`."""
         mirrored, noise = augmentation
-        moments = torch.from_numpy(self.moments.take(index_B))
-        if self.mirrored is not None and bool(mirrored.any()):
-            moments[mirrored] = torch.from_numpy(self.mirrored.take(index_B[mirrored.numpy()]))
+        try:
+            moments = torch.from_numpy(self.moments.take(index_B))
+            if self.mirrored is not None and bool(mirrored.any()):
+                moments[mirrored] = torch.from_numpy(self.mirrored.take(index_B[mirrored.numpy()]))
+        except ValueError as error:
+            raise ConfigError(
+                f"data.path: {error} Prepare it again, then rerun the command to resume."
+            ) from None
         return sample_posterior(moments, noise, self.manifest.scale)
 
     def fingerprint(self) -> dict[str, Any]:

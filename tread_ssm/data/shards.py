@@ -97,10 +97,12 @@ class PosteriorMoments:
     """Shards as one array (n, 2C, h, w) that stays on the disk.
 
     Attributes:
+        files: The shards' files, and their sizes in bytes.
         parts: The shards, (m, 2C, h, w) float16 each.
         starts: The number of the first sample of each, and n at the end.
     """
 
+    files: tuple[tuple[Path, int], ...]
     parts: tuple[np.ndarray, ...]
     starts: np.ndarray
 
@@ -118,9 +120,17 @@ class PosteriorMoments:
         return int(self.starts[-1])
 
     def take(self, index_B: np.ndarray) -> np.ndarray:
-        """The samples of these numbers, (B, 2C, h, w) float16, in their order."""
+        """The samples of these numbers, (B, 2C, h, w) float16, in their order.
+
+        Raises:
+            ValueError: A file is gone, or shorter than it was.
+        """
         shards = np.searchsorted(self.starts, index_B, side="right") - 1
         rows = index_B - self.starts[shards]
+        for path, size in (self.files[s] for s in np.unique(shards)):
+            # Reading behind the end of a mapped file would kill the process (SIGBUS).
+            if not path.exists() or path.stat().st_size < size:
+                raise ValueError(f"{path} was removed or cut short while it was in use.")
         # Views of rows, copied at once: measured faster than row by row or an index for each shard.
         return np.stack(
             [self.parts[s][row] for s, row in zip(shards.tolist(), rows.tolist(), strict=True)]
@@ -175,8 +185,11 @@ def open_moments(
             are found by `verify` alone.
     """
     # Plain arrays, still on disk: a row of an np.memmap costs as much to look up as to copy.
-    parts = (open_array(folder / s.name, (s.count, *shape), np.float16) for s in shards)
-    return PosteriorMoments(tuple(parts), np.cumsum([0, *(s.count for s in shards)]))
+    paths = tuple(folder / s.name for s in shards)
+    sizes = [s.count for s in shards]
+    parts = [open_array(p, (n, *shape), np.float16) for p, n in zip(paths, sizes, strict=True)]
+    files = tuple((path, path.stat().st_size) for path in paths)
+    return PosteriorMoments(files, tuple(parts), np.cumsum([0, *sizes]))
 
 
 def open_labels(folder: Path, manifest: Manifest) -> np.ndarray | None:
