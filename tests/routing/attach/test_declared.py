@@ -237,6 +237,12 @@ class ShiftedWindowAttention(nn.Module):
     """By a common name of attention in windows."""
 
 
+class Partitioned(nn.Module):
+    """Attention in windows, as ViTDet's blocks know by an attribute."""
+
+    window_size = 7
+
+
 class Table(nn.Module):
     """A table for pairs of places, as BEiT's and Swin's."""
 
@@ -254,6 +260,7 @@ class Table(nn.Module):
         (nn.AvgPool2d(2), "a 2-D convolution, and needs the grid"),
         (GPSA(), r"\(GPSA\), which works on windows or a square grid"),
         (ShiftedWindowAttention(), "works on windows"),
+        (Partitioned(), "works on windows"),
         (RotaryEmbedding(), "seems to make positions inside the block.*closes_gaps=True"),
         (Table(), "seems to make positions inside"),
     ],

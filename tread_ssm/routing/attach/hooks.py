@@ -56,6 +56,7 @@ class Attached:
         self._explicit = False
         self._repeats = Recomputations(len(self._blocks))
         self._partial = WeakTensorKeyDictionary()  # outputs inside a route: that route
+        self._fit: set[tuple[int, bool]] = set()  # blocks that were looked through
         self._handles = []
         for i, block in enumerate(self._blocks):
             before, behind = partial(self._before, i), partial(self._behind, i)
@@ -313,8 +314,7 @@ class Attached:
                 f"{place}: the draw is on {subset.index.device}, the stream on "
                 f"{streams[0].device}; draw with plan.draw(batch, grid, device=x.device)."
             )
-        for j in range(route.start, route.stop):
-            refuse_unfit(j, self._blocks[j], self._rows[j], subset)
+        self._check_fit(route, subset)
         if (
             batch == length
             and not call.blocks.sequence_first
@@ -347,6 +347,14 @@ class Attached:
             return call
         args = tuple(values.values())[: len(call.args)]
         return replace(call, args=args, kwargs={name: values[name] for name in call.kwargs})
+
+    def _check_fit(self, route: Route, subset: TokenSubset) -> None:
+        for j in range(route.start, route.stop):
+            seen = j, subset.grid is None
+            if torch.compiler.is_compiling() or seen not in self._fit:
+                refuse_unfit(j, self._blocks[j], self._rows[j], subset)
+                if not torch.compiler.is_compiling():
+                    self._fit.add(seen)
 
     def _check_routes(self, draw: Draw) -> None:
         free_from, depth = 0, len(self._blocks)

@@ -43,7 +43,8 @@ def refuse_unfit(number: int, block: nn.Module, blocks: Blocks, subset: TokenSub
         if rank is not None and rank > 1:
             _refuse_without_grid(name, number, held, rank, blocks, subset)
         kind = type(module).__name__
-        if _WINDOWS.search(kind):
+        windowed = any(getattr(module, name, None) for name in ("window_size", "input_resolution"))
+        if windowed or _WINDOWS.search(kind):
             raise ValueError(
                 f"{name} {held}, which works on windows or a square grid of all tokens; end the "
                 f"route before block {number}."
