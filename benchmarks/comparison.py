@@ -29,7 +29,8 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
-from tread_ssm.config.run import RunConfig, check, load_config
+from tread_ssm.config.check import check
+from tread_ssm.config.run import RunConfig, load_config
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.data import PixelValues, load_emoji
 from tread_ssm.evaluation import EmojiFeatures, FeatureMoments, feature_moments, frechet_distance
@@ -43,8 +44,6 @@ from tread_ssm.training.batch import BatchMaker
 from tread_ssm.training.ema import Ema
 from tread_ssm.training.loop import is_finished, train
 from tread_ssm.training.metrics import read_metrics
-from tread_ssm.training.optimizer import make_optimizer
-from tread_ssm.training.resume import write_config
 from tread_ssm.training.step import Stepper
 
 BASE = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
@@ -107,7 +106,7 @@ FAST = Scale(
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train. branch: goes on from this arm's checkpoint, without routes."""
+    """One way to train. branch: starts from this arm's checkpoint, without routes."""
 
     name: str
     backbone: str
@@ -204,11 +203,11 @@ def configure(
             f"routing.routes=[{arm.route or ''}]",
             f"routing.schedule.dense_tail={tail}",
             f"train.steps={steps}",
-            f"train.lr={lr}",
+            f"train.optimizer.lr={lr}",
             "train.schedule=constant",
             "train.ema_decay=0.995",
             f"train.save_every={min(scale.every, steps)}",
-            f"train.keep={steps}",
+            f"train.retain={steps}",
             "train.report=false",
             "sample.every=0",
         ],
@@ -218,10 +217,8 @@ def configure(
 def run(config: RunConfig) -> None:
     """Train to the end, from the newest checkpoint if there is one."""
     data = check(config)
-    if not is_finished(config):
-        write_config(config)
-        if train(config, data) is not None:
-            raise SystemExit(130)
+    if not is_finished(config) and train(config, data) is not None:
+        raise SystemExit(130)
 
 
 @torch.no_grad()
@@ -351,35 +348,15 @@ def training_step(config: RunConfig) -> Callable[[], None]:
     """All that a step of the training loop does: batch, forward, backward, AdamW, average."""
     model = config.model.build()
     options = config.train
-    optimizer = make_optimizer(
-        model, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay
-    )
     ema = Ema(model, options.ema_decay)
-    stepper = Stepper(
-        accelerator=Accelerator(cpu=True),
-        module=model,
-        network=model,
-        optimizer=optimizer,
-        objective=config.objective,
-        loss=config.routing.loss,
-        patch=config.model.patch,
-        micro_batch=None,
-        clip=options.clip,
-    )
-    maker = BatchMaker(
-        data=check(config),
-        objective=config.objective,
-        grid=config.grid,
-        seed=config.seed,
-        size=options.batch_size,
-        null_label=config.model.n_classes,
-        label_dropout=options.label_dropout,
-    )
+    stepper = Stepper.of(config, Accelerator(cpu=True), model, options.optimizer.build(model))
+    maker = BatchMaker.of(config, check(config))
     turn = iter(range(options.steps))
 
     def step() -> None:
         number = next(turn)
-        stepper.step(maker.make(number, config.plan, slice(0, options.batch_size)), options.lr)
+        batch = maker.make(number, config.plan, slice(0, options.batch_size))
+        stepper.step(batch, options.optimizer.lr)
         ema.update(number)
 
     return step

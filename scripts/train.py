@@ -1,25 +1,26 @@
 """Train a model: accelerate launch scripts/train.py --config configs/quickstart.yaml
 
-Any key can be overridden: train.batch_size=512 routing.routes.0.drop=0.4. The same command again
-goes on from the newest checkpoint. Exit codes: 0 done (or saved after SIGTERM), 1 training failed
+Any key can be overridden: train.batch_size=512 routing.routes.0.drop=0.4. Rerun the command to
+resume from the newest checkpoint. Exit codes: 0 done (or saved after SIGTERM), 1 training failed
 or another process was lost, 2 the configuration cannot be used, 130 saved after Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-from tread_ssm.config.run import RunConfig, check, load_config
+from tread_ssm.config.check import check
+from tread_ssm.config.run import RunConfig, load_config
 from tread_ssm.config.strict import dump
 from tread_ssm.data import Data, MissingDataError
 from tread_ssm.errors import ConfigError
+from tread_ssm.processes import is_main, world
 from tread_ssm.report.plan import plan_text
-from tread_ssm.training.resume import check_folder, write_config
+from tread_ssm.training.resume import check_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,12 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.dry_run:
             return _describe(config)
         data = check(config)
-        for note in data.notes:
+        for note in check_folder(config):
             _say(f"note: {note}", sys.stderr)
-        check_folder(config)
+        return _train(config, data)
     except ConfigError as error:
         return _fail(f"{error}", 2)
-    return _train(config, data)
+    except KeyboardInterrupt:
+        return _fail("interrupted; rerun the command to resume.", 130)
 
 
 def _describe(config: RunConfig) -> int:
@@ -66,18 +68,16 @@ def _train(config: RunConfig, data: Data) -> int:
         if not config.folder.report.is_file():
             _report(config)
         return 0
-    if _is_main():
-        write_config(config)
     try:
         stopped = train(config, data)
     except TrainingError as error:  # all processes meet it alike
         return _fail(f"{error}", 1)
     except (ConfigError, OSError) as error:  # perhaps one alone: a damaged image, a full disk
-        where = "" if _is_main() else f" (process {os.environ['RANK']})"
+        where = "" if is_main() else f" (process {world()[0]})"
         print(f"\nerror{where}: {error}", file=sys.stderr)
         return 1
     if stopped is not None:
-        _say(f"Saved after {signal.Signals(stopped).name}; the same command goes on.")
+        _say(f"Saved after {signal.Signals(stopped).name}; rerun the command to resume.")
         return 130 if stopped == signal.SIGINT else 0
     _report(config)
     _say(f"Done: {config.folder.path}")
@@ -85,7 +85,7 @@ def _train(config: RunConfig, data: Data) -> int:
 
 
 def _report(config: RunConfig) -> None:
-    if config.train.report and _is_main():
+    if config.train.report and is_main():
         from tread_ssm.report.report import write_report
 
         _say(f"Report: {write_report(config.folder.path)}")
@@ -97,12 +97,8 @@ def _fail(message: str, code: int) -> int:
 
 
 def _say(message: str, file: TextIO | None = None) -> None:
-    if _is_main():
+    if is_main():
         print(message, file=file)
-
-
-def _is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 if __name__ == "__main__":

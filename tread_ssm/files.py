@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tread_ssm.errors import ConfigError
+
+MANIFEST = "manifest.json"
 
 
 @contextmanager
@@ -69,3 +74,33 @@ def checksum(path: Path) -> str:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
+
+
+def write_manifest(folder: Path, names: Iterable[str]) -> None:
+    """Record the checksums of these files in the folder's manifest.json."""
+    sums = {name: checksum(folder / name) for name in names}
+    with replacing(folder / MANIFEST) as temporary:
+        temporary.write_text(json.dumps({"sha256": sums}, indent=2) + "\n", encoding="utf-8")
+
+
+def check_manifest(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Compare files with the folder's manifest.json.
+
+    Args:
+        folder: Where the files and their manifest are.
+        names: The files to compare; None: all that the manifest names.
+
+    Raises:
+        ConfigError: A file cannot be read, or is not as it was written.
+    """
+    path = folder / MANIFEST
+    try:
+        sums = json.loads(path.read_text(encoding="utf-8"))["sha256"]
+        wrong = [name for name in names or sums if checksum(folder / name) != sums[name]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(f"{folder} cannot be compared with its {MANIFEST} ({reason}).") from None
+    if wrong:
+        raise ConfigError(
+            f"{folder / wrong[0]} is damaged: its SHA-256 is not the one in {MANIFEST}."
+        )

@@ -1,18 +1,17 @@
 """Weights and their description: what sampling and evaluation need of a run, and no more.
 
 `ema.safetensors` holds the averaged weights under the model's own names, `config.json` the
-model, the objective, the class names and what the values of the data mean. The two files make a
-model on the Hugging Face Hub, too: hf upload USER/NAME FOLDER --include ema.safetensors
---include config.json
+model, the objective, the class names and what the values of the data mean, `manifest.json` a
+checksum of both. The three files make a model on the Hugging Face Hub, too:
+hf upload USER/NAME FOLDER --include ema.safetensors --include config.json --include manifest.json
 """
 
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +25,12 @@ from tread_ssm.config.strict import Source, build, plain
 from tread_ssm.data import Values
 from tread_ssm.diffusion import Objective
 from tread_ssm.errors import ConfigError
+from tread_ssm.files import MANIFEST, check_manifest, replacing, write_manifest
 from tread_ssm.models import ModelConfig
 from tread_ssm.routing import Route
 
-FILES = ("config.json", "ema.safetensors")
+_COVERED = ("config.json", "ema.safetensors")
+FILES = (*_COVERED, MANIFEST)
 
 
 # What reading a damaged file of tensors or of JSON raises.
@@ -43,10 +44,14 @@ UNREADABLE = (
 class Export:
     """The description in config.json.
 
-    step:   training steps behind the weights.
-    values: what the model's numbers mean: pixels in a range, or scaled latents.
-    routes: the routes it was trained with.
-    sample: how the run drew its own grids; the defaults of sampling.
+    Attributes:
+        step: Training steps behind the weights.
+        model: The network.
+        objective: What the network was trained to predict.
+        class_names: Names of the labels, in their order.
+        values: What the model's numbers mean: pixels in a range, or scaled latents.
+        routes: The routes it was trained with.
+        sample: How the run sampled its own image grids; the defaults of sampling.
     """
 
     step: int
@@ -58,34 +63,45 @@ class Export:
     sample: SampleConfig
 
 
-def export(folder: Path, weights: Mapping[str, Tensor], description: Export) -> None:
-    """Write both files into `folder`, each whole or not at all."""
-    temporary = folder / "ema.safetensors.tmp"
-    save_file({n: t.contiguous().cpu() for n, t in weights.items()}, str(temporary))
-    os.replace(temporary, folder / "ema.safetensors")
-    temporary = folder / "config.json.tmp"
-    temporary.write_text(json.dumps(plain(description), indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / "config.json")
+def export(
+    folder: Path, weights: Mapping[str, Tensor], description: Export, also: Iterable[str] = ()
+) -> None:
+    """Write the three files into `folder`, each whole or not at all.
+
+    Args:
+        folder: Made where it is missing.
+        weights: The model's state dict.
+        description: Of the weights.
+        also: Further files in the folder that the manifest shall cover.
+    """
+    with replacing(folder / "ema.safetensors") as temporary:
+        save_file({n: t.contiguous().cpu() for n, t in weights.items()}, temporary)
+    with replacing(folder / "config.json") as temporary:
+        temporary.write_text(json.dumps(plain(description), indent=2) + "\n", encoding="utf-8")
+    write_manifest(folder, (*_COVERED, *also))
 
 
 def exported_step(folder: Path) -> int | None:
-    """The training steps behind the weights in a folder; None where they are not complete."""
+    """The training steps behind the weights in a folder; None where they are not whole."""
     try:
         text = (folder / "config.json").read_text(encoding="utf-8")
-        step = json.loads(text)["step"]
-    except (OSError, ValueError, KeyError, TypeError):
+        step = int(json.loads(text)["step"])
+        check_manifest(folder, _COVERED)
+    except (OSError, ValueError, KeyError, TypeError):  # ConfigError among them
         return None
-    return int(step) if (folder / "ema.safetensors").is_file() else None
+    return step
 
 
 def load_export(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.Module, Export]:
     """The model with its averaged weights, in eval mode, and its description.
 
-    Raises ConfigError where a file is missing or does not fit.
+    Raises:
+        ConfigError: A file is missing or damaged, or does not fit.
     """
     for name in FILES:
         if not (folder / name).is_file():
             raise ConfigError(f"{folder} holds no {name}; it is no finished run or checkpoint.")
+    check_manifest(folder, _COVERED)
     try:
         text = (folder / "config.json").read_text(encoding="utf-8")
         source = Source(json.loads(text), str(folder / "config.json"))
@@ -101,6 +117,8 @@ def load_export(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.Mo
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ConfigError(f"{folder}: the weights do not fit the model: {error}") from None
+    if not all(bool(t.isfinite().all()) for t in weights.values()):
+        raise ConfigError(f"{folder}: some weights are not finite.")
     return model.to(device).eval().requires_grad_(False), description
 
 
@@ -111,11 +129,14 @@ def from_pretrained(
 
         model, run = tread_ssm.from_pretrained("runs/quickstart")
 
-    name:     a folder that holds the two files (a finished run or a checkpoint), or else a model
-              on the Hugging Face Hub or in its cache, "user/name".
-    revision: branch, tag or commit of a model on the Hub.
+    Args:
+        name: A folder that holds the three files (a finished run or a checkpoint), or else a model
+            on the Hugging Face Hub or in its cache, "user/name".
+        revision: Branch, tag or commit of a model on the Hub.
+        device: Where the model goes.
 
-    Raises ConfigError, a ValueError, where there is no such model or it does not fit.
+    Raises:
+        ConfigError: A ValueError. There is no such model, it is damaged, or it does not fit.
     """
     folder = Path(name)
     if not folder.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -15,6 +16,11 @@ def world() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def is_main() -> bool:
+    """Whether this is the first process; known from the launcher before any has met another."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def own_share(parts: Sequence[T]) -> Sequence[T]:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tread_ssm.config.run import RunConfig, differences, load_config
+from tread_ssm.config.run import RunConfig, load_config
 from tread_ssm.config.strict import dump
 from tread_ssm.errors import ConfigError
 from tread_ssm.models import AttentionConfig, DiMConfig, DiTConfig, Mamba2Config, Mamba3Config
 from tread_ssm.models.cost import backbone_cost
+from tread_ssm.training.resume import differences
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.glob("*.yaml"))

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tread_ssm.config.run import RunConfig, check, load_config
+from tread_ssm.config.check import check
+from tread_ssm.config.run import RunConfig, load_config
 from tread_ssm.errors import ConfigError
 from tread_ssm.models.cost import backbone_cost
 from tread_ssm.plots.runs import smooth
@@ -17,7 +18,6 @@ from tread_ssm.report.measure import emoji_distances, step_times
 from tread_ssm.report.report import write_report
 from tread_ssm.training.loop import train
 from tread_ssm.training.metrics import read_metrics
-from tread_ssm.training.resume import write_config
 
 CONFIG = """
 name: tiny
@@ -27,7 +27,9 @@ objective: {kind: flow, predict: data}
 routing:
   routes: [{start: 1, stop: 3}]
   schedule: {dense_tail: 0.25}
-train: {steps: 6, batch_size: 16, lr: 1e-3, log_every: 2, save_every: 4, keep: 9, threads: 1}
+train:
+  {steps: 6, batch_size: 16, optimizer: {lr: 1e-3}, log_every: 2, save_every: 4, retain: 9,
+   threads: 1}
 sample: {every: 4, per_class: 2, steps: 2}
 """
 
@@ -38,7 +40,6 @@ def run(folder: Path, *overrides: str) -> RunConfig:
     file.write_text(CONFIG)
     config = load_config(file, [f"out={folder}", *overrides])
     data = check(config)
-    write_config(config)
     train(config, data)
     return config
 

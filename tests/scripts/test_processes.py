@@ -1,4 +1,4 @@
-"""The training command in several processes: started, killed, stopped, gone on with."""
+"""The training command in several processes: started, killed, stopped, resumed."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ objective: {kind: flow}
 routing:
   routes: [{start: 0, stop: 2, drop: 0.5}]
 train:
-  {steps: 60, batch_size: 4, micro_batch: 1, lr: 1e-3, warmup: 20, schedule: cosine, log_every: 3,
-   save_every: 5}
+  {steps: 60, batch_size: 4, micro_batch: 1, optimizer: {lr: 1e-3}, warmup: 20,
+   schedule: cosine, log_every: 3, save_every: 5}
 sample: {every: 0}
 """
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
@@ -104,9 +104,9 @@ def test_a_run_survives_a_killed_process_and_changes_of_their_number(config: Pat
     assert code != 0
     (message,) = re.findall("^error: .*", err, re.MULTILINE)
     assert "process 1 of this run ended" in message
-    assert message.endswith(f"The same command goes on from step {newest(chain)}.")
+    assert message.endswith(f"Rerun the command to resume from step {newest(chain)}.")
 
-    # One process goes on.
+    # One process resumes.
     process = start(config, "name=chain")
     wait_for(process, lambda: last_step(chain) >= 18)
     process.send_signal(signal.SIGTERM)
@@ -182,7 +182,7 @@ def test_a_process_stuck_in_a_library_ends_too(tmp_path: Path) -> None:
     )
     assert done.returncode != 0
     assert done.stderr.count("process 1 of this run ended") == 1, done.stderr
-    assert "The same command starts it anew." in done.stderr
+    assert "Rerun the command to start anew." in done.stderr
     # The launcher itself would have waited for half a minute, then killed it.
     assert "forcefully exiting" not in done.stderr
     assert time.monotonic() - began < 28

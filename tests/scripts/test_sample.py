@@ -19,7 +19,8 @@ from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from tread_ssm.config.run import RoutingConfig, RunConfig, SampleConfig, TrainConfig, check
+from tread_ssm.config.check import check
+from tread_ssm.config.run import RoutingConfig, RunConfig, SampleConfig, TrainConfig
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.data import EmojiData, LatentValues, PixelValues
 from tread_ssm.diffusion import EDM
@@ -28,7 +29,7 @@ from tread_ssm.pretrained import Export, export, load_export
 from tread_ssm.routing import Route
 from tread_ssm.sampling.generate import noise_of, sample_labels
 from tread_ssm.training.loop import train
-from tread_ssm.training.resume import write_config
+from tread_ssm.training.optimizer import AdamWConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,10 +53,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model=DiMConfig(image_size=8, channels=3, n_classes=9, dim=32, depth=3, pads=1),
         objective=EDM(),
         routing=RoutingConfig(routes=(Route(1, 3),)),
-        train=TrainConfig(steps=30, batch_size=16, lr=3e-3, save_every=20, ema_decay=0.5),
+        train=TrainConfig(
+            steps=30, batch_size=16, optimizer=AdamWConfig(lr=3e-3), save_every=20, ema_decay=0.5
+        ),
         sample=SampleConfig(every=0, steps=4, guidance=1.5),
     )
-    write_config(config)
     assert train(config, check(config)) is None
     AcceleratorState._reset_state(reset_partial_state=True)
     return config.folder.path

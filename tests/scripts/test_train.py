@@ -29,7 +29,7 @@ routing:
 train:
   steps: 120
   batch_size: 4
-  lr: 1e-3
+  optimizer: {lr: 1e-3}
   log_every: 3
   save_every: 10
 sample: {every: 0}
@@ -188,7 +188,7 @@ def main(
     ("override", "parts"),
     [
         ("train.batchsize=8", ["train.batchsize", "'batch_size'"]),
-        ("train.lr=fast", ["train.lr is 'fast'", "number"]),
+        ("train.optimizer.lr=fast", ["train.optimizer.lr is 'fast'", "number"]),
         ("train.steps=0", ["train: steps is 0"]),
         ("model.n_classes=10", ["model.n_classes is 10", "9 classes"]),
         ("model.image_size=16", ["model.image_size is 16", "8 x 8"]),
@@ -245,7 +245,7 @@ def test_the_exit_code_reaches_the_shell(config: Path) -> None:
 def test_dry_run_describes_and_leaves_nothing(
     main: Callable[..., int], config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main("--dry-run", "train.lr=3e-4") == 0
+    assert main("--dry-run", "train.optimizer.lr=3e-4") == 0
     out = capsys.readouterr().out
     for part in ("lr: 0.0003", "blocks 0 to 1: 50% dropped", "parameters", "network, forward"):
         assert part in out

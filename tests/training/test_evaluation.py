@@ -13,13 +13,13 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
+from tread_ssm.config.check import check
 from tread_ssm.config.run import (
     EvalConfig,
     RoutingConfig,
     RunConfig,
     SampleConfig,
     TrainConfig,
-    check,
 )
 from tread_ssm.data import EmojiData, FolderData, Pixels
 from tread_ssm.diffusion import Flow, NoisePrediction
@@ -33,7 +33,7 @@ from tread_ssm.sampling.generate import Recipe, generate, sample_labels, shares
 from tread_ssm.sampling.image_grid import decoder
 from tread_ssm.training.loop import train
 from tread_ssm.training.metrics import read_metrics
-from tread_ssm.training.resume import write_config
+from tread_ssm.training.optimizer import AdamWConfig
 
 EVAL = EvalConfig(
     every=2, num=20, batch=8, metrics=("kid", "precision", "recall"), extractor="emoji", steps=2
@@ -54,14 +54,15 @@ def tiny(out: Path, evaluation: EvalConfig = EVAL, steps: int = 5) -> RunConfig:
         model=DiMConfig(image_size=8, channels=3, n_classes=9, dim=16, depth=3, pads=1),
         objective=Flow(),
         routing=RoutingConfig(routes=(Route(0, 2),)),
-        train=TrainConfig(steps=steps, batch_size=4, lr=3e-3, ema_decay=0.5, save_every=3),
+        train=TrainConfig(
+            steps=steps, batch_size=4, optimizer=AdamWConfig(lr=3e-3), ema_decay=0.5, save_every=3
+        ),
         sample=SampleConfig(every=0, guidance=1.5),
         eval=evaluation,
     )
 
 
 def run(config: RunConfig) -> dict[str, torch.Tensor]:
-    write_config(config)
     assert train(config, check(config)) is None
     AcceleratorState._reset_state(reset_partial_state=True)
     return load_file(config.folder.path / "ema.safetensors")

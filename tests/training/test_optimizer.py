@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ from tread_ssm.models import (
     ModelConfig,
     ZigMambaConfig,
 )
-from tread_ssm.training.optimizer import decayed, make_optimizer
+from tread_ssm.training.optimizer import AdamWConfig, decayed
 
 SHAPE = {"image_size": 4, "channels": 1, "n_classes": 2}
 CONFIGS: list[ModelConfig] = [
@@ -28,7 +30,7 @@ CONFIGS: list[ModelConfig] = [
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.kind)
 def test_every_trained_parameter_is_in_exactly_one_group(config: ModelConfig) -> None:
     model = config.build()
-    optimizer = make_optimizer(model, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)
+    optimizer = AdamWConfig(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1).build(model)
     grouped = [id(p) for g in optimizer.param_groups for p in g["params"]]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {id(p) for p in model.parameters() if p.requires_grad}
@@ -55,10 +57,40 @@ def test_decay_shrinks_the_decayed_and_leaves_the_others() -> None:
     model = CONFIGS[0].build()
     rule = decayed(model)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    optimizer = make_optimizer(model, lr=0.1, betas=(0.9, 0.99), weight_decay=0.5)
+    optimizer = AdamWConfig(lr=0.1, betas=(0.9, 0.99), weight_decay=0.5).build(model)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()
     for n, p in model.named_parameters():
         expected = before[n] * 0.95 if rule[n] else before[n]
         torch.testing.assert_close(p.detach(), expected, msg=n)
+
+
+def test_a_marked_parameter_never_decays() -> None:
+    model = CONFIGS[0].build()
+    marked = model.blocks[0].mixer.in_proj.weight
+    assert decayed(model)["blocks.0.mixer.in_proj.weight"]
+    marked._no_weight_decay = True
+    before, rule = marked.detach().clone(), decayed(model)
+    assert not rule["blocks.0.mixer.in_proj.weight"] and rule["blocks.1.mixer.in_proj.weight"]
+    optimizer = AdamWConfig(lr=0.1, weight_decay=0.5).build(model)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert torch.equal(marked.detach(), before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": 0.0}, "lr is 0.0; it must be greater than 0"),
+        ({"lr": float("nan")}, "lr is nan"),
+        ({"betas": (0.9, 1.0)}, "each must satisfy 0 <= beta < 1"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
+        ({"weight_decay": float("nan")}, "weight_decay is nan"),
+        ({"eps": 0.0}, "eps is 0.0"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AdamWConfig(**options)

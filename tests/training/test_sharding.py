@@ -17,7 +17,9 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from tread_ssm.config.run import RoutingConfig, RunConfig, SampleConfig, TrainConfig, check
+from tread_ssm.config.check import check
+from tread_ssm.config.run import RoutingConfig, RunConfig, SampleConfig, TrainConfig
+from tread_ssm.config.strict import dump
 from tread_ssm.data import EmojiData
 from tread_ssm.diffusion import Flow
 from tread_ssm.errors import ConfigError
@@ -25,7 +27,7 @@ from tread_ssm.models import DiMConfig
 from tread_ssm.routing import Route
 from tread_ssm.training.loop import train
 from tread_ssm.training.metrics import read_metrics
-from tread_ssm.training.resume import write_config
+from tread_ssm.training.optimizer import AdamWConfig
 from tread_ssm.training.sharding import fsdp_plugin
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +44,8 @@ from torch.distributed.tensor import DTensor
 
 from tread_ssm.models import DiMConfig
 from tread_ssm.training import loop
-from tread_ssm.config.run import check, load_config
+from tread_ssm.config.check import check
+from tread_ssm.config.run import load_config
 from tread_ssm.training.ema import Ema
 from tread_ssm.pretrained import load_export
 from tread_ssm.report.measure import step_times
@@ -118,7 +121,8 @@ for path in sys.argv[1:]:
 
 
 def tiny(out: Path, name: str, **options: object) -> RunConfig:
-    train_options: dict[str, object] = {"steps": 6, "batch_size": 4, "lr": 1e-3, "log_every": 1}
+    train_options: dict[str, object] = {"steps": 6, "batch_size": 4, "log_every": 1}
+    train_options |= {"optimizer": AdamWConfig(lr=1e-3)}
     train_options |= {"save_every": 3, "micro_batch": 1, "checkpoint_gradients": True}
     return RunConfig(
         name=name,
@@ -133,20 +137,21 @@ def tiny(out: Path, name: str, **options: object) -> RunConfig:
 
 
 def run(config: RunConfig) -> None:
-    write_config(config)
     assert train(config, check(config)) is None
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def run_sharded(*configs: RunConfig) -> None:
     """One after the other in the same two processes, to spare the tests their start."""
-    for config in configs:
-        write_config(config)
-    worker = Path(configs[0].out) / "worker.py"
+    out = Path(configs[0].out)
+    worker = out / "worker.py"
     worker.write_text(WORKER)
+    files = [out / f"{config.name}.yaml" for config in configs]
+    for config, file in zip(configs, files, strict=True):
+        file.write_text(dump(config))
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     done = subprocess.run(
-        [sys.executable, *launcher, str(worker)] + [str(c.folder.config) for c in configs],
+        [sys.executable, *launcher, str(worker), *map(str, files)],
         env=os.environ
         | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         | {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},

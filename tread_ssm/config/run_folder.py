@@ -47,6 +47,16 @@ class RunFolder:
         return self.path / "samples"
 
     @property
+    def lock(self) -> Path:
+        """The file that the process which trains holds."""
+        return self.path / "run.lock"
+
+    @property
+    def data(self) -> Path:
+        """What the training data was when the run began."""
+        return self.path / "data.json"
+
+    @property
     def report(self) -> Path:
         """The report."""
         return self.path / "report.md"

@@ -26,7 +26,6 @@ from tread_ssm.sampling.generate import sample_images, starting_noise
 from tread_ssm.sampling.image_grid import to_uint8
 from tread_ssm.timing import median_of_pairs, take_turns
 from tread_ssm.training.batch import Batch, BatchMaker
-from tread_ssm.training.optimizer import make_optimizer
 from tread_ssm.training.step import Stepper
 
 # The global batch of a run on many devices would not fit into one.
@@ -85,37 +84,17 @@ def _stepper(config: RunConfig, model: nn.Module) -> Stepper:
         mixed_precision="no" if options.precision == "fp32" else options.precision
     )
     model = model.train().requires_grad_(True)
-    optimizer = make_optimizer(
-        model, lr=0.0, betas=options.betas, weight_decay=options.weight_decay
-    )
     # evaluation_mode: autocast as in training, but no wrapper that waits for other processes.
     module = accelerator.prepare_model(model, evaluation_mode=True)
-    return Stepper(
-        accelerator=accelerator,
-        module=module,
-        network=module,
-        optimizer=accelerator.prepare_optimizer(optimizer),
-        objective=config.objective,
-        loss=config.routing.loss,
-        patch=config.model.patch,
-        micro_batch=options.micro_batch,
-        clip=options.clip,
-    )
+    optimizer = accelerator.prepare_optimizer(config.train.optimizer.build(model))
+    return Stepper.of(config, accelerator, module, optimizer)
 
 
 def _step(
     config: RunConfig, data: Data, stepper: Stepper, plan: RoutePlan, size: int
 ) -> Callable[[], None]:
     """A training step that takes turns with four batches; making them is not timed."""
-    maker = BatchMaker(
-        data=data,
-        objective=config.objective,
-        grid=config.grid,
-        seed=config.seed,
-        size=size,
-        null_label=config.model.n_classes,
-        label_dropout=config.train.label_dropout,
-    )
+    maker = BatchMaker.of(config, data, size)
     device = stepper.accelerator.device
     batches: Sequence[Batch] = [
         maker.make(step, plan, slice(0, size)).to(device) for step in range(4)

@@ -220,7 +220,7 @@ def _quality(distances: Distances | None, n_found: int, config: RunConfig) -> st
     rows = [(k, f"{v:.2f}") for k, v in distances.values.items()]
     early = ""
     if n_found == 1:
-        early = " No earlier weights are left (`train.keep`), so there is no early row."
+        early = " No earlier weights are left (`train.retain`), so there is no early row."
     return (
         f"{title}\n\n![FD-emoji of noise, samples and real images](report/distances.png)\n\n"
         f"{_table((f'{distances.images} images each', 'FD-emoji'), rows)}\n\n"

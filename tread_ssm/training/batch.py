@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tread_ssm.config.run import RunConfig
 from tread_ssm.data import Data
 from tread_ssm.data.order import batch_index
 from tread_ssm.diffusion import Objective
@@ -25,7 +26,15 @@ from tread_ssm.routing import Draw, RoutePlan
 
 @dataclass(frozen=True)
 class Batch:
-    """x, noise (B, C, H, W) float32; labels (B,) int64; t (B,) float32; draw of B samples."""
+    """What one step trains on.
+
+    Attributes:
+        x: (B, C, H, W) float32, clean samples.
+        labels: (B,) int64.
+        t: (B,) float32, time or noise level of each sample.
+        noise: (B, C, H, W) float32, standard normal.
+        draw: Which tokens each route keeps, of B samples.
+    """
 
     x: Tensor
     labels: Tensor
@@ -53,7 +62,7 @@ class Batch:
         return [self.part(slice(i, i + size)) for i in range(0, len(self), size)]
 
     def pinned(self) -> Batch:
-        """The batch in memory from which a GPU copies while the CPU goes on."""
+        """The batch in memory from which a GPU copies while the CPU works."""
         return self._each(Tensor.pin_memory)
 
     def to(self, device: torch.device) -> Batch:
@@ -69,9 +78,14 @@ class Batch:
 class BatchMaker:
     """Makes the batch of any step.
 
-    size:          B, of the global batch.
-    null_label:    the label of samples whose label is dropped; 0 where there are no classes.
-    label_dropout: share of labels dropped.
+    Attributes:
+        data: What to read samples from.
+        objective: Samples t.
+        grid: (rows, columns) of the tokens, for the routes.
+        seed: Of the run.
+        size: B, of the global batch.
+        null_label: The label of samples whose label is dropped; 0 where there are no classes.
+        label_dropout: Share of labels dropped.
     """
 
     data: Data
@@ -81,6 +95,19 @@ class BatchMaker:
     size: int
     null_label: int
     label_dropout: float
+
+    @classmethod
+    def of(cls, config: RunConfig, data: Data, size: int | None = None) -> BatchMaker:
+        """The batches of a run; `size`: of another global size than the run's."""
+        return cls(
+            data=data,
+            objective=config.objective,
+            grid=config.grid,
+            seed=config.seed,
+            size=size or config.train.batch_size,
+            null_label=config.model.n_classes,
+            label_dropout=config.train.label_dropout,
+        )
 
     def make(self, step: int, plan: RoutePlan, rows: slice) -> Batch:
         """The rows `rows` of the global batch of `step`, with routes drawn from `plan`; on CPU."""

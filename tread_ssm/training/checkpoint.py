@@ -2,43 +2,52 @@
 
 A checkpoint is a folder `checkpoints/step-0001000`: `model.safetensors` (the weights),
 `optimizer.pt` (the optimiser's state by parameter name, and the scaler's), `ema.safetensors`,
-`config.json` and `state.json`. It holds whole tensors under the model's own names, however many
-processes wrote it and however the parameters were spread over them; any other number of them goes
-on from it. It is written under a temporary name, flushed to the disk and renamed; whatever bears
-the final name is whole.
+`config.json`, `state.json`, and `manifest.json` with a checksum of each. It holds whole tensors
+under the model's own names, however many processes wrote it and however the parameters were spread
+over them; any other number of them resumes from it. It is written under a temporary name, flushed
+to the disk and renamed; whatever bears the final name is whole.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_state_dict,
     set_state_dict,
 )
 
-from tread_ssm.config.run import RunConfig
+from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.errors import ConfigError
+from tread_ssm.files import check_manifest, replacing
 from tread_ssm.pretrained import UNREADABLE, Export, export
+from tread_ssm.processes import gathered, world
 from tread_ssm.training.ema import Ema
+
+_FILES = ("model.safetensors", "optimizer.pt", "state.json")
+_TEMPORARY = "tmp-"
 
 
 @dataclass(frozen=True)
 class Progress:
     """Where a run stands.
 
-    step:    steps done.
-    seconds: time spent in training steps, over all sessions.
-    window:  the numbers of the steps since the last logged row.
+    Attributes:
+        step: Steps done.
+        seconds: Time spent in training steps, over all sessions.
+        window: The numbers of the steps since the last logged row.
     """
 
     step: int
@@ -48,7 +57,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a checkpoint keeps of a run: all of it is changed in place by `load`."""
+    """What a checkpoint holds of a run; `resume` changes all of it in place."""
 
     accelerator: Accelerator
     model: nn.Module
@@ -56,38 +65,92 @@ class Trained:
     ema: Ema
 
 
-def save(config: RunConfig, progress: Progress, trained: Trained, description: Export) -> None:
-    """Write a checkpoint and remove all but the newest few. Every process calls it."""
+def save(
+    folder: RunFolder, retain: int, progress: Progress, trained: Trained, description: Export
+) -> None:
+    """Write a checkpoint and remove all but the newest few. Every process calls it.
+
+    Args:
+        folder: Of the run.
+        retain: Checkpoints that stay.
+        progress: Where the run stands.
+        trained: What to save.
+        description: Of the averaged weights.
+
+    Raises:
+        OSError: It cannot be written; the checkpoints before it are untouched.
+    """
     accelerator = trained.accelerator
-    final = config.folder.checkpoint(progress.step)
-    temporary = final.with_name("tmp-" + final.name)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     optimizer = _unwrapped(trained.optimizer)
     weights, moments = get_state_dict(trained.model, optimizer, options=options)
     average = trained.ema.state(trained.model, keep=accelerator.is_main_process)
     if accelerator.is_main_process:
-        for left_over in final.parent.glob("tmp-*"):
-            shutil.rmtree(left_over)
-        temporary.mkdir(parents=True)
-        tensors = {n: t.contiguous() for n, t in weights.items() if isinstance(t, torch.Tensor)}
-        save_file(tensors, str(temporary / "model.safetensors"))
-        scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-        torch.save({"optimizer": moments, "scaler": scaler}, temporary / "optimizer.pt")
-        export(temporary, average, description)
-        (temporary / "state.json").write_text(json.dumps(vars(progress)), encoding="utf-8")
-        _publish(temporary, final)
-        for old in list(config.folder.checkpoints().values())[: -config.train.keep]:
-            # Renamed first: a removal that is cut short must not leave half a checkpoint.
-            gone = old.with_name("tmp-" + old.name)
-            os.replace(old, gone)
-            shutil.rmtree(gone)
+        final = folder.checkpoint(progress.step)
+        tidy(folder)
+        temporary = _beside(final)
+        try:
+            with replacing(temporary / "model.safetensors") as path:
+                tensors = {n: t.contiguous() for n, t in weights.items() if isinstance(t, Tensor)}
+                save_file(tensors, path)
+            with replacing(temporary / "optimizer.pt") as path:
+                scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+                torch.save({"optimizer": moments, "scaler": scaler}, path)
+            with replacing(temporary / "state.json") as path:
+                path.write_text(json.dumps(vars(progress)), encoding="utf-8")
+            export(temporary, average, description, also=_FILES)
+            _publish(temporary, final)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise OSError(
+                f"the checkpoint of step {progress.step} cannot be written to {final.parent} "
+                f"({str(error).splitlines()[0]}); make room or mend the folder, then rerun the "
+                f"command to resume from the checkpoint before it."
+            ) from None
+        for old in list(folder.checkpoints().values())[:-retain]:
+            _remove(old)
     accelerator.wait_for_everyone()
+
+
+def tidy(folder: RunFolder) -> None:
+    """Remove what a process that was killed left half written."""
+    for left_over in folder.checkpoint(0).parent.glob(_TEMPORARY + "*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+
+
+def resume(folder: RunFolder, start_from: Path | None, trained: Trained) -> Progress:
+    """Load the newest checkpoint that is whole. Every process calls it.
+
+    A damaged one is named and set aside, and the one before it is taken.
+
+    Args:
+        folder: Of the run.
+        start_from: The checkpoint to take where the run has none; None: start anew.
+        trained: What to load into.
+
+    Raises:
+        ConfigError: No checkpoint can be loaded, although there are some.
+    """
+    found: Path | ConfigError | None = None
+    if world()[0] == 0:
+        try:
+            found = _newest_whole(folder)
+            if found is None and start_from is not None:
+                check_manifest(start_from)
+                found = start_from
+        except ConfigError as error:
+            found = error
+    found = gathered(found)[0]
+    if isinstance(found, ConfigError):
+        raise found
+    return Progress(step=0, seconds=0.0, window=[]) if found is None else load(found, trained)
 
 
 def load(path: Path, trained: Trained) -> Progress:
     """Continue from a checkpoint. Every process calls it and reads the files.
 
-    Raises ConfigError where it is damaged, or not of this format.
+    Raises:
+        ConfigError: It is damaged, or not of this format.
     """
     try:
         return _load(path, trained)
@@ -96,23 +159,52 @@ def load(path: Path, trained: Trained) -> Progress:
     except (*UNREADABLE, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ConfigError(
-            f"{path} cannot be read ({reason}); it is damaged, or of another version. Remove that "
-            f"folder, and the same command goes on from the checkpoint before it."
+            f"{path} cannot be read ({reason}); it is damaged, or of another model or version. "
+            f"Remove that folder and rerun the command to resume from the checkpoint before it."
         ) from None
 
 
+def _newest_whole(folder: RunFolder) -> Path | None:
+    """The newest checkpoint whose files are as they were written; None: there is none at all."""
+    found = sorted(folder.checkpoints().items(), reverse=True)
+    damaged: list[tuple[Path, str]] = []
+    for _, path in found:
+        try:
+            check_manifest(path)
+        except ConfigError as error:
+            damaged.append((path, str(error)))
+            continue
+        for other, reason in damaged:
+            aside = other.with_name("damaged-" + other.name)
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(other, aside)
+            print(f"warning: {reason} It is {aside.name} now.", file=sys.stderr)
+        if damaged:
+            print(f"Training resumes from {path.name} instead.", file=sys.stderr)
+        return path
+    if damaged:
+        raise ConfigError(
+            f"{damaged[0][1]} No checkpoint in {folder.path} is whole; remove them to start anew."
+        )
+    return None
+
+
 def _load(path: Path, trained: Trained) -> Progress:
-    accelerator = trained.accelerator
+    accelerator, optimizer = trained.accelerator, _unwrapped(trained.optimizer)
     # Read where it is needed, not copied by each process first; on CPUs it would stay a file.
     mapped = accelerator.device.type != "cpu"
     stored = torch.load(path / "optimizer.pt", map_location="cpu", mmap=mapped, weights_only=True)
+    options = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
     set_state_dict(
         trained.model,
-        _unwrapped(trained.optimizer),
+        optimizer,
         model_state_dict=dict(load_file(str(path / "model.safetensors"))),
         optim_state_dict=stored["optimizer"],
         options=StateDictOptions(full_state_dict=True),
     )
+    # The configuration says how to go on; a run that starts from another's may decay otherwise.
+    for group, chosen in zip(optimizer.param_groups, options, strict=True):
+        group.update(chosen)
     if accelerator.scaler is not None and stored["scaler"] is not None:
         accelerator.scaler.load_state_dict(stored["scaler"])
     trained.ema.load(load_file(str(path / "ema.safetensors")))
@@ -124,18 +216,34 @@ def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return getattr(optimizer, "optimizer", optimizer)
 
 
+def _beside(path: Path) -> Path:
+    """A name in the same folder that `checkpoints` does not see and nothing else has."""
+    return path.with_name(f"{_TEMPORARY}{secrets.token_hex(4)}-{path.name}")
+
+
 def _publish(temporary: Path, final: Path) -> None:
-    """Flush a folder to the disk and give it its final name."""
-    for path in (*temporary.iterdir(), temporary):
-        _flush(path)
+    """Give a folder of flushed files its final name."""
+    _flush(temporary)
     if final.is_dir():
-        shutil.rmtree(final)
+        _remove(final)
     os.replace(temporary, final)
     _flush(final.parent)
 
 
+def _remove(path: Path) -> None:
+    """Remove a checkpoint; where that fails, training need not end for it."""
+    # Renamed first: a removal that is cut short must not leave half a checkpoint.
+    gone = _beside(path)
+    try:
+        os.replace(path, gone)
+    except OSError as error:
+        print(f"warning: {path} cannot be removed ({error.strerror}).", file=sys.stderr)
+    else:
+        shutil.rmtree(gone, ignore_errors=True)
+
+
 def _flush(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+    if os.name == "nt":  # Windows opens no folders
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:

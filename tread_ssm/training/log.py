@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -13,14 +14,18 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from tread_ssm.config.run import RunConfig
+from tread_ssm.config.run import TrainConfig
+from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.training.checkpoint import Progress
 from tread_ssm.training.metrics import MetricsLog
 from tread_ssm.training.step import LOGGED
 
+# A loss so many times the usual one is no noise.
+_SPIKE = 100.0
+
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; its text is the whole message for the user."""
+    """Training cannot continue; its text is the whole message for the user."""
 
 
 class Log:
@@ -29,8 +34,10 @@ class Log:
     Reading a number waits for the device, so nothing is read between two logged rows.
     """
 
-    def __init__(self, config: RunConfig, accelerator: Accelerator, start: Progress) -> None:
-        self._config = config
+    def __init__(
+        self, train: TrainConfig, folder: RunFolder, accelerator: Accelerator, start: Progress
+    ) -> None:
+        self._train, self._folder = train, folder
         self._accelerator = accelerator
         self._window = [
             torch.tensor(row, dtype=torch.float32, device=accelerator.device)
@@ -38,14 +45,15 @@ class Log:
         ]
         self._seconds = start.seconds
         self._since = time.perf_counter()
+        self._usual: float | None = None
         # Images and seconds since the last row of this session, for the speed.
         self._recent = (0, start.seconds)
         main = accelerator.is_main_process
-        self._metrics = MetricsLog(config.folder.metrics, start.step) if main else None
+        self._metrics = MetricsLog(folder.metrics, start.step) if main else None
         self._bar = tqdm(
-            total=config.train.steps,
+            total=train.steps,
             initial=start.step,
-            desc=config.name,
+            desc=folder.path.name,
             unit="step",
             disable=not main,
             mininterval=0.5 if sys.stderr.isatty() else 10.0,
@@ -55,7 +63,7 @@ class Log:
     def add(self, numbers: Tensor) -> None:
         """Take in one step's LOGGED numbers (4,)."""
         self._window.append(numbers)
-        self._recent = (self._recent[0] + self._config.train.batch_size, self._recent[1])
+        self._recent = (self._recent[0] + self._train.batch_size, self._recent[1])
         self._bar.update()
 
     @contextmanager
@@ -70,12 +78,13 @@ class Log:
     def write(self, step: int, lr: float) -> None:
         """Write the means since the last row. Raises TrainingError where they are not finite."""
         window = self.checked(step)
+        self._warn_of_spike(window, step)
         now = self._now()
         images, then = self._recent
         self._window, self._recent = [], (0, now)
         row: dict[str, float | int | None] = {
             "step": step,
-            "images": step * self._config.train.batch_size,
+            "images": step * self._train.batch_size,
             "lr": lr,
         }
         for name, column in zip(LOGGED, zip(*window, strict=True), strict=True):
@@ -95,22 +104,25 @@ class Log:
     def checked(self, step: int) -> list[list[float]]:
         """The numbers of the steps since the last row, averaged over processes; waits for them.
 
-        step: steps done. Raises TrainingError where a loss (or a gradient) is not finite: the
-        caller asks before it saves, so a good checkpoint is never replaced by a broken one.
+        The caller asks before it saves, so a good checkpoint is never replaced by a broken one.
+
+        Args:
+            step: Steps done.
+
+        Raises:
+            TrainingError: A loss (or a gradient) is not finite.
         """
         if not self._window:
             return []
         window = self._accelerator.reduce(torch.stack(self._window), "mean").tolist()
         # With fp16 an overflowing gradient is normal: its step is skipped.
-        must = (0, 3) if self._config.train.precision != "fp16" else (0,)
+        must = (0, 3) if self._train.precision != "fp16" else (0,)
         for i, row in enumerate(window):
             for k in must:
                 if not math.isfinite(row[k]):
+                    at = step - len(window) + i + 1
                     raise TrainingError(
-                        f"{LOGGED[k]} became {row[k]} at step {step - len(window) + i + 1}. The "
-                        f"newest checkpoint in {self._config.folder.path / 'checkpoints'} is from "
-                        f"before; lower train.lr, lengthen train.warmup or use "
-                        f"train.precision=fp32."
+                        f"{LOGGED[k]} became {row[k]} at step {at}. {self._remedy()}"
                     )
         return [list(map(float, row)) for row in window]
 
@@ -118,6 +130,29 @@ class Log:
         """What a checkpoint after `step` steps has to remember. Raises TrainingError."""
         window = self.checked(step)  # first: it waits for the steps that are still computed
         return Progress(step=step, seconds=self._now(), window=window)
+
+    def _remedy(self) -> str:
+        change = "a lower train.optimizer.lr, a longer train.warmup or train.precision=fp32"
+        found = self._folder.checkpoints()
+        if not found:
+            return f"Nothing was saved before; train with {change}."
+        return (
+            f"The checkpoint of step {max(found)} is from before. To train on from it with "
+            f"{change}, set another name and train.start_from={found[max(found)]}."
+        )
+
+    def _warn_of_spike(self, window: list[list[float]], step: int) -> None:
+        """Say where a loss is far above those of the row before."""
+        losses = [row[0] for row in window]
+        usual, worst = self._usual, max(losses)
+        self._usual = statistics.median(losses)
+        if usual is not None and worst > _SPIKE * usual and self._metrics is not None:
+            at = step - len(losses) + 1 + losses.index(worst)
+            tqdm.write(
+                f"warning: the loss is {worst:.4g} at step {at}; it was {usual:.4g} before. "
+                f"train.optimizer.lr may be too high.",
+                file=sys.stderr,
+            )
 
     def close(self) -> None:
         """Close the progress bar; what it showed stays."""

@@ -1,95 +1,101 @@
-"""The training loop: batches in; weights, logs, grids and checkpoints out."""
+"""The training loop: batches in; weights, logs, image grids and checkpoints out."""
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
-from torch import nn
 
 from tread_ssm.config.run import RunConfig
 from tread_ssm.config.strict import plain
 from tread_ssm.data import Data
-from tread_ssm.diffusion import Network
 from tread_ssm.pretrained import Export, export, exported_step
+from tread_ssm.processes import is_main
 from tread_ssm.training import checkpoint
 from tread_ssm.training.batch import Batch, BatchMaker, ahead
-from tread_ssm.training.checkpoint import Progress, Trained
+from tread_ssm.training.checkpoint import Trained
 from tread_ssm.training.ema import Ema
-from tread_ssm.training.evaluation import Evaluation
+from tread_ssm.training.lock import locked
 from tread_ssm.training.log import Log
-from tread_ssm.training.optimizer import make_optimizer
 from tread_ssm.training.peers import Peers
-from tread_ssm.training.preview import Preview
+from tread_ssm.training.resume import begin
 from tread_ssm.training.schedule import learning_rate
 from tread_ssm.training.sharding import fsdp_plugin, prepare
 from tread_ssm.training.signals import StopSignals
 from tread_ssm.training.step import Stepper
+from tread_ssm.training.watch import Watch
 
 
 def train(config: RunConfig, data: Data) -> int | None:
     """Train from the newest checkpoint, or from the start, to the last step.
 
-    Returns the signal that asked for an early stop (everything is saved), None at the end.
-    Raises TrainingError where the loss is no longer finite.
+    Args:
+        config: The run. It is written into the run folder, which no other process may train in.
+        data: The training data, as `check` opens it.
+
+    Returns:
+        The signal that asked for an early stop (everything is saved), or None at the end.
+
+    Raises:
+        ConfigError: The run cannot resume in this folder, or something it needs cannot be used.
+        TrainingError: The loss is no longer finite.
+        OSError: A checkpoint cannot be written.
     """
-    options, sample = config.train, config.sample
+    # One process is enough to keep other runs out.
+    with locked(config.folder) if is_main() else nullcontext():
+        if is_main():
+            begin(config, data)
+            checkpoint.tidy(config.folder)
+        return _train(config, data)
+
+
+def _train(config: RunConfig, data: Data) -> int | None:
+    options = config.train
     accelerator = _accelerator(config)
     torch.manual_seed(config.seed)
     model = config.model.build().to(accelerator.device)
-    optimizer: torch.optim.Optimizer = make_optimizer(
-        model, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay
-    )
-    module, optimizer = prepare(accelerator, model, optimizer)
+    module, optimizer = prepare(accelerator, model, options.optimizer.build(model))
     ema = Ema(model, options.ema_decay)
     trained = Trained(accelerator, model, optimizer, ema)
-    found = config.folder.checkpoints()
-    start = Progress(step=0, seconds=0.0, window=[])
-    if found:
-        start = checkpoint.load(found[max(found)], trained)
+    start_from = None if options.start_from is None else Path(options.start_from)
+    start = checkpoint.resume(config.folder, start_from, trained)
     if options.compile:
         module.compile()
-    stepper = _stepper(config, accelerator, module, optimizer)
-    preview = Preview(config, data, accelerator.device)
-    evaluation = None
-    if config.eval.every:
-        evaluation = Evaluation(config, data, accelerator.device, start.step)
-    log = Log(config, accelerator, start)
+    stepper = Stepper.of(config, accelerator, module, optimizer)
+    run = _describe(config, data)
+    log = Log(options, config.folder, accelerator, start)
+    watch = Watch(config, run, data, trained, log, start.step)
     stopped = None
     with Peers(accelerator, config.folder), StopSignals(accelerator, start.step) as signals:
+        watch.catch_up()
         for done, lr, batch in _batches(config, data, accelerator, start.step):
             log.add(stepper.step(batch, lr))
             ema.update(done - 1)
             last = done == options.steps
             if done % options.log_every == 0 or last:
                 log.write(done, lr)
-            if sample.every and (done % sample.every == 0 or last):
-                log.checked(done)
-                with log.paused(), ema.applied():
-                    preview.write(model, done, write=accelerator.is_main_process)
-            if evaluation is not None and (done % config.eval.every == 0 or last):
-                log.checked(done)
-                with log.paused(), ema.applied():
-                    metrics = evaluation.measure(model, _describe(config, data, done))
-                accelerator.log({f"eval/{k}": v for k, v in metrics.items()}, step=done)
             stopped = None if last else signals.stop(done)
             if done % options.save_every == 0 or last or stopped:
                 progress = log.progress(done)
                 with log.paused():
-                    checkpoint.save(config, progress, trained, _describe(config, data, done))
+                    described = replace(run, step=done)
+                    checkpoint.save(config.folder, options.retain, progress, trained, described)
             if stopped:
                 break
+            watch.look(done)
     log.close()
     if stopped is None:
         weights = ema.state(model, keep=accelerator.is_main_process)
         if accelerator.is_main_process:
             # Fewer steps may be asked for now than are done.
-            step = max(start.step, options.steps)
-            export(config.folder.path, weights, _describe(config, data, step))
+            described = replace(run, step=max(start.step, options.steps))
+            export(config.folder.path, weights, described)
     accelerator.end_training()
     return stopped
 
@@ -130,42 +136,12 @@ def _set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def _stepper(
-    config: RunConfig,
-    accelerator: Accelerator,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-) -> Stepper:
-    network: Network = module
-    if config.train.checkpoint_gradients:
-        network = functools.partial(module, checkpoint=True)
-    return Stepper(
-        accelerator=accelerator,
-        module=module,
-        network=network,
-        optimizer=optimizer,
-        objective=config.objective,
-        loss=config.routing.loss,
-        patch=config.model.patch,
-        micro_batch=config.train.micro_batch,
-        clip=config.train.clip,
-    )
-
-
 def _batches(
     config: RunConfig, data: Data, accelerator: Accelerator, start: int
 ) -> Iterator[tuple[int, float, Batch]]:
     """For each step from `start`: steps done after it, its learning rate, this process's batch."""
     options, routing = config.train, config.routing
-    maker = BatchMaker(
-        data=data,
-        objective=config.objective,
-        grid=config.grid,
-        seed=config.seed,
-        size=options.batch_size,
-        null_label=config.model.n_classes,
-        label_dropout=options.label_dropout,
-    )
+    maker = BatchMaker.of(config, data)
     share = options.batch_size // accelerator.num_processes
     rows = slice(share * accelerator.process_index, share * (accelerator.process_index + 1))
 
@@ -180,16 +156,16 @@ def _batches(
         lr = learning_rate(
             step,
             steps=options.steps,
-            peak=options.lr,
+            peak=options.optimizer.lr,
             warmup=options.warmup,
             shape=options.schedule,
         )
         yield step + 1, lr, batch.to(accelerator.device)
 
 
-def _describe(config: RunConfig, data: Data, step: int) -> Export:
+def _describe(config: RunConfig, data: Data) -> Export:
     return Export(
-        step=step,
+        step=0,
         model=config.model,
         objective=config.objective,
         class_names=data.class_names,

@@ -78,16 +78,17 @@ class Peers:
 
     def _end_without_the_lost(self, seconds: float) -> None:
         gone = self.lost(seconds)
-        if not gone or not self._once.acquire(blocking=False):
+        if not gone:
             return
+        self._once.acquire()  # whoever comes second waits for the end that the first one brings
         if self._rank == min({self._rank, *self._others} - set(gone)):
             found = self._run.checkpoints()
-            goes_on = f"goes on from step {max(found)}" if found else "starts it anew"
+            resumes = f"resume from step {max(found)}" if found else "start anew"
             names = " and ".join(map(str, gone))
             print(
                 f"\nerror: process {names} of this run ended before its time; the run stops. Its "
                 f"own message, if it had one, stands above or below; one that is killed has none "
-                f"(often for lack of memory). The same command {goes_on}.",
+                f"(often for lack of memory). Rerun the command to {resumes}.",
                 file=sys.stderr,
                 flush=True,
             )

@@ -1,11 +1,14 @@
-"""Whether a run may resume in its folder, and the resolved configuration that is written there."""
+"""Whether a run may resume in its folder, and what is written there for the next time."""
 
 from __future__ import annotations
 
-from tread_ssm.config.run import RunConfig, differences, load_config
-from tread_ssm.config.strict import dump
+from typing import Any
+
+from tread_ssm.config.run import RunConfig, load_config
+from tread_ssm.config.strict import dump, plain
+from tread_ssm.data import Data
 from tread_ssm.errors import ConfigError
-from tread_ssm.files import replacing
+from tread_ssm.files import remove_left_over, replacing
 
 # What may change in the middle of a run: where it stands, what it says, how it computes.
 _MAY_CHANGE = (
@@ -15,35 +18,74 @@ _MAY_CHANGE = (
     "sample",
     "train.checkpoint_gradients",
     "train.compile",
-    "train.keep",
     "train.log_every",
     "train.micro_batch",
     "train.report",
+    "train.retain",
     "train.save_every",
+    "train.start_from",
     "train.steps",
     "train.threads",
     "train.trackers",
 )
 
 
-def check_folder(config: RunConfig) -> None:
-    """Raises ConfigError where the folder holds checkpoints of a run with other settings."""
-    written = config.folder.config
-    if not config.folder.checkpoints() or not written.is_file():
-        return
+def check_folder(config: RunConfig) -> list[str]:
+    """Compare with what was trained in the run folder before.
+
+    Returns:
+        What the user should know, in sentences.
+
+    Raises:
+        ConfigError: The folder holds checkpoints of a run with other settings.
+    """
+    folder = config.folder
+    done = max(folder.checkpoints(), default=0)
+    if not done or not folder.config.is_file():
+        return []
+    before = load_config(folder.config)
     changed = [
         key
-        for key in differences(load_config(written), config)
+        for key in differences(before, config)
         if not any(key == k or key.startswith(k + ".") for k in _MAY_CHANGE)
     ]
     if changed:
         raise ConfigError(
-            f"{config.folder.path} holds a run with other settings for {', '.join(changed)}; "
-            f"choose another name or remove that folder."
+            f"{folder.path} holds a run with other settings for {', '.join(changed)}; choose "
+            f"another name, with train.start_from={folder.checkpoint(done)} to start from its "
+            f"weights, or remove that folder."
         )
+    was, steps = before.train.steps, config.train.steps
+    if steps < done:
+        return [f"train.steps is {steps}, but {done} steps are done; their weights are exported."]
+    schedule = config.routing.schedule
+    timed = config.train.schedule == "cosine" or schedule.dense_tail > 0 or schedule.ramp > 0
+    if steps != was and timed:
+        return [
+            f"train.steps was {was} and is {steps}. The learning rate or the routes depend on it, "
+            f"so the result differs from that of a run of {steps} steps."
+        ]
+    return []
 
 
-def write_config(config: RunConfig) -> None:
-    """Write the resolved configuration, every default spelled out, as YAML that loads again."""
-    with replacing(config.folder.config) as temporary:
+def begin(config: RunConfig, data: Data) -> None:
+    """Tidy the run folder and write what the run is. One process calls it and holds the lock."""
+    folder = config.folder
+    remove_left_over(folder.path)
+    with replacing(folder.config) as temporary:
         temporary.write_text(dump(config), encoding="utf-8")
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """The keys in which two configurations (or their parts) differ."""
+    old, new = plain(old), plain(new)
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        old, new = (dict(enumerate(v)) for v in (old, new))
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [path] if old != new else []
+    keys = list(dict.fromkeys([*old, *new]))
+    return [
+        d
+        for k in keys
+        for d in differences(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))
+    ]

@@ -1,7 +1,12 @@
-"""SIGTERM and SIGINT as a request to stop after the current step."""
+"""SIGTERM and SIGINT as a request to stop after the current step.
+
+`accelerate launch` for one process ends on SIGTERM without handing it on; the process that it
+started notices that its launcher is gone, and stops as well.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from types import FrameType
@@ -14,6 +19,8 @@ _ASK_SECONDS = 2.0
 _ASK_STEPS = 10
 # Ctrl-C reaches a process twice where a launcher hands it on; this is no second request.
 _ECHO_SECONDS = 2.0
+# Set by `accelerate launch` and by torchrun.
+_LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
 
 
 class StopSignals:
@@ -23,6 +30,7 @@ class StopSignals:
         """step: steps done."""
         self.received: int | None = None
         self._accelerator = accelerator
+        self._launcher = os.getppid() if any(k in os.environ for k in _LAUNCHED) else None
         self._at = 0.0
         self._asked = (step, time.monotonic())
         self._next = step + 1
@@ -47,7 +55,9 @@ class StopSignals:
             signal.raise_signal(number)
 
     def stop(self, step: int) -> int | None:
-        """The signal to stop for after `step` steps, None to go on; alike on every process."""
+        """The signal to stop for after `step` steps, or None; alike on every process."""
+        if self.received is None and self._launcher not in (None, os.getppid()):
+            self.received = signal.SIGTERM
         if self._accelerator.num_processes == 1:
             return self.received
         if step < self._next:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from tread_ssm.config.run import RunConfig
 from tread_ssm.diffusion import AllTokens, Network, Objective, PerRoute, route_loss
 from tread_ssm.training.batch import Batch
 from tread_ssm.training.sharding import is_shared, whole
@@ -20,8 +22,16 @@ LOGGED = ("loss", "kept_loss", "routed_loss", "grad_norm")
 class Stepper:
     """What every step of a run shares.
 
-    module:  the prepared model, whose parameters are trained.
-    network: how it is called (the module, or the module with activation checkpointing).
+    Attributes:
+        accelerator: Of this process.
+        module: The prepared model, whose parameters are trained.
+        network: How it is called (the module, or the module with activation checkpointing).
+        optimizer: Of the module's parameters.
+        objective: Gives the loss of each element.
+        loss: How kept and routed tokens weigh.
+        patch: Side of the pixels' square that a token stands for.
+        micro_batch: Largest batch that is run at once; None: all of it.
+        clip: Largest norm of the gradient; None: no limit.
     """
 
     accelerator: Accelerator
@@ -34,10 +44,41 @@ class Stepper:
     micro_batch: int | None
     clip: float | None
 
+    @classmethod
+    def of(
+        cls,
+        config: RunConfig,
+        accelerator: Accelerator,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+    ) -> Stepper:
+        """The stepper of a run, for its prepared model and optimiser."""
+        network: Network = module
+        if config.train.checkpoint_gradients:
+            network = functools.partial(module, checkpoint=True)
+        return cls(
+            accelerator=accelerator,
+            module=module,
+            network=network,
+            optimizer=optimizer,
+            objective=config.objective,
+            loss=config.routing.loss,
+            patch=config.model.patch,
+            micro_batch=config.train.micro_batch,
+            clip=config.train.clip,
+        )
+
     def step(self, batch: Batch, lr: float) -> Tensor:
-        """Update the weights once; returns the LOGGED numbers, (4,) float32, not waited for.
+        """Update the weights once.
 
         Micro-batches are weighted by their rows, so their split changes nothing but rounding.
+
+        Args:
+            batch: This process's part of the global batch.
+            lr: Learning rate of this step.
+
+        Returns:
+            (4,) float32, the LOGGED numbers; the device may still be computing them.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr

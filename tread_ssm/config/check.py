@@ -1,0 +1,117 @@
+"""Whether a run can work: the checks across the sections of its configuration, data and machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import torch
+
+from tread_ssm.config.run import EvalConfig, RunConfig
+from tread_ssm.data import Data, Pixels
+from tread_ssm.diffusion.sampler import check_sampler
+from tread_ssm.errors import ConfigError
+from tread_ssm.files import MANIFEST
+from tread_ssm.models import DiTConfig
+
+
+def check(config: RunConfig) -> Data:
+    """Check everything that can be known before any weight exists.
+
+    Cheap: nothing is read but labels and headers of arrays.
+
+    Returns:
+        The opened data.
+
+    Raises:
+        ConfigError: Something cannot be used, or parts do not fit each other.
+    """
+    _check_places(config)
+    _check_routes(config)
+    _check_machine(config)
+    try:
+        check_sampler(config.sample.sampler, config.objective)
+    except ValueError as error:
+        raise ConfigError(f"sample.sampler: {error}") from None
+    data = config.data.open()
+    model = config.model
+    channels, height, width = data.shape
+    if (height, width) != (model.image_size, model.image_size):
+        raise ConfigError(
+            f"model.image_size is {model.image_size}, but the data is {height} x {width}; "
+            f"they must agree."
+        )
+    if channels != model.channels:
+        raise ConfigError(
+            f"model.channels is {model.channels}, but the data has {channels}; they must agree."
+        )
+    if isinstance(model, DiTConfig) and model.out_channels not in (None, model.channels):
+        raise ConfigError(
+            f"model.out_channels is {model.out_channels}, model.channels {model.channels}; a "
+            f"learned variance is sampled from, but not trained here: leave out_channels out."
+        )
+    if model.n_classes not in (0, len(data.class_names)):
+        raise ConfigError(
+            f"model.n_classes is {model.n_classes}, but the data has {len(data.class_names)} "
+            f"classes; they must agree (0 trains without labels)."
+        )
+    _check_evaluation(config.eval, data)
+    return data
+
+
+def _check_places(config: RunConfig) -> None:
+    folder = config.folder.path
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"out and name: {path} is a file; runs need a folder.")
+    start = config.train.start_from
+    if start is not None and not (Path(start) / MANIFEST).is_file():
+        raise ConfigError(f"train.start_from: {start} is no checkpoint.")
+
+
+def _check_routes(config: RunConfig) -> None:
+    try:
+        plan = config.plan
+        plan.draw(1, config.grid)
+        kept = plan.n_kept(config.grid)
+    except ValueError as error:
+        raise ConfigError(f"routing.routes: {error}") from None
+    rows, columns = config.grid
+    for route, k in zip(plan.routes, kept, strict=True):
+        if route.drop > 0 and k == rows * columns:
+            raise ConfigError(
+                f"routing.routes: drop {route.drop} of the route over blocks {route.start} to "
+                f"{route.stop - 1} drops nothing, because {route.select} goes by larger units on "
+                f"{rows} x {columns} tokens; raise drop, use smaller units, or set drop to 0."
+            )
+
+
+def _check_machine(config: RunConfig) -> None:
+    train = config.train
+    if train.precision == "fp16" and not torch.cuda.is_available():
+        raise ConfigError("train.precision is fp16, which needs a GPU; use bf16 or fp32.")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if train.batch_size % processes:
+        raise ConfigError(
+            f"train.batch_size is {train.batch_size}, which {processes} processes cannot share "
+            f"evenly; use a multiple of {processes}."
+        )
+    for tracker in train.trackers:
+        if importlib.util.find_spec(tracker) is None:
+            raise ConfigError(f"train.trackers names {tracker}; `pip install {tracker}` first.")
+
+
+def _check_evaluation(options: EvalConfig, data: Data) -> None:
+    if options.every == 0:
+        return
+    for name in ("reference", "weights"):
+        path = getattr(options, name)
+        if path is not None and not Path(path).exists():
+            raise ConfigError(f"eval.{name}: {path} does not exist.")
+    compared = set(options.metrics) != {"is"}
+    if compared and options.reference is None and not isinstance(data, Pixels):
+        raise ConfigError(
+            "eval.reference is missing: the real images to compare with cannot be had from this "
+            "data; name a file such as VIRTUAL_imagenet256_labeled.npz, or set eval.every to 0."
+        )

@@ -1,0 +1,64 @@
+"""What is sampled and measured during training, after the checkpoint of the step is written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tread_ssm.config.run import RunConfig
+from tread_ssm.data import Data
+from tread_ssm.pretrained import Export
+from tread_ssm.training.checkpoint import Trained
+from tread_ssm.training.evaluation import Evaluation
+from tread_ssm.training.log import Log
+from tread_ssm.training.metrics import read_metrics
+from tread_ssm.training.preview import Preview
+
+
+class Watch:
+    """The image grids and the evaluations of a run; every process makes one and calls it alike."""
+
+    def __init__(
+        self, config: RunConfig, run: Export, data: Data, trained: Trained, log: Log, start: int
+    ) -> None:
+        """`run`: what the weights are, whatever their step. `start`: steps done."""
+        self._folder, self._run, self._trained, self._log = config.folder, run, trained, log
+        self._start, self._steps = start, config.train.steps
+        self._sample_every, self._eval_every = config.sample.every, config.eval.every
+        device = trained.accelerator.device
+        self._preview = Preview(run, config.folder, config.seed, device)
+        self._evaluation = Evaluation(config, data, device, start) if config.eval.every else None
+
+    def look(self, step: int) -> None:
+        """Do what is due after `step` steps."""
+        if self._due(step, self._sample_every):
+            self._draw(step)
+        if self._due(step, self._eval_every):
+            self._measure(step)
+
+    def catch_up(self) -> None:
+        """Do what an interrupted process owed after the step that training resumes from."""
+        step = self._start
+        if step == 0:
+            return
+        if self._due(step, self._sample_every) and not self._folder.sample_grid(step).exists():
+            self._draw(step)
+        measured = any(row["step"] == step for row in read_metrics(self._folder.evals))
+        if self._due(step, self._eval_every) and not measured:
+            self._measure(step)
+
+    def _due(self, step: int, every: int) -> bool:
+        return every > 0 and (step % every == 0 or step == self._steps)
+
+    def _draw(self, step: int) -> None:
+        trained = self._trained
+        self._log.checked(step)
+        with self._log.paused(), trained.ema.applied():
+            self._preview.write(trained.model, step, write=trained.accelerator.is_main_process)
+
+    def _measure(self, step: int) -> None:
+        assert self._evaluation is not None
+        trained = self._trained
+        self._log.checked(step)
+        with self._log.paused(), trained.ema.applied():
+            metrics = self._evaluation.measure(trained.model, replace(self._run, step=step))
+        trained.accelerator.log({f"eval/{k}": v for k, v in metrics.items()}, step=step)
