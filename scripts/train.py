@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.dry_run:
             return _describe(config)
         data = check(config)
-        for note in check_folder(config):
+        for note in (*data.notes, *check_folder(config, data)):
             _say(f"note: {note}", sys.stderr)
         return _train(config, data)
     except ConfigError as error:

@@ -176,6 +176,46 @@ def test_accelerate_launch_trains_and_leaves_what_is_promised(config: Path) -> N
     assert "UserWarning" not in done.stderr.replace("tread_ssm scans on cpu", "")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_a_launcher_that_is_stopped_alone_leaves_no_training_behind(config: Path) -> None:
+    run = config.parent / "runs" / "tiny"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "scripts/train.py"]
+    command += ["--config", str(config), f"out={config.parent / 'runs'}", "train.steps=100000"]
+    launcher = subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL, text=True
+    )
+    wait_for(launcher, lambda: last_step(run) >= 6)
+    trainer = int((run / "run.holder").read_text().split()[1])
+    assert trainer != launcher.pid
+    launcher.terminate()
+    launcher.wait()
+    end = time.monotonic() + 60
+    while (run / "run.holder").exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    # What was done is saved, and another run has the folder at once.
+    saved = max(int(p.name.split("-")[1]) for p in (run / "checkpoints").glob("step-*"))
+    assert saved >= last_step(run) >= 6
+    code, _, err = finish(start(config, f"train.steps={saved + 3}"))
+    assert code == 0, err
+    assert last_step(run) == saved + 3
+
+
+def test_a_second_run_in_the_folder_is_refused_with_the_holders_name(config: Path) -> None:
+    run = config.parent / "runs" / "tiny"
+    first = start(config, "train.steps=100000")
+    wait_for(first, lambda: last_step(run) >= 3)
+    code, _, err = finish(start(config, "train.steps=100000"))
+    assert code == 1
+    assert f"is being trained by process {first.pid} on " in err
+    assert "Traceback" not in err
+    first.send_signal(signal.SIGTERM)
+    code, _, err = finish(first)
+    assert code == 0, err
+    rows = [r["step"] for r in read_metrics(run / "metrics.jsonl")]
+    assert rows == sorted(set(rows))
+
+
 @pytest.fixture
 def main(
     script: ModuleType, config: Path, monkeypatch: pytest.MonkeyPatch

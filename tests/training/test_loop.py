@@ -21,7 +21,7 @@ from tread_ssm.config.run import (
     TrainConfig,
     load_config,
 )
-from tread_ssm.data import EmojiData, LatentData, LatentValues
+from tread_ssm.data import ArrayData, EmojiData, LatentData, LatentValues
 from tread_ssm.data.importers import Imported
 from tread_ssm.data.prepare import begin, finish, write_shard
 from tread_ssm.diffusion import Flow, NoisePrediction, PerRoute
@@ -30,11 +30,14 @@ from tread_ssm.models import DiMConfig, DiTConfig
 from tread_ssm.pretrained import load_export
 from tread_ssm.routing import Route
 from tread_ssm.training import loop
+from tread_ssm.training.batch import Batch
 from tread_ssm.training.log import TrainingError
 from tread_ssm.training.loop import is_finished, train
 from tread_ssm.training.metrics import read_metrics
 from tread_ssm.training.optimizer import AdamWConfig
+from tread_ssm.training.preview import Preview
 from tread_ssm.training.resume import check_folder
+from tread_ssm.training.step import Stepper
 
 
 @pytest.fixture(autouse=True)
@@ -184,12 +187,12 @@ def test_other_settings_do_not_continue_a_run(tmp_path: Path) -> None:
     config = tiny(tmp_path)
     run(config)
     harmless = replace(config.train, steps=12, log_every=5, save_every=7, micro_batch=2)
-    check_folder(replace(config, train=harmless, sample=SampleConfig(every=3)))
+    check_folder(replace(config, train=harmless, sample=SampleConfig(every=3)), check(config))
     changed = replace(
         config, seed=1, train=replace(config.train, optimizer=AdamWConfig(lr=0.5, weight_decay=0.1))
     )
     with pytest.raises(ConfigError) as caught:
-        check_folder(changed)
+        check_folder(changed, check(changed))
     for key in ("seed", "train.optimizer.lr", "train.optimizer.weight_decay"):
         assert key in str(caught.value)
     assert load_config(config.folder.config) == config
@@ -233,3 +236,110 @@ def test_grids_do_not_disturb_training(tmp_path: Path) -> None:
     quiet = run(tiny(tmp_path / "a"))
     config = replace(tiny(tmp_path / "b"), sample=SampleConfig(every=1, per_class=1, steps=2))
     assert torch.equal(losses(run(config)), losses(quiet))
+
+
+def test_the_checkpoint_of_a_step_is_written_before_anything_is_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("a font is missing")
+
+    config = tiny(tmp_path, save_every=3)
+    config = replace(config, sample=SampleConfig(every=3, per_class=1, steps=2))
+    with monkeypatch.context() as patch:
+        patch.setattr(Preview, "write", broken)
+        for step in (3, 3):
+            with pytest.raises(ValueError, match="a font is missing"):
+                run(config)
+            AcceleratorState._reset_state(reset_partial_state=True)
+            assert list(config.folder.checkpoints()) == [step]
+    # What was owed after step 3 is caught up.
+    run(config)
+    assert all(config.folder.sample_grid(step).is_file() for step in (3, 6))
+    before = config.folder.sample_grid(6).read_bytes()
+    config.folder.sample_grid(6).unlink()
+    run(config)
+    assert config.folder.sample_grid(6).read_bytes() == before
+
+
+def test_a_spike_of_the_loss_is_said_with_its_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = Stepper.step
+    steps = iter(range(1, 7))
+
+    def spiked(self: Stepper, batch: Batch, lr: float) -> Tensor:
+        factor = torch.tensor([1e6 if next(steps) == 4 else 1.0, 1.0, 1.0, 1.0])
+        return plain(self, batch, lr) * factor
+
+    monkeypatch.setattr(Stepper, "step", spiked)
+    run(tiny(tmp_path))
+    warnings = [s for s in capsys.readouterr().err.splitlines() if "warning: the loss" in s]
+    assert len(warnings) == 1
+    assert "at step 4; it was " in warnings[0] and "train.optimizer.lr" in warnings[0]
+
+
+def test_the_remedy_after_a_broken_loss_works(tmp_path: Path) -> None:
+    config = tiny(tmp_path, save_every=2, optimizer=AdamWConfig(lr=1e30), clip=None)
+    start = tiny(tmp_path, steps=2)
+    run(start)
+    wild = replace(config, name="wild")
+    wild = replace(wild, train=replace(wild.train, start_from=str(start.folder.checkpoint(2))))
+    with pytest.raises(
+        TrainingError, match=r"Nothing was saved before|train\.start_from="
+    ) as caught:
+        run(wild)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert "train.optimizer.lr" in str(caught.value)
+    saved = max(wild.folder.checkpoints(), default=None)
+    source = start.folder.checkpoint(2) if saved is None else wild.folder.checkpoint(saved)
+    calm = replace(config, name="calm")
+    train = replace(calm.train, optimizer=AdamWConfig(lr=1e-4), start_from=str(source))
+    assert run(replace(calm, train=train))[-1]["step"] == 6
+
+
+def test_other_data_does_not_continue_a_run(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    labels = np.arange(12) % 9
+    path = tmp_path / "images.npz"
+    np.savez(path, images=images, labels=labels)
+    config = replace(tiny(tmp_path), data=ArrayData(path=str(path)))
+    run(config)
+    assert check_folder(config, check(config)) == []
+    np.savez(path, images=images[::-1].copy(), labels=labels)
+    with pytest.raises(ConfigError, match=r"holds a run on other data: digest was \w+ and is \w+"):
+        check_folder(config, check(config))
+    np.savez(path, images=images[:11], labels=labels[:11])
+    with pytest.raises(ConfigError, match="samples was 12 and is 11"):
+        check_folder(config, check(config))
+
+
+def test_another_length_is_allowed_and_its_effect_is_said(tmp_path: Path) -> None:
+    config = tiny(tmp_path, schedule="cosine")
+    run(config)
+    data = check(config)
+
+    def notes(**changes: object) -> list[str]:
+        return check_folder(replace(config, train=replace(config.train, **changes)), data)  # type: ignore[arg-type]
+
+    assert notes() == []
+    (longer,) = notes(steps=9)
+    assert "was 6 and is 9" in longer and "differs" in longer
+    (shorter,) = notes(steps=4)
+    assert "train.steps is 4, but 6 steps are done" in shorter
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".", "", "a/b", "a\\b", "a\nb", "<b>", "x" * 101, "-a", "é\0"]
+)
+def test_names_are_checked_as_names(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="it becomes the name of a folder"):
+        replace(tiny(tmp_path), name=name)
+    replace(tiny(tmp_path), name="dim_l-2 (é)".replace("(", "+").replace(")", ""))
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(ConfigError, match="runs is a file; runs need a folder"):
+        check(tiny(tmp_path / "runs"))

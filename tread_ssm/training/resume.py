@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from tread_ssm.config.run import RunConfig, load_config
@@ -30,14 +32,14 @@ _MAY_CHANGE = (
 )
 
 
-def check_folder(config: RunConfig) -> list[str]:
-    """Compare with what was trained in the run folder before.
+def check_folder(config: RunConfig, data: Data) -> list[str]:
+    """Compare with what was trained in the run folder before, and with the data it was trained on.
 
     Returns:
         What the user should know, in sentences.
 
     Raises:
-        ConfigError: The folder holds checkpoints of a run with other settings.
+        ConfigError: The folder holds checkpoints of a run with other settings or other data.
     """
     folder = config.folder
     done = max(folder.checkpoints(), default=0)
@@ -55,6 +57,8 @@ def check_folder(config: RunConfig) -> list[str]:
             f"another name, with train.start_from={folder.checkpoint(done)} to start from its "
             f"weights, or remove that folder."
         )
+    if folder.data.is_file():
+        _check_data(json.loads(folder.data.read_text(encoding="utf-8")), data, folder.path)
     was, steps = before.train.steps, config.train.steps
     if steps < done:
         return [f"train.steps is {steps}, but {done} steps are done; their weights are exported."]
@@ -74,6 +78,19 @@ def begin(config: RunConfig, data: Data) -> None:
     remove_left_over(folder.path)
     with replacing(folder.config) as temporary:
         temporary.write_text(dump(config), encoding="utf-8")
+    with replacing(folder.data) as temporary:
+        temporary.write_text(json.dumps(data.fingerprint(), indent=2) + "\n", encoding="utf-8")
+
+
+def _check_data(before: dict[str, Any], data: Data, folder: Path) -> None:
+    # As JSON gives it back: tuples are lists there.
+    now = json.loads(json.dumps(data.fingerprint()))
+    changed = [f"{k} was {before.get(k)} and is {now[k]}" for k in now if before.get(k) != now[k]]
+    if changed:
+        raise ConfigError(
+            f"{folder} holds a run on other data: {'; '.join(changed)}. Bring the data back, or "
+            f"choose another name."
+        )
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
