@@ -11,47 +11,52 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
-from typing import TextIO
 
+from tread_ssm import command
+from tread_ssm.command import say
 from tread_ssm.config.check import check
 from tread_ssm.config.run import RunConfig, load_config
 from tread_ssm.config.strict import dump
 from tread_ssm.data import Data, MissingDataError
 from tread_ssm.errors import ConfigError
-from tread_ssm.processes import is_main, world
+from tread_ssm.processes import is_main
 from tread_ssm.report.plan import plan_text
 from tread_ssm.training.resume import check_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--config", required=True, help="a YAML file, see configs/")
     parser.add_argument("--dry-run", action="store_true", help="describe the run and stop")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     args = parser.parse_intermixed_args(argv)
     try:
-        config = load_config(args.config, args.overrides)
-        if args.dry_run:
-            return _describe(config)
-        data = check(config)
-        for note in (*data.notes, *check_folder(config, data)):
-            _say(f"note: {note}", sys.stderr)
-        return _train(config, data)
-    except ConfigError as error:
-        return _fail(f"{error}", 2)
+        return _run(args)
+    except ConfigError as error:  # all processes meet it alike
+        say(f"error: {error}", error=True)
+        return 2
     except KeyboardInterrupt:
-        return _fail("interrupted; rerun the command to resume.", 130)
+        say("Interrupted; rerun the command to resume.", error=True)
+        return 130
+
+
+def _run(args: argparse.Namespace) -> int:
+    config = load_config(args.config, args.overrides)
+    if args.dry_run:
+        return _describe(config)
+    data = check(config)
+    for note in (*data.notes, *check_folder(config, data)):
+        say(f"note: {note}", error=True)
+    return _train(config, data)
 
 
 def _describe(config: RunConfig) -> int:
     try:
         check(config)
     except MissingDataError as error:
-        _say(f"note: training cannot start yet: {error}", sys.stderr)
-    _say(f"{dump(config)}\n{plan_text(config)}")
+        say(f"note: training cannot start yet: {error}", error=True)
+    say(f"{dump(config)}\n{plan_text(config)}")
     return 0
 
 
@@ -61,7 +66,7 @@ def _train(config: RunConfig, data: Data) -> int:
     from tread_ssm.training.loop import is_finished, train
 
     if is_finished(config):
-        _say(
+        say(
             f"{config.folder.path} is finished ({config.train.steps} steps); raise train.steps to "
             f"train longer, or choose another name."
         )
@@ -71,16 +76,16 @@ def _train(config: RunConfig, data: Data) -> int:
     try:
         stopped = train(config, data)
     except TrainingError as error:  # all processes meet it alike
-        return _fail(f"{error}", 1)
+        say(f"error: {error}", error=True)
+        return 1
     except (ConfigError, OSError) as error:  # perhaps one alone: a damaged image, a full disk
-        where = "" if is_main() else f" (process {world()[0]})"
-        print(f"\nerror{where}: {error}", file=sys.stderr)
+        command.fail(error)
         return 1
     if stopped is not None:
-        _say(f"Saved after {signal.Signals(stopped).name}; rerun the command to resume.")
+        say(f"Saved after {signal.Signals(stopped).name}; rerun the command to resume.")
         return 130 if stopped == signal.SIGINT else 0
     _report(config)
-    _say(f"Done: {config.folder.path}")
+    say(f"Done: {config.folder.path}")
     return 0
 
 
@@ -88,17 +93,7 @@ def _report(config: RunConfig) -> None:
     if config.train.report and is_main():
         from tread_ssm.report.report import write_report
 
-        _say(f"Report: {write_report(config.folder.path)}")
-
-
-def _fail(message: str, code: int) -> int:
-    _say(f"error: {message}", sys.stderr)
-    return code
-
-
-def _say(message: str, file: TextIO | None = None) -> None:
-    if is_main():
-        print(message, file=file)
+        say(f"Report: {write_report(config.folder.path)}")
 
 
 if __name__ == "__main__":

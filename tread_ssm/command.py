@@ -11,6 +11,7 @@ from datetime import timedelta
 import torch
 
 from tread_ssm.errors import ConfigError
+from tread_ssm.processes import is_main
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -43,11 +44,6 @@ def fail(error: object) -> None:
     """Say what went wrong. Each process does: it may have gone wrong on one of them alone."""
     where = "" if is_main() else f" (process {os.environ['RANK']})"
     print(f"error{where}: {error}", file=sys.stderr)
-
-
-def is_main() -> bool:
-    """Whether this is the first of the processes that were started together."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def say(message: object, *, error: bool = False) -> None:
