@@ -31,12 +31,17 @@ from tread_ssm.routing.plan import Draw
 class EDM:
     """x = x0 + t * noise; t is the noise's standard deviation sigma.
 
-    p_mean, p_std: of ln(sigma) in training.
-    sigma_data:    standard deviation of the data.
-    sigma_min, sigma_max, rho: the schedule of sampling, equation 5.
-
     The network gets c_in * x and ln(sigma) / 4, and its output is scaled and added to c_skip * x
     (table 1, column "ours").
+
+    Attributes:
+        kind: Always "edm".
+        p_mean: Mean of ln(sigma) in training.
+        p_std: Standard deviation of ln(sigma) in training.
+        sigma_data: Standard deviation of the data.
+        sigma_min: Smallest sigma of the sampling schedule (equation 5), before the last step to 0.
+        sigma_max: Largest sigma of the sampling schedule, where sampling starts.
+        rho: Exponent of the sampling schedule; larger values put more steps at small sigma.
     """
 
     kind: Literal["edm"] = "edm"

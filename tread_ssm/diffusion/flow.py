@@ -38,14 +38,17 @@ T_MIN = 0.05
 class Flow:
     """x = (1 - t) * x0 + t * noise; t is 0 for data and 1 for noise. The network gets 1000 * t.
 
-    time:      distribution of t in training: "uniform", or "logit_normal", the sigmoid of a
-               normal number (Esser et al., arXiv 2403.03206, equation 19).
-    mean, std: of that normal number; a positive mean trains more on noisy images.
-    predict:   what the network's output is: the velocity noise - x0, or the clean data.
-
     The loss is the squared error of the velocity in both cases. A prediction of the data stands
     for the velocity (x - x0_hat) / max(t, 0.05); the true one is divided likewise, so its loss is
     (x0_hat - x0)^2 / max(t, 0.05)^2 (Li & He, arXiv 2511.13720).
+
+    Attributes:
+        kind: Always "flow".
+        time: Distribution of t in training: "uniform", or "logit_normal", the sigmoid of a normal
+            number (Esser et al., arXiv 2403.03206, equation 19).
+        mean: Mean of that normal number; a positive one trains more on noisy images.
+        std: Standard deviation of that normal number.
+        predict: What the network's output is: the velocity noise - x0, or the clean data.
     """
 
     kind: Literal["flow"] = "flow"
@@ -80,7 +83,7 @@ class Flow:
         return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
 
     def sample_t(self, batch: int, generator: torch.Generator) -> Tensor:
-        """(batch,) float32, times to train at, in [0, 1]."""
+        """(batch,) float32, timesteps to train at, in [0, 1]."""
         if self.time == "uniform":
             return torch.rand(batch, generator=generator)
         return (self.mean + self.std * torch.randn(batch, generator=generator)).sigmoid()

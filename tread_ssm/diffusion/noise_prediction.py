@@ -29,14 +29,17 @@ from tread_ssm.routing.plan import Draw
 class NoisePrediction:
     """x = alpha * x0 + sqrt(1 - alpha^2) * noise; t is the number of noising steps.
 
-    n_steps:              T, the length of the noising chain.
-    beta_start, beta_end: variance added by the first and the last step.
-    betas:                what is evenly spaced in between: "linear" the variances (Ho et al., and
-                          DiT, from 1e-4 to 0.02), "scaled_linear" their square roots.
-
-    Levels 1..T are trained, 0 is clean data, and the network gets t - 1, the 0..T-1 by which
+    Timesteps 1..T are trained, 0 is clean data, and the network gets t - 1, the 0..T-1 by which
     models of this kind count their steps. Between whole steps ln(alpha) is interpolated linearly
     (Lu et al., arXiv 2206.00927, appendix D.3), so that samplers may use any t.
+
+    Attributes:
+        kind: Always "noise".
+        n_steps: T, the length of the noising chain.
+        beta_start: Variance added by the first step.
+        beta_end: Variance added by the last step.
+        betas: What is evenly spaced in between: "linear" the variances (Ho et al., and DiT, from
+            1e-4 to 0.02), "scaled_linear" their square roots.
     """
 
     kind: Literal["noise"] = "noise"

@@ -2,7 +2,7 @@
 
 An objective is a path x_t = alpha(t) * x0 + sigma(t) * noise from data to noise, a
 distribution of timesteps to train at, and what the network predicts. There are three: `EDM`, `Flow`
-and `NoisePrediction`. Level 0 is clean data in all of them.
+and `NoisePrediction`. t = 0 is clean data in all of them.
 
 Shape legend: B batch, C channels, H rows, W columns.
 """
@@ -34,7 +34,8 @@ class Denoiser(Protocol):
 class NoiseSchedule(Protocol):
     """The part of an objective that a sampler needs.
 
-    straight: whether dx/dt = (x - x0) / t along the path, as `heun` needs it.
+    Attributes:
+        straight: Whether dx/dt = (x - x0) / t along the path, as `heun` needs it.
     """
 
     straight: ClassVar[bool]
@@ -50,9 +51,10 @@ class NoiseSchedule(Protocol):
 class LossTerms:
     """What an objective hands to `route_loss`; all (B, C, H, W), at least float32.
 
-    loss_map:       weighted squared error of each element.
-    reconstruction: the network's account of the image, for TREAD v1's term on routed patches.
-    noisy:          x at t, before any preconditioning.
+    Attributes:
+        loss_map: Weighted squared error of each element.
+        reconstruction: The network's account of the image, for TREAD v1's term on routed patches.
+        noisy: x at t, before any preconditioning.
     """
 
     loss_map: Tensor
@@ -106,4 +108,4 @@ def check_positive(name: str, value: float) -> None:
 def check_steps(steps: int) -> None:
     """Raises ValueError unless there is at least one sampling step."""
     if steps < 1:
-        raise ValueError(f"times: steps is {steps}; sampling takes at least 1.")
+        raise ValueError(f"timesteps: steps is {steps}; sampling takes at least 1.")

@@ -19,7 +19,11 @@ from tread_ssm.tokens import TokenSubset
 
 @dataclass(frozen=True, kw_only=True)
 class AllTokens:
-    """TREAD v2 (arXiv 2501.04765): the mean over all elements, whatever was routed."""
+    """TREAD v2 (arXiv 2501.04765): the mean over all elements, whatever was routed.
+
+    Attributes:
+        kind: Always "all".
+    """
 
     kind: Literal["all"] = "all"
 
@@ -31,6 +35,10 @@ class PerRoute:
     DSM_r is the objective's loss averaged over the patches that route r kept. MAE_r is the squared
     error of the reconstruction against the noisy input on the patches that r dropped, each patch of
     the input normalised by the mean and variance of its P * P * C values.
+
+    Attributes:
+        kind: Always "per_route".
+        reconstruction_weight: Weight of the reconstruction; 0.1 is MaskDiT's.
     """
 
     kind: Literal["per_route"] = "per_route"
@@ -48,11 +56,13 @@ class PerRoute:
 class RouteLosses:
     """What `route_loss` returns; at least float32. Only `total` carries a gradient.
 
-    total:            (), what to minimise.
-    kept, routed:     (), the objective's loss on kept and on dropped patches, averaged over the
-                      routes. Where nothing is dropped: the plain mean, and nan.
-    kept_per_route:   (R,), the same of each route that drops something, in the draw's order.
-    routed_per_route: (R,).
+    Attributes:
+        total: (), what to minimise.
+        kept: (), the objective's loss on kept patches, averaged over the routes. Where nothing is
+            dropped: the plain mean.
+        routed: (), the same on dropped patches. Where nothing is dropped: nan.
+        kept_per_route: (R,), `kept` of each route that drops something, in the draw's order.
+        routed_per_route: (R,), `routed` of the same routes.
     """
 
     total: Tensor
@@ -65,11 +75,17 @@ class RouteLosses:
 def route_loss(terms: LossTerms, draw: Draw, patch: int, loss: AllTokens | PerRoute) -> RouteLosses:
     """The loss of one step under a draw of routes.
 
-    terms: of the batch that the draw was made for, on the draw's device.
-    patch: P; a token is a patch of P x P pixels.
-
     A route that drops nothing counts as absent, here as in `RoutePlan.draw`; without routes both
-    losses are the plain mean. Raises ValueError where the draw does not fit the terms.
+    losses are the plain mean.
+
+    Args:
+        terms: Of the batch that the draw was made for, on the draw's device.
+        draw: The draw that the model ran with.
+        patch: P; a token is a patch of P x P pixels.
+        loss: How the loss accounts for the routes.
+
+    Raises:
+        ValueError: The draw does not fit the terms.
     """
     token_loss = patchify(terms.loss_map, patch).mean(dim=2)  # (B, N)
     subsets = [subset for _, subset in draw if not subset.is_all]
