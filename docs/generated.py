@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # for `benchmarks`, which is not installed
 
 from tread_ssm.config.run import RunConfig, load_config  # noqa: E402
+from tread_ssm.models import MixerConfig  # noqa: E402
 from tread_ssm.routing.attach.presets import PRESETS  # noqa: E402
 
 MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
@@ -199,4 +200,10 @@ def _dims(how: Any) -> str:
     return " or ".join(f"`{form.strip()}`" for form in how.dims.split("|"))
 
 
-GENERATED = {f.__name__: f for f in (configuration, estimates, comparison, presets)}
+def mixers() -> str:
+    """The kinds of mixers, with the first sentence about each."""
+    rows = [f"| `{_kind(cls)}` | {documented(cls)[0]} |" for cls in _dataclasses(MixerConfig)]
+    return "\n".join(["| `kind` | what it is |", "|---|---|", *rows])
+
+
+GENERATED = {f.__name__: f for f in (configuration, estimates, comparison, presets, mixers)}
