@@ -18,6 +18,7 @@ from PIL import Image
 
 from tread_ssm.config.run import load_config
 from tread_ssm.config.strict import Source, build
+from tread_ssm.scan.ops import SELECTIVE_BACKENDS, SSD_BACKENDS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -139,6 +140,15 @@ def test_every_environment_variable_of_the_code_is_in_the_table() -> None:
     launcher = re.compile(r"(LOCAL_)?(RANK|WORLD_SIZE)|(ACCELERATE|FSDP)_\w+")  # what it sets
     listed = set(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE))
     assert not {n for n in read - listed if not launcher.fullmatch(n)}
+
+
+def test_every_scan_backend_is_in_its_table() -> None:
+    _, selective, product = (
+        (DOCS / "kernels.md").read_text(encoding="utf-8").split("| backend |", 2)
+    )
+    product = product.split("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|", selective, re.MULTILINE) == list(SELECTIVE_BACKENDS)
+    assert re.findall(r"^\| `(\w+)` \|", product, re.MULTILINE) == list(SSD_BACKENDS)
 
 
 # Set by a tuple assignment or a base class, where reading the source does not show them.

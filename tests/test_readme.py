@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from tread_ssm.routing.attach.presets import PRESETS
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -12,8 +14,12 @@ def test_links_and_configurations_exist() -> None:
     assert len(links) > 10
     assert not [link for link in links if not (ROOT / link).is_file()]
     rows = re.findall(r"^\| ((?:`\w+`, )*`\w+`) \|", README, re.MULTILINE)
-    stems = re.findall(r"`((?:dim|dit)_\w+)`", " ".join(rows))
+    stems = re.findall(r"`((?:dim\d?|dit)_\w+)`", " ".join(rows))
     assert sorted(stems) == sorted(p.stem for p in (ROOT / "configs").glob("di*.yaml"))
+
+
+def test_the_number_of_known_models_is_right() -> None:
+    assert f"A table knows {len(PRESETS)} classes" in README
 
 
 def test_continuous_integration_runs_the_two_commands() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from tread_ssm.config.run import RunConfig, load_config
 from tread_ssm.config.strict import dump
@@ -73,6 +75,16 @@ SIZES = {
 @pytest.mark.parametrize("name", sorted(EXPECTED - {"quickstart"}))
 def test_sizes(name: str) -> None:
     assert load(name).model == SIZES[name]
+
+
+@pytest.mark.parametrize("name", sorted(SIZES))
+def test_the_number_of_parameters_in_the_comment_is_right(name: str) -> None:
+    with torch.device("meta"):
+        count = sum(p.numel() for p in load(name).model.build().parameters())
+    text = (CONFIGS / f"{name}.yaml").read_text()
+    (said,) = re.findall(r"kind: di[mt] +# ([\d.]+)M parameters", text)
+    digits = len(said.partition(".")[2])
+    assert f"{count / 1e6:.{digits}f}" == said
 
 
 @pytest.mark.parametrize(
