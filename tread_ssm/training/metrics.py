@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from tread_ssm.files import replacing
 
 
 class MetricsLog:
@@ -15,9 +16,8 @@ class MetricsLog:
         """Rows behind step `resume_at`, and a row that a crash cut short, are dropped first."""
         self.path = path
         kept = [line for row, line in _rows(path) if row["step"] <= resume_at]
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row at once."""
