@@ -1,4 +1,4 @@
-"""Reads and draws recorded comparisons (benchmarks/comparison.py), and timings that took turns.
+"""Reads and plots recorded comparisons (benchmarks/comparison.py), and timings that took turns.
 
 Arms are compared at equal steps, equal FLOPs and equal seconds. Values between two checkpoints are
 interpolated, linearly in the logarithms of both.
@@ -216,7 +216,7 @@ def plot_curves(comparison: Comparison, names: Sequence[str]) -> Figure:
     panels = [(m, x) for m in ("loss", "distance") for x in AXES]
     for ax, (measure, axis) in zip(axes, panels, strict=True):
         for arm in arms:
-            _draw_curve(ax, arm, arm.curve(measure), axis)  # type: ignore[arg-type]
+            _plot_curve(ax, arm, arm.curve(measure), axis)  # type: ignore[arg-type]
         plain(ax)
         _log_scale(ax)
         if axis == "steps":
@@ -278,7 +278,7 @@ def plot_training_loss(comparison: Comparison, names: Sequence[str]) -> Figure:
         steps, values = arm.training
         later = steps >= arm.loss.steps[0]
         left.plot(steps[later], values[later], **_style(arm, markers=False))
-        _draw_curve(right, arm, arm.loss, "steps")
+        _plot_curve(right, arm, arm.loss, "steps")
     for ax, title in ((left, "training loss, as logged"), (right, "held-out loss, dense network")):
         plain(ax)
         _log_scale(ax)
@@ -335,7 +335,7 @@ def plot_samples(comparison: Comparison, names: Sequence[str], classes: Sequence
     return figure
 
 
-def _draw_curve(ax: Axes, arm: Arm, curve: Curve, axis: Axis) -> None:
+def _plot_curve(ax: Axes, arm: Arm, curve: Curve, axis: Axis) -> None:
     x, mean = curve.spent(axis), curve.values.mean(axis=0)
     if len(curve.values) > 1 and len(x) > 1:
         low, high = curve.values.min(axis=0), curve.values.max(axis=0)

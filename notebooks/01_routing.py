@@ -57,7 +57,7 @@ selections = {
     'Segments(16, along="columns")': Segments(16, along="columns"),
 }
 kept = {title: draw(Route(2, 6, select=s))[0][1] for title, s in selections.items()}
-show.show_kept(image, kept, grid)
+show.plot_kept(image, kept, grid)
 
 # %% [markdown]
 # - `RandomTokens` is TREAD's own choice and the default.
@@ -70,7 +70,7 @@ show.show_kept(image, kept, grid)
 
 # %%
 corners = (0, 15, -16, -1)
-show.show_kept(
+show.plot_kept(
     image,
     {
         "drop=0.25": draw(Route(2, 6, drop=0.25))[0][1],
@@ -90,7 +90,7 @@ show.show_kept(
 # %%
 orders = ["raster", "column", "raster_reversed", "column_reversed", "snake", "zigzag_3", "hilbert"]
 ranks = {name: rank_table(name, grid) for name in orders}
-show.show_paths({name: show.scan_path(rank, grid) for name, rank in ranks.items()}, grid)
+show.plot_paths({name: show.scan_path(rank, grid) for name, rank in ranks.items()}, grid)
 
 # %% [markdown]
 # With half of the tokens dropped at random, each scan visits what is left *in its own order*:
@@ -98,7 +98,7 @@ show.show_paths({name: show.scan_path(rank, grid) for name, rank in ranks.items(
 
 # %%
 half = kept["RandomTokens()"]
-show.show_paths({name: show.scan_path(rank, grid, half) for name, rank in ranks.items()}, grid)
+show.plot_paths({name: show.scan_path(rank, grid, half) for name, rank in ranks.items()}, grid)
 
 # %% [markdown]
 # Why the rule matters: a router that hands over the ids as it drew them (harmless to attention)
@@ -106,7 +106,7 @@ show.show_paths({name: show.scan_path(rank, grid, half) for name, rank in ranks.
 
 # %%
 drawn = half.index[0][torch.randperm(half.n_kept, generator=torch.Generator().manual_seed(0))]
-show.show_paths(
+show.plot_paths(
     {"ids as they were drawn": drawn, "in raster order": half.index[0]}
     | {f"{t}, raster": show.scan_path(ranks["raster"], grid, kept[t]) for t in list(kept)[2:4]},
     grid,
@@ -123,7 +123,7 @@ show.show_paths(
 small, depth = (8, 8), 12
 generator = torch.Generator().manual_seed(0)
 one = RoutePlan((Route(2, -3),), depth).draw(1, small, generator)
-show.show_stream(one, depth, small, n_prefix=2)
+show.plot_stream(one, depth, small, n_prefix=2)
 
 # %% [markdown]
 # A plan may hold several routes, one after the other (TREAD's first version), each with a draw of
@@ -132,7 +132,7 @@ show.show_stream(one, depth, small, n_prefix=2)
 # %%
 routes = (Route(1, 5, drop=0.5), Route(6, 11, drop=0.75))
 two = RoutePlan(routes, depth).draw(1, small, generator)
-show.show_stream(two, depth, small, n_prefix=2)
+show.plot_stream(two, depth, small, n_prefix=2)
 
 # %% [markdown]
 # ## What rejoins
@@ -165,7 +165,7 @@ inside = subset.put(seen[4], torch.zeros_like(x))
 there = subset.mask()[0].numpy()
 
 # %%
-show.show_streams(
+show.plot_streams(
     {
         "the network's input": (show.joined(x, grid, patch), None),
         "at the route's start (2 blocks)": (show.joined(before, grid, patch), None),
@@ -202,7 +202,7 @@ with torch.no_grad():
 start, stop = (stream[k][:, model.n_prefix :] for k in ("start", "stop"))
 dropped = ~route[0][1].mask()
 print("dropped tokens bit-identical:", torch.equal(start[dropped], stop[dropped]))
-show.show_changes((stop - start)[0].norm(dim=-1), route[0][1], grid)
+show.plot_changes((stop - start)[0].norm(dim=-1), route[0][1], grid)
 
 # %% [markdown]
 # And the scan itself: visiting a subset is *exactly* the full scan in which the missing tokens have

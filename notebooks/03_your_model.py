@@ -57,7 +57,7 @@ with routing.using(draw):
 loss.backward()
 
 print("outside `using`, bit for bit timm's own:", torch.equal(vit(images), dense))
-show.show_stream(draw, depth, grid, n_prefix=1)
+show.plot_stream(draw, depth, grid, n_prefix=1)
 
 # %% [markdown]
 # ## What it saves

@@ -1,13 +1,13 @@
 """The picture of a plan."""
 
-from tread_ssm.plots.plan import show_plan
+from tread_ssm.plots.plan import plot_plan
 from tread_ssm.routing import Route, RoutePlan
 
 
 def test_numbers_of_tokens_and_routes_are_written_into_it() -> None:
     plan = RoutePlan((Route(1, 3), Route(4, 5, 0.25, rejoin="sum")), 6)
     tokens = (66, 34, 34, 66, 50, 66)
-    figure = show_plan(plan, tokens, 66, skips=((0, 5),), title="a plan")
+    figure = plot_plan(plan, tokens, 66, skips=((0, 5),), title="a plan")
     (axes,) = figure.axes
     written = [t.get_text() for t in axes.texts]
     assert axes.get_title() == "a plan"

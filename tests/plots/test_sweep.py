@@ -7,14 +7,15 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from tread_ssm.plots.colours import KEPT
+from tread_ssm.plots.colours import KEPT, save
 from tread_ssm.plots.sweep import plot_sweep
 
 
 @pytest.mark.parametrize(("panels", "columns", "rows"), [(1, 1, 1), (3, 3, 1), (4, 3, 2)])
 def test_each_metric_has_its_panel(tmp_path: Path, panels: int, columns: int, rows: int) -> None:
     metrics = {f"m{i}": [3.0, 1.0 + i, 2.0] for i in range(panels)}
-    plot_sweep(tmp_path / "new" / "sweep.png", "guidance", [1.0, 1.5, 4.0], metrics)
+    figure = plot_sweep("guidance", [1.0, 1.5, 4.0], metrics)
+    save(figure, tmp_path / "new" / "sweep.png")
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["sweep.png"]
     picture = np.asarray(Image.open(tmp_path / "new" / "sweep.png").convert("RGB"))
     height, width = picture.shape[0] // rows, picture.shape[1] // columns

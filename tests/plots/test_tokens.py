@@ -28,7 +28,7 @@ def subset(select: RandomTokens | Rows | Cells) -> TokenSubset:
 
 def test_kept_tokens_show_the_image_and_dropped_ones_do_not() -> None:
     kept = subset(RandomTokens())
-    figure = show.show_kept(IMAGE, {"random": kept}, GRID)
+    figure = show.plot_kept(IMAGE, {"random": kept}, GRID)
     whole, panel = (np.asarray(ax.images[0].get_array()) for ax in figure.axes[:2])
     assert np.array_equal(whole, IMAGE / 255)
     there = kept.mask()[0].reshape(GRID).numpy().repeat(2, axis=0).repeat(2, axis=1)
@@ -53,7 +53,7 @@ def test_neighbours_along_known_paths() -> None:
 
 
 def test_paths_are_drawn_through_the_middles_of_their_tokens() -> None:
-    figure = show.show_paths({"one": torch.tensor([0, 1, 7])}, GRID)
+    figure = show.plot_paths({"one": torch.tensor([0, 1, 7])}, GRID)
     (lines,) = [c for c in figure.axes[0].collections if isinstance(c, LineCollection)]
     segments = [np.asarray(s).tolist() for s in lines.get_segments()]
     assert segments == [[[0.5, 0.5], [1.5, 0.5]], [[1.5, 0.5], [1.5, 1.5]]]
@@ -61,7 +61,7 @@ def test_paths_are_drawn_through_the_middles_of_their_tokens() -> None:
 
 def test_the_stream_shows_every_route_and_counts_what_blocks_see() -> None:
     drawn = draw(Route(1, 3), Route(5, 7, drop=0.75))
-    figure = show.show_stream(drawn, 8, GRID, n_prefix=2)
+    figure = show.plot_stream(drawn, 8, GRID, n_prefix=2)
     top, main = figure.axes[:2]
     bars = [p for p in top.patches if isinstance(p, Rectangle)]
     assert [bar.get_height() for bar in bars] == [26, 14, 14, 26, 26, 8, 8, 26]
@@ -83,7 +83,7 @@ def test_an_image_cut_into_tokens_and_joined_is_the_image() -> None:
 def test_changes_are_drawn_as_they_are() -> None:
     kept = subset(RandomTokens())
     change = kept.mask()[0].double() * torch.linspace(1, 2, 24)
-    left, right = show.show_changes(change, kept, GRID).axes[:2]
+    left, right = show.plot_changes(change, kept, GRID).axes[:2]
     assert np.allclose(np.asarray(left.images[0].get_array()).flatten(), change)
     assert len(left.patches) == 12  # orange where nothing changed
     assert [np.size(line.get_ydata()) for line in right.lines] == [12, 12]
@@ -93,7 +93,7 @@ def test_changes_are_drawn_as_they_are() -> None:
 def test_missing_tokens_of_a_stream_are_blank() -> None:
     image = IMAGE / 255.0
     there = subset(Rows()).mask()[0].numpy()
-    figure = show.show_streams({"a": (image, None), "b": (image, there)}, GRID)
+    figure = show.plot_streams({"a": (image, None), "b": (image, there)}, GRID)
     blank = np.asarray(figure.axes[1].images[0].get_array())
     missing = ~there.reshape(GRID).repeat(2, axis=0).repeat(2, axis=1)
     assert len(np.unique(blank[missing], axis=0)) == 1

@@ -1,17 +1,21 @@
-"""The colours that mean the same in every picture, and figures without pyplot's global state."""
+"""One palette, in which a colour means the same in every picture, and figures without pyplot."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from tread_ssm.files import replacing
 
 INK = "#22303c"  # text, frames
 PALE = "#e3e8ed"  # what is not there
 KEPT = "#2a78c2"  # tokens inside a route
 DROPPED = "#e08a2e"  # tokens that a route carries past its blocks
 PREFIX = "#7b5ea7"  # tokens without a place in the image
+DENSE = "#b8bec6"  # the network without routes, to compare with
 BACKBONE = {"dim": "#0f7c72", "dit": "#b5407a"}
 
 
@@ -35,3 +39,9 @@ def plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color=PALE, linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG, whole or not at all."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,7 +16,7 @@ from tread_ssm.routing import RoutePlan
 _THICK = 16.0  # points, of a stream that holds every token
 
 
-def show_plan(
+def plot_plan(
     plan: RoutePlan,
     tokens: Sequence[int],
     dense_tokens: int,
@@ -24,9 +25,12 @@ def show_plan(
 ) -> Figure:
     """Blocks, the streams that they see and the routes past them.
 
-    tokens:       per block, the tokens that it sees, prefix and padding included.
-    dense_tokens: the same without routes.
-    skips:        (source, target) blocks of long skips, drawn faintly below.
+    Args:
+        plan: The routes.
+        tokens: Per block, the tokens that it sees, prefix and padding included.
+        dense_tokens: The same without routes.
+        skips: (source, target) blocks of long skips, faint below.
+        title: Of the picture.
     """
     depth = plan.depth
     figure, (axes,) = new_figure(max(7.0, min(14.0, 0.26 * depth + 2)), 4.2 if skips else 3.4)
@@ -72,13 +76,9 @@ def show_plan(
 
 def _streams(axes: Axes, tokens: Sequence[int], dense: int) -> None:
     """The stream above the blocks, as thick as it holds tokens, with its numbers."""
-    runs: list[list[int]] = []
-    for block, n in enumerate(tokens):
-        if runs and runs[-1][2] == n:
-            runs[-1][1] = block
-        else:
-            runs.append([block, block, n])
-    for first, last, n in runs:
+    for n, blocks in groupby(range(len(tokens)), tokens.__getitem__):
+        first, *rest = blocks
+        last = rest[-1] if rest else first
         left = first - (1.2 if first == 0 else 0.5)
         right = last + (1.2 if last == len(tokens) - 1 else 0.5)
         axes.plot(

@@ -1,34 +1,35 @@
-"""The pictures of a run's report; imported where one is written, as matplotlib is slow to load."""
+"""The pictures of a run's report."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from tread_ssm.plots.colours import DENSE, DROPPED, INK, KEPT, new_figure, plain
 from tread_ssm.routing.cost import PlanCost
 
-KEPT, ROUTED, ALL, DENSE = "#2a6fb0", "#e07b39", "#3d8b57", "#b8bec6"
 
-
-def plot_losses(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def plot_losses(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Loss of kept and routed tokens over the steps: the logged means, and smoothed over them.
 
-    rows: of metrics.jsonl. Rows without a routed loss (no routes, a dense tail) give a curve of
-    all tokens.
+    Args:
+        rows: Of metrics.jsonl. Rows without a routed loss (no routes, a dense tail) give a curve
+            of all tokens.
     """
-    figure, axes = _new(7.5, 3.8)
+    figure, (axes,) = new_figure(7.5, 3.8)
+    plain(axes)
     width = max(1.0, len(rows) / 40)
     routed = [row for row in rows if row["routed_loss"] is not None]
     dense = [row for row in rows if row["routed_loss"] is None]
     curves = [
         (routed, "kept_loss", "kept tokens", KEPT),
-        (routed, "routed_loss", "routed tokens", ROUTED),
-        (dense, "loss", "all tokens, no routes" if routed else "all tokens", ALL),
+        (routed, "routed_loss", "routed tokens", DROPPED),
+        (dense, "loss", "all tokens, no routes" if routed else "all tokens", INK),
     ]
     for part, key, name, colour in curves:
         if part:
@@ -44,7 +45,7 @@ def plot_losses(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.tick_params(axis="y", which="both", labelsize=8)
     axes.set(xlabel="step", ylabel="loss (log scale)", xlim=(0, rows[-1]["step"]))
     axes.legend(frameon=False)
-    _save(figure, path)
+    return figure
 
 
 def smooth(values: Sequence[float], width: float) -> list[float]:
@@ -59,18 +60,21 @@ def smooth(values: Sequence[float], width: float) -> list[float]:
     return smoothed
 
 
-def plot_routing(cost: PlanCost, measured: float, path: Path) -> None:
+def plot_routing(cost: PlanCost, measured: float) -> Figure:
     """Left: tokens that each block sees. Right: what is left of the dense network's cost.
 
-    measured: step time, routed over dense.
+    Args:
+        cost: Dense and routed.
+        measured: Step time, routed over dense.
     """
-    figure, (left, right) = _new(9.5, 3.2, columns=2)
+    figure, (left, right) = new_figure(9.5, 3.2, 1, 2)
+    plain(left)
     blocks = range(len(cost.dense.tokens))
     left.bar(blocks, cost.dense.tokens, color=DENSE, width=0.85, label="dense")
-    left.bar(blocks, cost.routed.tokens, color=ROUTED, width=0.85, label="routed")
+    left.bar(blocks, cost.routed.tokens, color=KEPT, width=0.85, label="routed")
     left.set(xlabel="block", ylabel="tokens in the stream")
     left.set_ylim(0, max(cost.dense.tokens) * 1.3)
-    left.xaxis.get_major_locator().set_params(integer=True)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.legend(frameon=False, ncols=2, loc="upper right")
     shares = {
         "tokens, all blocks": cost.token_share,
@@ -78,38 +82,26 @@ def plot_routing(cost: PlanCost, measured: float, path: Path) -> None:
         "FLOPs, training step": cost.step_share,
         "time, training step": measured,
     }
-    _bars(right, {k: 100 * v for k, v in shares.items()}, [ROUTED] * 3 + [KEPT], "{:.0f} %")
-    right.axvline(100, color="#555555", linewidth=1, linestyle="--")
+    _bars(right, {k: 100 * v for k, v in shares.items()}, [KEPT] * 3 + [DROPPED], "{:.0f} %")
+    right.axvline(100, color=INK, linewidth=1, linestyle="--")
     right.set(xlabel="routed, % of dense", xlim=(0, max(112, 112 * max(shares.values()))))
-    _save(figure, path)
+    return figure
 
 
-def plot_distances(distances: Mapping[str, float], path: Path) -> None:
+def plot_distances(distances: Mapping[str, float]) -> Figure:
     """FD-emoji of each set of images as a bar; the last one is the reference for the eye."""
-    figure, axes = _new(7.5, 0.6 + 0.5 * len(distances))
-    colours = [DENSE] + [ROUTED] * (len(distances) - 2) + [KEPT]
+    figure, (axes,) = new_figure(7.5, 0.6 + 0.5 * len(distances))
+    colours = [DENSE] + [KEPT] * (len(distances) - 2) + [DROPPED]
     _bars(axes, distances, colours, "{:.1f}")
     axes.set_xlabel("FD-emoji (lower is better)")
-    _save(figure, path)
+    return figure
 
 
 def _bars(axes: Axes, values: Mapping[str, float], colours: Sequence[str], form: str) -> None:
+    plain(axes)
+    axes.grid(False, axis="y")
     bars = axes.barh(list(values), list(values.values()), color=colours, height=0.62)
     axes.bar_label(bars, [form.format(v) for v in values.values()], padding=4, fontsize=10)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.15 * max(*values.values(), 1e-9))
     axes.tick_params(axis="y", length=0)
-
-
-def _new(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
-    """A figure of its own canvas: pyplot and its state are not touched."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, columns)
-    for one in axes if columns > 1 else [axes]:
-        one.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, format="png")

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+
+from matplotlib.figure import Figure
 
 from tread_ssm.plots.colours import KEPT, new_figure, plain
 
 
 def plot_sweep(
-    path: Path, option: str, values: Sequence[float], metrics: Mapping[str, Sequence[float]]
-) -> None:
-    """Write a PNG, whole or not at all.
+    option: str, values: Sequence[float], metrics: Mapping[str, Sequence[float]]
+) -> Figure:
+    """A panel for each metric.
 
-    values:  of the option, in rising order.
-    metrics: title -> the metric at each value.
+    Args:
+        option: Name of the option.
+        values: Of the option, in rising order.
+        metrics: By title, the metric at each value.
     """
     columns = min(3, len(metrics))
     rows = -(-len(metrics) // columns)
@@ -26,7 +28,4 @@ def plot_sweep(
         plain(ax)
     for ax in axes[len(metrics) :]:
         ax.set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, dpi=130, format="png")
-    os.replace(temporary, path)
+    return figure

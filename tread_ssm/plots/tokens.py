@@ -10,16 +10,17 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+from einops import rearrange
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.colors import ListedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
-from tread_ssm.plots.colours import DROPPED, INK, KEPT, PREFIX, bare, new_figure
+from tread_ssm.plots.colours import DROPPED, INK, KEPT, PALE, PREFIX, bare, new_figure, plain
 from tread_ssm.routing.plan import Draw
 from tread_ssm.tokens import TokenSubset
 
@@ -28,28 +29,37 @@ Grid = tuple[int, int]
 TIME = colormaps["plasma"]
 
 
-def show_kept(
+def plot_kept(
     image: np.ndarray, subsets: Mapping[str, TokenSubset], grid: Grid, columns: int = 4
 ) -> Figure:
     """The image cut into tokens, whole and as each subset leaves it; dropped tokens are faded.
 
-    image:   uint8 (H, W, 3).
-    subsets: by title; the first sample of each is shown.
+    Args:
+        image: uint8 (H, W, 3).
+        subsets: By title; the first sample of each is shown.
+        grid: (rows, columns) of tokens.
+        columns: Panels a row.
     """
     panels = [("all tokens", None), *subsets.items()]
     figure, axes = _panels(len(panels), columns, 2.45, 2.75)
     for ax, (title, subset) in zip(axes, panels, strict=False):
         n = grid[0] * grid[1]
         kept = np.ones(n, bool) if subset is None else subset.mask()[0].cpu().numpy()
-        _draw_tokens(ax, image, kept, grid)
+        _plot_tokens(ax, image, kept, grid)
         ax.set_title(f"{title}\n{int(kept.sum())} of {n} tokens", fontsize=9.5, color=INK)
     return figure
 
 
 def scan_path(rank: Tensor, grid: Grid, subset: TokenSubset | None = None) -> Tensor:
-    """(K,) int64, raster positions in the order in which a scan visits the first sample's tokens.
+    """Raster positions in the order in which a scan visits the first sample's tokens.
 
-    rank: (N,) int64, of `scan.order.rank_table`. subset: None keeps all.
+    Args:
+        rank: (N,) int64, of `scan.order.rank_table`.
+        grid: (rows, columns) of tokens.
+        subset: Kept tokens. None keeps all.
+
+    Returns:
+        (K,) int64.
     """
     if subset is None:
         return rank.argsort()
@@ -63,14 +73,18 @@ def neighbours(path: Tensor, grid: Grid) -> float:
     return float((distance == 1).double().mean())
 
 
-def show_paths(paths: Mapping[str, Tensor], grid: Grid, columns: int = 4) -> Figure:
+def plot_paths(paths: Mapping[str, Tensor], grid: Grid, columns: int = 4) -> Figure:
     """Scans as lines over the grid, coloured by time from the first visit to the last.
 
-    paths: by title, (K,) raster positions in visiting order; tokens that no path visits are pale.
+    Args:
+        paths: By title, (K,) raster positions in visiting order; tokens that no path visits are
+            pale.
+        grid: (rows, columns) of tokens.
+        columns: Panels a row.
     """
     figure, axes = _panels(len(paths), columns, 2.45, 2.75)
     for ax, (title, path) in zip(axes, paths.items(), strict=False):
-        _draw_path(ax, path.cpu().numpy(), grid)
+        _plot_path(ax, path.cpu().numpy(), grid)
         share = neighbours(path, grid)
         ax.set_title(f"{title}\n{share:.0%} of steps to a neighbour", fontsize=9.5, color=INK)
     bar = figure.colorbar(
@@ -83,7 +97,7 @@ def show_paths(paths: Mapping[str, Tensor], grid: Grid, columns: int = 4) -> Fig
     return figure
 
 
-def show_stream(draw: Draw, depth: int, grid: Grid, n_prefix: int = 0) -> Figure:
+def plot_stream(draw: Draw, depth: int, grid: Grid, n_prefix: int = 0) -> Figure:
     """What each block sees of the first sample: a column a block, a row a token.
 
     Above: the length of the stream in each block.
@@ -126,26 +140,31 @@ def show_stream(draw: Draw, depth: int, grid: Grid, n_prefix: int = 0) -> Figure
     return figure
 
 
-def show_streams(images: Mapping[str, tuple[np.ndarray, np.ndarray | None]], grid: Grid) -> Figure:
+def plot_streams(images: Mapping[str, tuple[np.ndarray, np.ndarray | None]], grid: Grid) -> Figure:
     """Images side by side, each with the tokens that are missing from it.
 
-    images: by title, (image float (H, W, 3) in 0..1, bool (N,) of the tokens that are there or
+    Args:
+        images: By title, (image float (H, W, 3) in 0..1, bool (N,) of the tokens that are there or
             None for all).
+        grid: (rows, columns) of tokens.
     """
     figure, axes = _panels(len(images), 3, 2.75, 3.0)
     for ax, (title, (image, present)) in zip(axes, images.items(), strict=False):
         shown = (image.clip(0, 1) * 255).round().astype(np.uint8)
         kept = np.ones(grid[0] * grid[1], bool) if present is None else present
-        _draw_tokens(ax, shown, kept, grid, blank=True)
+        _plot_tokens(ax, shown, kept, grid, blank=True)
         ax.set_title(title, fontsize=9.5, color=INK)
     return figure
 
 
-def show_changes(change: Tensor, subset: TokenSubset, grid: Grid) -> Figure:
+def plot_changes(change: Tensor, subset: TokenSubset, grid: Grid) -> Figure:
     """How far each token of the first sample moved between a route's start and its end.
 
-    change: (N,) at least 0. Left as a map, with orange where it is exactly 0; right sorted, kept
-            and dropped tokens apart.
+    Args:
+        change: (N,) at least 0. Left as a map, with orange where it is exactly 0; right sorted,
+            kept and dropped tokens apart.
+        subset: The route's kept tokens.
+        grid: (rows, columns) of tokens.
     """
     kept = subset.mask()[0].cpu().numpy()
     values = change.detach().cpu().double().numpy()
@@ -175,24 +194,20 @@ def show_changes(change: Tensor, subset: TokenSubset, grid: Grid) -> Figure:
             weight="bold",
         )
     right.set(xlabel="tokens, the most changed first", ylabel="change of the token (norm)")
-    right.spines[["top", "right"]].set_visible(False)
+    plain(right)
     right.set_ylim(-0.04 * values.max(), 1.12 * values.max())
     return figure
 
 
 def cut(image: Tensor, patch: int) -> Tensor:
     """Image (H, W, C) -> tokens (1, N, patch * patch * C) in raster order."""
-    height, width, channels = image.shape
-    rows, columns = height // patch, width // patch
-    tokens = image.reshape(rows, patch, columns, patch, channels).transpose(1, 2)
-    return tokens.reshape(1, rows * columns, patch * patch * channels)
+    return rearrange(image, "(h p) (w q) c -> 1 (h w) (p q c)", p=patch, q=patch)
 
 
 def joined(tokens: Tensor, grid: Grid, patch: int) -> np.ndarray:
     """The first sample's tokens (B, N, patch * patch * C) as an image (H, W, C)."""
-    rows, columns = grid
-    image = tokens[0].reshape(rows, columns, patch, patch, -1).transpose(1, 2)
-    return image.reshape(rows * patch, columns * patch, -1).detach().cpu().numpy()
+    image = rearrange(tokens[0], "(h w) (p q c) -> (h p) (w q) c", h=grid[0], p=patch, q=patch)
+    return image.detach().cpu().numpy()
 
 
 def _panels(n: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
@@ -204,14 +219,14 @@ def _panels(n: int, columns: int, width: float, height: float) -> tuple[Figure, 
     return figure, axes
 
 
-def _draw_tokens(
+def _plot_tokens(
     ax: Axes, image: np.ndarray, kept: np.ndarray, grid: Grid, blank: bool = False
 ) -> None:
     """uint8 image (H, W, 3) with white lines between tokens; the rest faded, or left out."""
     rows, columns = grid
     high, wide = image.shape[0] // rows, image.shape[1] // columns
     there = np.repeat(np.repeat(kept.reshape(grid), high, axis=0), wide, axis=1)[:, :, None]
-    pale = np.array([227, 232, 237]) / 255
+    pale = np.array(to_rgb(PALE))
     faded = pale if blank else 0.82 * pale + 0.18 * image / 255
     shown = np.where(there, image / 255, faded)
     ax.imshow(shown, extent=(0, columns, rows, 0), interpolation="nearest")
@@ -221,7 +236,7 @@ def _draw_tokens(
         ax.axvline(i, color="white", lw=0.9)
 
 
-def _draw_path(ax: Axes, path: np.ndarray, grid: Grid) -> None:
+def _plot_path(ax: Axes, path: np.ndarray, grid: Grid) -> None:
     rows, columns = grid
     shade = np.full((rows, columns, 3), 0.955)
     shade.reshape(-1, 3)[path] = (0.80, 0.87, 0.945)

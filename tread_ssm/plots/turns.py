@@ -14,7 +14,9 @@ from tread_ssm.plots.colours import DROPPED, INK, KEPT, new_figure, plain
 def plot_turns(seconds: Mapping[str, Sequence[float]], unit: str = "one training step") -> Figure:
     """Timings of sides that took turns: each turn a dot, medians as bars; the first side is 1.
 
-    seconds: by title, of tread_ssm.timing.take_turns.
+    Args:
+        seconds: By title, of tread_ssm.timing.take_turns.
+        unit: What took so long.
     """
     figure, (ax,) = new_figure(7.5, 0.9 + 0.55 * len(seconds), 1, 1)
     base = statistics.median(next(iter(seconds.values())))
