@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
 import platform
 import shutil
 import statistics
@@ -33,12 +32,19 @@ from tread_ssm.config.check import check
 from tread_ssm.config.run import RunConfig, load_config
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.data import PixelValues, load_emoji
-from tread_ssm.evaluation import EmojiFeatures, FeatureMoments, feature_moments, frechet_distance
+from tread_ssm.evaluation import (
+    EmojiFeatures,
+    FeatureMoments,
+    feature_moments,
+    frechet_distance,
+    to_batch,
+)
+from tread_ssm.files import replacing
 from tread_ssm.models.cost import backbone_cost
 from tread_ssm.pretrained import load_export
 from tread_ssm.randomness import generator
-from tread_ssm.sampling.generate import sample_images, starting_noise
-from tread_ssm.sampling.image_grid import to_uint8
+from tread_ssm.sampling.generate import Recipe, generate_all
+from tread_ssm.sampling.image_grid import decoder, to_uint8
 from tread_ssm.timing import take_turns
 from tread_ssm.training.batch import BatchMaker
 from tread_ssm.training.ema import Ema
@@ -169,7 +175,7 @@ def held_out(work: Path, scale: Scale, config: RunConfig) -> Held:
     """The fixed evaluation set; the same for every arm, seed and step."""
     path, images, labels = split_data(work, scale)
     rng = generator(0, 1, "comparison")
-    x = torch.from_numpy(images).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    x = to_batch(images).float().div(127.5).sub(1)
     return Held(
         x,
         torch.from_numpy(labels),
@@ -183,8 +189,7 @@ def held_out(work: Path, scale: Scale, config: RunConfig) -> Held:
 def _reference(path: Path) -> FeatureMoments:
     """Of the training images' features."""
     with np.load(path, allow_pickle=False) as archive:
-        images = torch.from_numpy(archive["images"])
-    return feature_moments(EmojiFeatures(), images.permute(0, 3, 1, 2))
+        return feature_moments(EmojiFeatures(), to_batch(archive["images"]))
 
 
 def configure(
@@ -236,29 +241,16 @@ def loss_of(folder: Path, held: Held) -> float:
 def distance_of(folder: Path, held: Held, scale: Scale) -> float:
     """FD-emoji of unguided samples, with the held-out labels, from the training images."""
     images = samples(folder, held.labels, scale.sample_steps, guidance=1.0)
-    found = feature_moments(EmojiFeatures(), torch.from_numpy(images).permute(0, 3, 1, 2))
-    return frechet_distance(found, held.reference)
+    return frechet_distance(feature_moments(EmojiFeatures(), to_batch(images)), held.reference)
 
 
 def samples(folder: Path, labels: Tensor, steps: int, guidance: float) -> np.ndarray:
     """uint8 (n, H, W, 3) from averaged weights, by DPM-Solver++; image i has the same noise for
     every folder."""
-    model, described = load_export(folder)
-    noise = starting_noise(len(labels), described.model, 0)
-    parts = [
-        sample_images(
-            model,
-            described.objective,
-            x,
-            y,
-            null_label=described.model.n_classes,
-            steps=steps,
-            guidance=guidance,
-            sampler="dpm_solver_pp",
-        )
-        for x, y in zip(noise.split(64), labels.split(64), strict=True)
-    ]
-    return to_uint8(torch.cat(parts), PixelValues())
+    model, run = load_export(folder)
+    recipe = Recipe(steps=steps, guidance=guidance, sampler="dpm_solver_pp")
+    decode = decoder(run.values, None, "cpu")
+    return generate_all(model, run, recipe, labels, seed=0, decode=decode)
 
 
 def train_all(work: Path, scale: Scale) -> None:
@@ -422,7 +414,7 @@ def _row(work: Path, scale: Scale, arm: Arm) -> dict[str, Any] | None:
 
 
 def _distance(x: Tensor, held: Held) -> float:
-    images = torch.from_numpy(to_uint8(x, PixelValues())).permute(0, 3, 1, 2)
+    images = to_batch(to_uint8(x, PixelValues()))
     return frechet_distance(feature_moments(EmojiFeatures(), images), held.reference)
 
 
@@ -437,10 +429,8 @@ def _machine() -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -140,7 +140,7 @@ def selections() -> Figure:
         'Segments(16, along="columns")': Segments(16, along="columns"),
     }
     kept = {title: one_draw(Route(2, 6, select=s))[0][1] for title, s in selects.items()}
-    return show.show_kept(emoji("parrot"), kept, FINE)
+    return show.plot_kept(emoji("parrot"), kept, FINE)
 
 
 def orders() -> Figure:
@@ -150,13 +150,13 @@ def orders() -> Figure:
     ranks = {name: rank_table(name, FINE) for name in names}
     paths = {name: show.scan_path(rank, FINE) for name, rank in ranks.items()}
     paths |= {f"{n}, half": show.scan_path(rank, FINE, half) for n, rank in ranks.items()}
-    return show.show_paths(paths, FINE)
+    return show.plot_paths(paths, FINE)
 
 
 def stream() -> Figure:
     """What each of twelve blocks sees of 8 x 8 tokens behind a prefix of two."""
     draw = RoutePlan((ROUTE,), DEPTH).draw(1, GRID, torch.Generator().manual_seed(0))
-    return show.show_stream(draw, DEPTH, GRID, n_prefix=2)
+    return show.plot_stream(draw, DEPTH, GRID, n_prefix=2)
 
 
 def rejoin() -> Figure:
@@ -181,7 +181,7 @@ def rejoin() -> Figure:
     for name in ("start", "input", "sum"):
         end = run_blocks([tint] * 6, x, None, Layout(FINE), one_draw(Route(2, 6, rejoin=name)))
         panels[f'rejoin="{name}"'] = (show.joined(end, FINE, patch), None)
-    return show.show_streams(panels, FINE)
+    return show.plot_streams(panels, FINE)
 
 
 def one_draw(route: Route) -> Draw:

@@ -1,112 +1,84 @@
-"""Draw from a trained run, with the averaged weights of its end or of one of its checkpoints.
+"""Sample from a trained run, with the averaged weights of its end or of one of its checkpoints.
 
-A grid, one row per class:
+An image grid, one row per class:
     python scripts/sample.py --run runs/quickstart --class Flags --out grid.png
 A set for evaluation, on all devices, in ADM's layout (arr_0: uint8 images, arr_1: labels):
     accelerate launch scripts/sample.py --run runs/dim_l --num 50000 --npz samples.npz
 
-Image number i is a function of the seed and i. A set that was interrupted goes on when the same
-command is given again. Exit codes: 2 where an argument cannot be used, 130 after Ctrl-C.
+Image number i is a function of the seed and i. Rerun an interrupted command to resume it. Exit
+codes: 2 where an argument cannot be used, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
+from tread_ssm.command import check_at_least, device, is_main, parser, run, say
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.config.strict import nearest, plain
 from tread_ssm.data import LatentValues
-from tread_ssm.diffusion import SAMPLERS
 from tread_ssm.errors import ConfigError
+from tread_ssm.files import checksum
 from tread_ssm.pretrained import Export, load_export
-from tread_ssm.sampling.adm_npz import Parts, file_digest
+from tread_ssm.processes import gathered, world
+from tread_ssm.sampling.adm_npz import Parts
 from tread_ssm.sampling.generate import (
-    Images,
     Recipe,
+    Samples,
     generate,
-    recipe_of,
+    generate_all,
     sample_labels,
     shares,
 )
 from tread_ssm.sampling.image_grid import Decode, decoder, save_grid, spread, to_uint8
+from tread_ssm.sampling.options import add_sampling_options, recipe_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = _parser().parse_args(argv)
-    try:
-        _check(args)
-        if args.num is None:
-            _draw_grid(args)
-        else:
-            _draw_set(args)
-    except (ValueError, OSError) as error:  # ConfigError among them
-        # Each process says it: what goes wrong may go wrong on one of them alone.
-        where = "" if _is_main() else f" (process {os.environ['RANK']})"
-        print(f"error{where}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        if _is_main():
-            print("Interrupted; the same command goes on.", file=sys.stderr)
-        return 130
-    return 0
+    return run(lambda: _sample(args))
+
+
+def _sample(args: argparse.Namespace) -> None:
+    _check(args)
+    if args.num is None:
+        _sample_grid(args)
+    else:
+        _sample_set(args)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--run", type=Path, required=True, help="folder of a run, such as runs/quickstart")
-    add("--checkpoint", type=int, metavar="STEP", help="weights after STEP steps")
+    read = parser(__doc__)
+    add_sampling_options(read, run_required=True)
+    add = read.add_argument
     add("--class", dest="classes", action="append", metavar="NAME", help="repeatable; default all")
-    add("--steps", type=int, help="sampling steps (default: the run's)")
-    add("--guidance", type=float, help="classifier-free guidance, 1 is none (default: the run's)")
-    add("--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="timesteps to guide at")
-    add("--sampler", choices=list(SAMPLERS), help="default: the objective's")
-    add(
-        "--weak-drop",
-        type=float,
-        help="route guidance in place of classifier-free guidance: "
-        "share of tokens that the weak pass drops",
-    )
-    add("--strong-drop", type=float, default=0.0, help="the same of the strong pass (0)")
-    add("--seed", type=int, default=0)
-    add("--batch", type=int, default=64, help="images a device draws at once (64)")
-    add("--precision", choices=["fp32", "bf16"], default="fp32", help="of the network (fp32)")
-    add("--vae", help="autoencoder of latents: a folder or an identifier (default: the data's)")
+    add("--batch", type=int, default=64, help="images a device samples at once (64)")
     add("--device", help="default: a GPU where there is one")
-    grid = parser.add_argument_group("a grid")
+    grid = read.add_argument_group("an image grid")
     grid.add_argument("--per-class", type=int, default=8, help="images a row (8)")
     grid.add_argument("--out", type=Path, default=Path("grid.png"), help="PNG (grid.png)")
-    group = parser.add_argument_group("a set")
+    group = read.add_argument_group("a set")
     group.add_argument("--num", type=int, help="number of images")
     group.add_argument("--npz", type=Path, metavar="FILE", help="file to write")
     group.add_argument("--png", type=Path, metavar="FOLDER", help="write 000000.png ... as well")
     group.add_argument(
         "--balanced", action="store_true", help="classes in turn, rather than at random"
     )
-    return parser
+    return read
 
 
 def _check(args: argparse.Namespace) -> None:
     """Raises ConfigError where arguments do not fit together."""
-    for name in ("num", "batch", "per_class"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            option = "--" + name.replace("_", "-")
-            raise ConfigError(f"{option} is {value}; draw at least 1 image.")
+    check_at_least(args, 1, "num", "batch", "per_class")
     if (args.num is None) != (args.npz is None):
         raise ConfigError("--num and --npz go together: how many images, and the file for them.")
     if args.num is None and (args.png is not None or args.balanced):
@@ -115,76 +87,75 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--npz: {args.npz} does not end in .npz.")
 
 
-def _draw_grid(args: argparse.Namespace) -> None:
-    if not _is_main():
+def _sample_grid(args: argparse.Namespace) -> None:
+    place = device(args.device)
+    if not is_main():
         return
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model, run = load_export(_weights(args), device)
-    rows, names = _rows(run, args.classes)
+    model, described = load_export(_weights(args), place)
+    rows, names = _rows(described, args.classes)
     labels = torch.tensor(rows).repeat_interleave(args.per_class)
-    recipe, batches = recipe_of(run, vars(args)), shares(len(labels), args.batch)
-    decode = _grid_decoder(run, args.vae, device)
-    with tqdm(total=len(batches) * recipe.steps, unit="step", desc="sampling") as bar:
+    recipe, decode = recipe_of(described, args), _grid_decoder(described, args.vae, place)
+    total = len(shares(len(labels), args.batch)) * recipe.steps
+    with tqdm(total=total, unit="step", desc="sampling") as bar:
 
         def on_step(done: int, steps: int) -> None:
             bar.update()
 
-        drawn = generate(
-            model, run, recipe, batches, labels, seed=args.seed, decode=decode, on_step=on_step
+        images = generate_all(
+            model,
+            described,
+            recipe,
+            labels,
+            seed=args.seed,
+            decode=decode,
+            batch=args.batch,
+            on_step=on_step,
         )
-        images = np.concatenate([part.images for part in drawn])
     save_grid(args.out, images, names)
     print(
-        f"{args.out}: {len(labels)} images after {run.step} training steps, "
+        f"{args.out}: {len(labels)} images after {described.step} training steps, "
         f"guidance {recipe.guidance:g}"
     )
 
 
-def _grid_decoder(run: Export, vae: str | None, device: str) -> Decode:
+def _grid_decoder(described: Export, vae: str | None, place: torch.device) -> Decode:
     """Latents are shown as they are where no autoencoder is at hand. Raises ConfigError."""
     try:
-        return decoder(run.values, vae, device)
+        return decoder(described.values, vae, place)
     except ConfigError as error:
         if vae is not None:
             raise
         print(f"note: latents are shown undecoded: {error}", file=sys.stderr)
-        return lambda x: to_uint8(x, run.values)
+        return lambda x: to_uint8(x, described.values)
 
 
-def _draw_set(args: argparse.Namespace) -> None:
-    from accelerate import PartialState
-
-    cpu = args.device == "cpu" or not torch.accelerator.is_available()
-    # A process that is done waits for the slowest one, however long that takes.
-    state = PartialState(cpu=cpu, timeout=timedelta(days=7))
-    alone = state.num_processes == 1 and args.device is not None
-    device = torch.device(args.device) if alone else state.device
+def _sample_set(args: argparse.Namespace) -> None:
+    place = device(args.device)
     folder = _weights(args)
-    model, run = load_export(folder, device)
-    rows = _rows(run, args.classes, most=None)[0]
-    recipe = recipe_of(run, vars(args))
-    digest = file_digest(folder / "ema.safetensors")
-    parts = Parts(args.npz, _record(args, run, recipe, digest))
+    model, described = load_export(folder, place)
+    rows = _rows(described, args.classes, most=None)[0]
+    recipe = recipe_of(described, args)
+    digest = checksum(folder / "ema.safetensors")
+    parts = Parts(args.npz, _record(args, described, recipe, digest))
     if parts.finished():
-        if state.is_main_process:
+        if is_main():
             parts.tidy()
-        _say(f"{args.npz} is there already; remove it to draw it anew.")
+        say(f"{args.npz} is there already; remove it to sample it anew.")
         return
-    decode = decoder(run.values, args.vae, device)
-    if state.is_main_process:
+    decode = decoder(described.values, args.vae, place)
+    if is_main():
         if args.png is not None and not parts.begun() and any(args.png.glob("*.png")):
             # Those of a larger set would stay, and be taken for this one's.
             raise ConfigError(f"--png: {args.png} holds images already; name another folder.")
         parts.begin()
-    state.wait_for_everyone()
+    gathered(None)  # the others wait for the folder
     labels = sample_labels(args.num, rows, args.seed, balanced=args.balanced)
-    every = shares(args.num, args.batch)
-    mine = shares(args.num, args.batch, state.process_index, state.num_processes)
+    mine = shares(args.num, args.batch, *world())
     missing = [b for b in mine if not parts.done(b)]
     with _Bar(parts, args.num) as bar:
-        for drawn in generate(
+        for part in generate(
             model,
-            run,
+            described,
             recipe,
             missing,
             labels,
@@ -193,15 +164,13 @@ def _draw_set(args: argparse.Namespace) -> None:
             on_step=bar.step,
         ):
             if args.png is not None:
-                _write_png(args.png, drawn)
-            parts.write(drawn.numbers, drawn.images)
+                _write_png(args.png, part)
+            parts.write(part.numbers, part.images)
             bar.count()
-    state.wait_for_everyone()
-    if state.is_main_process:
-        shape = parts.join(every, labels.numpy())
-        print(f"{args.npz}: {' x '.join(map(str, shape))} after {run.step} training steps")
-    state.wait_for_everyone()
-    state.destroy_process_group()
+    gathered(None)  # all parts are there
+    if is_main():
+        shape = parts.join(shares(args.num, args.batch), labels.numpy())
+        print(f"{args.npz}: {' x '.join(map(str, shape))} after {described.step} training steps")
 
 
 class _Bar:
@@ -214,7 +183,7 @@ class _Bar:
             initial=parts.images(),
             unit="image",
             desc="sampling",
-            disable=not _is_main(),
+            disable=not is_main(),
             dynamic_ncols=True,
         )
 
@@ -231,16 +200,19 @@ class _Bar:
 
     def count(self) -> None:
         """Look which parts have come."""
-        if _is_main():
+        if is_main():
             self._bar.update(self._parts.images() - self._bar.n)
 
 
-def _record(args: argparse.Namespace, run: Export, recipe: Recipe, digest: str) -> dict[str, Any]:
+def _record(
+    args: argparse.Namespace, described: Export, recipe: Recipe, digest: str
+) -> dict[str, Any]:
     """What a set depends on."""
-    vae = (args.vae or run.values.vae) if isinstance(run.values, LatentValues) else None
+    values = described.values
+    vae = (args.vae or values.vae) if isinstance(values, LatentValues) else None
     return {
         "run": str(args.run),
-        "step": run.step,
+        "step": described.step,
         "weights": digest,
         "num": args.num,
         "seed": args.seed,
@@ -253,29 +225,29 @@ def _record(args: argparse.Namespace, run: Export, recipe: Recipe, digest: str) 
     }
 
 
-def _write_png(folder: Path, drawn: Images) -> None:
+def _write_png(folder: Path, part: Samples) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for number, image in zip(drawn.numbers, drawn.images, strict=True):
+    for number, image in zip(part.numbers, part.images, strict=True):
         Image.fromarray(image).save(folder / f"{number:06d}.png")
 
 
 def _weights(args: argparse.Namespace) -> Path:
     """The folder that holds the weights asked for. Raises ConfigError."""
     folder = RunFolder(args.run).weights(args.checkpoint)
-    if args.checkpoint is None and folder != args.run and _is_main():
-        print(f"{args.run} is not finished; taking its {folder.name}.", file=sys.stderr)
+    if args.checkpoint is None and folder != args.run:
+        say(f"{args.run} is not finished; taking its {folder.name}.", error=True)
     return folder
 
 
 def _rows(
-    run: Export, wanted: Sequence[str] | None, most: int | None = 20
+    described: Export, wanted: Sequence[str] | None, most: int | None = 20
 ) -> tuple[list[int], list[str]]:
-    """The labels to draw, at most so many where none are named, and their names.
+    """The labels to sample, at most so many where none are named, and their names.
 
     Raises ConfigError.
     """
-    known = run.class_names
-    if not run.model.n_classes:
+    known = described.class_names
+    if not described.model.n_classes:
         if wanted:
             raise ConfigError("--class: this run was trained without classes.")
         return [0], [""]
@@ -293,15 +265,6 @@ def _near(name: str, known: Sequence[str]) -> str:
     if name.casefold() in folded:
         return f"; did you mean {folded[name.casefold()]!r}?"
     return nearest(name, known if len(known) <= 20 else [*known[:20], "..."])
-
-
-def _say(message: str) -> None:
-    if _is_main():
-        print(message)
-
-
-def _is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ ALLOWED = {
     "sampling": CORE | {"data", "config", "pretrained"},
     "evaluation": GROUND | {"data", "config", "pretrained", "sampling"},
     "training": CORE | {"data", "config", "pretrained", "sampling", "evaluation"},
-    "plots": {"routing", "tokens"},
+    "plots": {"files", "routing", "tokens"},
     "report": CORE
     | {"data", "config", "pretrained", "sampling", "evaluation", "training", "plots"},
     "command": GROUND,

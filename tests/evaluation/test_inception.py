@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tread_ssm.evaluation import load_extractor
 from tread_ssm.evaluation.extractors import WEIGHTS, InceptionFeatures
-from tread_ssm.sampling.adm_npz import file_digest
+from tread_ssm.files import checksum
 
 fidelity = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
 
@@ -144,5 +144,5 @@ def test_the_command_line_takes_it(weights: Path, tmp_path: Path) -> None:
     assert module.main([*common, "--metrics", "is,precision,recall,kid"]) == 0
     result = json.loads((tmp_path / "a.npz.metrics.json").read_text())
     assert result["extractor"] == "inception" and result["count"] == 4
-    assert result["extractor_weights"] == file_digest(weights)
+    assert result["extractor_weights"] == checksum(weights)
     assert 1 <= result["metrics"]["is"] <= 4

@@ -102,7 +102,7 @@ def test_distances_name_their_sample_counts_and_never_fid(routed: RunConfig) -> 
 def test_a_run_without_routes(tmp_path: Path) -> None:
     config = run(tmp_path, "name=dense", "routing.routes=[]", "sample.every=0")
     text = write_report(config.folder.path, images=80).read_text()
-    assert "This run has no routes" in text and "drew no grids" in text
+    assert "This run has no routes" in text and "sampled no image grids" in text
     assert "routed" not in text.lower()
     assert not (config.folder.pictures / "routing.png").exists()
 

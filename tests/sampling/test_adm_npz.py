@@ -89,26 +89,26 @@ def test_a_kill_while_joining_loses_nothing(tmp_path: Path) -> None:
     assert not folder.exists()
 
     shutil.copytree(kept, folder)  # killed before the .npz got its name
-    out.rename(tmp_path / "set.npz.tmp")
+    out.rename(folder / ".0123.tmp.npz")
     assert not again.finished()
     again.begin()
     assert all(again.done(b) for b in BATCHES)
     again.join(BATCHES, LABELS)
     assert out.read_bytes() == written
-    assert not folder.exists() and not (tmp_path / "set.npz.tmp").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["kept", "set.npz", "set.npz.json"]
 
 
 def test_other_settings_and_unknown_files_are_refused(tmp_path: Path) -> None:
     out = tmp_path / "set.npz"
     drawn(out)
     other = Parts(out, RECORD | {"seed": 1})
-    with pytest.raises(ConfigError, match=r"parts of a set that was drawn .*seed: 0, now 1"):
+    with pytest.raises(ConfigError, match=r"parts of a set that was sampled .*seed: 0, now 1"):
         other.begin()
     drawn(out).join(BATCHES, LABELS)
-    with pytest.raises(ConfigError, match=r"there already and was drawn .*seed: 0, now 1"):
+    with pytest.raises(ConfigError, match=r"there already and was sampled .*seed: 0, now 1"):
         other.finished()
     (tmp_path / "set.npz.json").unlink()
-    with pytest.raises(ConfigError, match=r"no set.npz.json says how it was drawn"):
+    with pytest.raises(ConfigError, match=r"no set.npz.json says how it was sampled"):
         other.finished()
 
 

@@ -16,14 +16,13 @@ from tread_ssm.models import DiMConfig, DiTConfig
 from tread_ssm.pretrained import Export
 from tread_ssm.routing import Cells, Draw, Route, RoutePlan, Segments
 from tread_ssm.sampling.generate import (
-    Images,
     Recipe,
     RouteGuidance,
+    Samples,
     generate,
     noise_of,
     sample_labels,
     shares,
-    starting_noise,
 )
 from tread_ssm.sampling.image_grid import decoder
 
@@ -59,7 +58,7 @@ def kept(draw: Draw) -> list[Tensor]:
 def test_noise_belongs_to_the_number_of_the_image() -> None:
     all_of_them = noise_of(range(6), DIM, seed=1)
     assert torch.equal(noise_of([4], DIM, seed=1)[0], all_of_them[4])
-    assert torch.equal(starting_noise(3, DIM, seed=1), all_of_them[:3])
+    assert torch.equal(noise_of(range(3), DIM, seed=1), all_of_them[:3])
     assert len({float(x[0, 0, 0]) for x in all_of_them}) == 6
     assert not torch.equal(noise_of(range(6), DIM, seed=2), all_of_them)
 
@@ -100,7 +99,7 @@ def test_what_route_guidance_keeps_belongs_to_the_number_of_the_image(drop: floa
     plan, t = PLAN.with_drop(drop), 0.7
 
     def draw(images: list[int], seed: int = 0, t: float = t) -> list[Tensor]:
-        guidance = RouteGuidance(PLAN, (4, 4), 0.5, 0.0, seed, images)
+        guidance = RouteGuidance(PLAN, (4, 4), seed, images)
         return kept(guidance.draw(plan, t))
 
     together = draw([0, 1, 2, 3])
@@ -118,7 +117,7 @@ RECIPES = {
 }
 
 
-def images(name: str, batch: int, n: int = 7) -> list[Images]:
+def images(name: str, batch: int, n: int = 7) -> list[Samples]:
     config, objective, recipe = RECIPES[name]
     run = described(config, objective)
     return list(

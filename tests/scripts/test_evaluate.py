@@ -102,7 +102,7 @@ def test_a_table_and_a_json_hold_all_metrics(
     assert list(result["metrics"]) == list(METRICS)
     assert result["count"] == 260 and result["shape"] == [260, 8, 8, 3]
     assert result["extractor"] == "emoji" and result["versions"]["torch"]
-    assert result["reference_count"] == 700 and result["drawn"] is None
+    assert result["reference_count"] == 700 and result["sampled"] is None
     moments = [
         feature_moments(EmojiFeatures(), torch.tensor(np.load(f)["arr_0"]).permute(0, 3, 1, 2))
         for f in (files / "samples.npz", files / "reference.npz")
@@ -153,7 +153,7 @@ def test_folders_of_images_and_some_metrics(main: Main, files: Path, tmp_path: P
         (["--samples", "samples.npz"], "--reference is missing"),
         (["--samples", "samples.npz", "--metrics", "fids"], "'fids'; there are fid, sfid"),
         (["--samples", "samples.npz", "--metrics", "is", "--save-reference", "a"], "give both"),
-        (["--samples", "samples.npz", "--sweep", "steps=1"], "--sweep and --num draw from a run"),
+        (["--samples", "samples.npz", "--sweep", "steps=1"], "--sweep and --num sample from a run"),
         (["--samples", "samples.npz", "--run", "run"], "either --samples"),
         (["--run", "run", "--sweep", "steps=1"], "--run needs --sweep and --num"),
         (["--samples", "samples.npz", "--batch", "0"], "--batch is 0"),
@@ -238,13 +238,13 @@ def test_a_sweep_draws_what_sample_draws_and_writes_a_table_and_a_plot(
     AcceleratorState._reset_state(reset_partial_state=True)
     assert main("--samples", drawn, *reference, *SWEEP[2:6], "--out", result) == 0
     assert read(result)["metrics"] == pytest.approx(rows[2.5], rel=1e-5)
-    drawn_by = read(result)["drawn"]
+    drawn_by = read(result)["sampled"]
     assert drawn_by["seed"] == 3 and drawn_by["recipe"]["guidance"] == 2.5
 
     # What an earlier sweep cost is not thrown away by one with other settings.
     written = out.read_bytes()
     assert main(*sweep, "--sweep", "guidance=2.5", "--num", "80") == 2
-    assert "drawn with other settings for num (num: 70, now 80)" in capsys.readouterr().err
+    assert "made with other settings for num (num: 70, now 80)" in capsys.readouterr().err
     assert main(*sweep[:-1], result, "--sweep", "guidance=2.5") == 2
     assert "is there already and holds no sweep" in capsys.readouterr().err
     assert out.read_bytes() == written
@@ -270,7 +270,7 @@ def test_a_sweep_is_refused_before_it_draws(
     assert main(*common, "--num", "50") == 2
     assert "the sample set has 50: add 15" in capsys.readouterr().err
     assert main(*common, "--num", "200", "--checkpoint", "7") == 2
-    assert "has none of step 7; there are 20, 30" in capsys.readouterr().err
+    assert "has no checkpoint of step 7; there are 20, 30" in capsys.readouterr().err
     common = [*common[:-1], "weak-drop=0.2,0.5", "--num", "200"]
     assert main(*common, "--guidance", "1") == 2
     assert "weak_drop is without effect at guidance 1" in capsys.readouterr().err

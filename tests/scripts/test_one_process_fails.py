@@ -57,11 +57,16 @@ def on_two(script: str, *arguments: str | Path) -> str:
 
 
 def test_sampling_ends_where_the_second_process_cannot_write(run: Path, tmp_path: Path) -> None:
-    out = tmp_path / "set.npz"
-    # A folder where the second batch is to be written.
-    (tmp_path / "set.npz.parts" / "00000002-00000003.tmp").mkdir(parents=True)
-    message = on_two("sample.py", "--run", run, "--num", "8", "--batch", "2", "--npz", out)
-    assert "error (process 1): " in message and "00000002-00000003.tmp" in message
+    out, parts = tmp_path / "set.npz", tmp_path / "set.npz.parts"
+    options = ["--run", run, "--num", "8", "--batch", "2", "--npz", out]
+    command = [sys.executable, str(ROOT / "scripts" / "sample.py"), "--device", "cpu", *options]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    # As if it had been killed, with a folder where the second batch is to be written.
+    out.unlink()
+    (parts / "00000002-00000003.npy").mkdir(parents=True)
+    (tmp_path / "set.npz.json").rename(parts / "record.json")
+    message = on_two("sample.py", *options)
+    assert "error (process 1): " in message and "00000002-00000003.npy is no file" in message
     assert not out.exists()
 
 

@@ -18,6 +18,7 @@ import torch
 from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tread_ssm.config.check import check
 from tread_ssm.config.run import RoutingConfig, RunConfig, SampleConfig, TrainConfig
@@ -128,6 +129,10 @@ def test_route_guidance_of_equal_passes_is_the_pass_itself(draw: Draw) -> None:
         (["--class", "flags"], ["'Flags'"]),
         (["--checkpoint", "7"], ["step 7", "20, 30"]),
         (["--steps", "0"], ["steps is 0"]),
+        (["--strong-drop", "0.3"], ["strong_drop is 0.3, but weak_drop is not set"]),
+        (["--guidance", "nan"], ["guidance is nan"]),
+        (["--vae", "stabilityai/sd-vae-ft-ema"], ["vae is stabilityai", "pixels"]),
+        (["--device", "cdua"], ["--device cdua cannot be used"]),
         (["--per-class", "0"], ["--per-class is 0"]),
         (["--weak-drop", "0.2", "--strong-drop", "0.5"], ["weak_drop is 0.2"]),
         (["--batch", "0"], ["--batch is 0"]),
@@ -247,12 +252,12 @@ def test_a_killed_command_goes_on_and_gives_the_same_file(
     parts, copied = (p.with_name(p.name + ".parts") for p in (killed, skipped))
     process = start(run, *["--npz", str(killed), "--num", "24", "--batch", "2", "--steps", "40"])
     end = time.monotonic() + 60
-    while len(list(parts.glob("*.npy"))) < 3:
+    while len(list(parts.glob("[0-9]*.npy"))) < 3:
         assert process.poll() is None and time.monotonic() < end, process.communicate()
         time.sleep(0.002)
     process.kill()
     process.communicate()
-    done = sorted(parts.glob("*.npy"))
+    done = sorted(parts.glob("[0-9]*.npy"))
     assert 3 <= len(done) < 12 and not killed.exists()
 
     assert draw_set(killed, "--guidance", "3.5") == 2
@@ -347,7 +352,7 @@ def test_a_run_without_classes_is_drawn_and_guides_by_no_label(
     folder, out = exported(tmp_path / "run", 0, 3, None), tmp_path / "set.npz"
     command = [out, "--run", str(folder), "--steps", "1", "--num", "3"]
     assert draw_set(*command, "--guidance", "2") == 2
-    assert "--guidance is 2, but this run was trained without classes" in capsys.readouterr().err
+    assert "guidance is 2, but this run was trained without classes" in capsys.readouterr().err
     assert draw_set(*command) == 0
     assert np.load(out)["arr_1"].tolist() == [0, 0, 0]
 
@@ -374,3 +379,19 @@ def test_the_weights_of_a_run_are_found(run: Path, tmp_path: Path) -> None:
     assert RunFolder(run).weights(20) == run / "checkpoints" / "step-0000020"
     shutil.copytree(run / "checkpoints", tmp_path / "checkpoints")
     assert RunFolder(tmp_path).weights().name == "step-0000030"  # it is not finished
+
+
+@pytest.mark.parametrize("a_set", [False, True], ids=["grid", "set"])
+def test_damaged_weights_sample_nothing(
+    main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str], a_set: bool
+) -> None:
+    folder = exported(tmp_path / "run", 0, 3, None)
+    weights = load_file(folder / "ema.safetensors")
+    next(iter(weights.values())).fill_(torch.nan)
+    save_file(weights, folder / "ema.safetensors")
+    out = tmp_path / ("set.npz" if a_set else "grid.png")
+    where = ["--num", "4", "--npz", str(out)] if a_set else ["--out", str(out)]
+    command = ["--run", str(folder), "--device", "cpu", "--steps", "1", *where]
+    assert main(command) == 2
+    assert "images are not finite, image 0 the first: the weights" in capsys.readouterr().err
+    assert not out.exists()

@@ -137,7 +137,7 @@ def test_what_cannot_be_evaluated_is_refused_before_training(tmp_path: Path) -> 
     refuse("fid needs at least 65 images", tiny(tmp_path, replace(EVAL, metrics=("fid",))))
     np.savez(tmp_path / "large.npz", arr_0=np.zeros((9, 16, 16, 3), dtype=np.uint8))
     large = replace(EVAL, reference=str(tmp_path / "large.npz"))
-    refuse(r"images of .*large\.npz are 16 x 16 pixels, those drawn 8 x 8", tiny(tmp_path, large))
+    refuse(r"images of .*large\.npz are 16 x 16 pixels, those sampled 8 x 8", tiny(tmp_path, large))
     (tmp_path / "images").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a.png")
     folder = FolderData(path=str(tmp_path / "images"), size=8)

@@ -14,7 +14,7 @@ from tread_ssm.evaluation.extractors import (
     load_extractor,
 )
 from tread_ssm.evaluation.frechet import FeatureMoments, Gaussian, frechet_distance
-from tread_ssm.evaluation.images import Images, batches, open_images
+from tread_ssm.evaluation.images import Images, batches, open_images, to_batch
 from tread_ssm.evaluation.metrics import METRICS, Metric, check_metrics
 from tread_ssm.evaluation.reference import reference_statistics, save_statistics
 from tread_ssm.evaluation.score import check_comparable, score
@@ -42,4 +42,5 @@ __all__ = [
     "save_statistics",
     "score",
     "statistics",
+    "to_batch",
 ]

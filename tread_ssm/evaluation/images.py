@@ -14,6 +14,7 @@ from typing import IO
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -72,9 +73,13 @@ def batches(images: Images, batch: int, progress: str | None = None) -> Iterator
     off = progress is None or world()[0] != 0
     with tqdm(total=sum(map(len, mine)), unit="image", desc=progress, disable=off) as bar:
         for part in mine:
-            pixels = np.ascontiguousarray(images.read(part.start, part.stop))
-            yield torch.tensor(pixels).permute(0, 3, 1, 2)
+            yield to_batch(np.ascontiguousarray(images.read(part.start, part.stop)))
             bar.update(len(part))
+
+
+def to_batch(images: np.ndarray) -> Tensor:
+    """A copy of uint8 images (B, H, W, 3) as (B, 3, H, W), which extractors take."""
+    return rearrange(torch.tensor(images), "b h w c -> b c h w")
 
 
 def npz_names(path: Path) -> set[str]:

@@ -7,7 +7,6 @@ have the same names, and `extractor`, `count` and perhaps `features` as well.
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from tread_ssm.evaluation.frechet import FeatureMoments, Gaussian
 from tread_ssm.evaluation.images import KEYS, batches, npz_names, open_images
 from tread_ssm.evaluation.metrics import METRICS, check_metrics
 from tread_ssm.evaluation.statistics import Statistics, statistics
+from tread_ssm.files import replacing
 
 _MOMENTS = {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
@@ -38,7 +38,15 @@ def reference_statistics(
     Statistics that the file holds for this extractor are taken as they are, and the rest from its
     images. With several processes all of them call this, share the work and get the whole.
 
-    Raises ValueError where the file has neither images nor statistics that serve.
+    Args:
+        path: The folder or .npz.
+        extractor: Gives the features of images.
+        metrics: Names from `METRICS`.
+        batch: Images at a time.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: The file has neither images nor statistics that serve.
     """
     check_metrics(metrics)
     wanted = [m for m in metrics if METRICS[m].compared]
@@ -59,7 +67,7 @@ def reference_statistics(
 
 
 def save_statistics(path: Path, held: Statistics) -> None:
-    """Write statistics as an .npz that `reference_statistics` reads; whole or not at all.
+    """Write statistics as an .npz that `reference_statistics` reads, whole or not at all.
 
     Class probabilities are left out: no metric compares them with a reference's.
     """
@@ -72,11 +80,8 @@ def save_statistics(path: Path, held: Statistics) -> None:
                 arrays["count"] = np.array(moments.count)
     if held.features is not None:
         arrays["features"] = held.features.numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # allow_pickle is no array
-    os.replace(temporary, path)
 
 
 def _maker(path: Path, names: set[str]) -> str | None:

@@ -1,29 +1,30 @@
 """What a report measures anew: the step time of a run's own model, and FD-emoji of its samples.
 
-Shape legend: n images, C channels, H rows, W columns.
+Shape legend: n images, H rows, W columns.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from statistics import median
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tread_ssm.config.run import RunConfig
-from tread_ssm.data import Data, Pixels, Values
-from tread_ssm.evaluation import EmojiFeatures, feature_moments, frechet_distance
+from tread_ssm.data import Data, Pixels
+from tread_ssm.evaluation import EmojiFeatures, statistics, to_batch
+from tread_ssm.evaluation.evaluator import Evaluator
 from tread_ssm.pretrained import load_export
 from tread_ssm.randomness import generator
 from tread_ssm.routing import RoutePlan
-from tread_ssm.sampling.generate import sample_images, starting_noise
-from tread_ssm.sampling.image_grid import to_uint8
+from tread_ssm.sampling.generate import Recipe, generate_all
+from tread_ssm.sampling.image_grid import decoder, to_uint8
 from tread_ssm.timing import median_of_pairs, take_turns
 from tread_ssm.training.batch import Batch, BatchMaker
 from tread_ssm.training.step import Stepper
@@ -33,12 +34,19 @@ _MOST_IMAGES = 64
 
 SAMPLE_STEPS = 16
 
+_BATCH = 256  # images whose features are taken at once
+
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Medians in seconds over `repeats` interleaved training steps of `batch` images.
+    """Medians over interleaved training steps.
 
-    share: median of routed / dense, turn by turn; None without routes, as is `routed`.
+    Attributes:
+        batch: Images of a step.
+        repeats: Steps of each kind.
+        dense: Seconds of a step without routes.
+        routed: Seconds of a routed step. None without routes.
+        share: Median of routed / dense, turn by turn. None without routes.
     """
 
     batch: int
@@ -51,10 +59,14 @@ class StepTimes:
 def step_times(
     config: RunConfig, data: Data, model: nn.Module, seconds: float = 8.0, most: int = 15
 ) -> StepTimes:
-    """Time the real training step of `model`, dense and routed taking turns.
+    """Time the real training step of a model, dense and routed taking turns.
 
-    model:   on the device to be measured. Its gradients are used; its weights stay (lr is 0).
-    seconds: about how long it may take; at least three turns are made.
+    Args:
+        config: The run's.
+        data: The run's.
+        model: On the device to be measured. Its gradients are used; its weights stay (lr is 0).
+        seconds: About how long it may take; at least three turns are made.
+        most: Turns at most.
     """
     stepper = _stepper(config, model)
     size = min(config.train.batch_size, _MOST_IMAGES)
@@ -72,8 +84,8 @@ def step_times(
     return StepTimes(
         batch=size,
         repeats=repeats,
-        dense=statistics.median(times["dense"]),
-        routed=statistics.median(routed) if routed else None,
+        dense=median(times["dense"]),
+        routed=median(routed) if routed else None,
         share=median_of_pairs(routed, times["dense"]) if routed else None,
     )
 
@@ -111,9 +123,10 @@ def _step(
 class Distances:
     """FD-emoji of sets of images of equal size against one reference.
 
-    images:    images per set.
-    reference: real images that the sets are compared with.
-    values:    the distance by name of the set, the worst (noise) first, real images last.
+    Attributes:
+        images: Images per set.
+        reference: Real images that the sets are compared with.
+        values: The distance by name of the set, the worst (noise) first, real images last.
     """
 
     images: int
@@ -122,17 +135,22 @@ class Distances:
 
 
 def emoji_distances(
-    data: Pixels, draws: Mapping[str, Callable[[Tensor], Tensor]], images: int, seed: int
+    data: Pixels, sets: Mapping[str, Callable[[Tensor], Tensor]], images: int, seed: int
 ) -> Distances:
-    """FD-emoji of noise, of each draw, and of real images that are not in the reference.
+    """FD-emoji of noise, of sets of samples, and of real images that are not in the reference.
 
     The real images are split: `images` of them lend their labels to the samples and stand for
     what a perfect sampler would reach; the rest is the reference. All sets have the same size,
     because the distance shrinks with it.
 
-    draws: by name, labels (n,) int64 -> uint8 images (n, 3, H, W).
+    Args:
+        data: The embedded emoji.
+        sets: By name, labels (n,) int64 -> uint8 images (n, 3, H, W).
+        images: Images per set.
+        seed: Of the split and of the noise.
 
-    Raises ValueError where a set or the reference would be too small.
+    Raises:
+        ValueError: A set or the reference would be too small.
     """
     least = EmojiFeatures.dimension + 1
     if not least <= images <= len(data.labels) - least:
@@ -142,17 +160,18 @@ def emoji_distances(
         )
     rng = generator(seed, 0, "report")
     order = torch.randperm(len(data.labels), generator=rng)
-    real = torch.from_numpy(data.images).permute(0, 3, 1, 2)
+    real = to_batch(data.images)
     labels = torch.from_numpy(data.labels)[order[:images]]
     extractor = EmojiFeatures()
-    reference = feature_moments(extractor, real[order[images:]])
+    reference = statistics(extractor, real[order[images:]].split(_BATCH), ["fid"])
+    evaluator = Evaluator(extractor, ["fid"], reference)
 
     def distance(x: Tensor) -> float:
-        return frechet_distance(feature_moments(extractor, x), reference)
+        return evaluator.score(x.split(_BATCH)).values["fid"]
 
     noise = torch.randn(images, *data.shape, generator=rng)
-    values = {"noise": distance(_uint8(noise, data.values))}
-    values |= {name: distance(samples(labels)) for name, samples in draws.items()}
+    values = {"noise": distance(to_batch(to_uint8(noise, data.values)))}
+    values |= {name: distance(samples(labels)) for name, samples in sets.items()}
     values["other real images"] = distance(real[order[:images]])
     return Distances(images, len(real) - images, values)
 
@@ -164,23 +183,7 @@ def generate_from(
 
     By DPM-Solver++ with SAMPLE_STEPS steps, enough for a distance whatever the objective.
     """
-    model, described = load_export(folder, device)
-    noise = starting_noise(len(labels), described.model, seed)
-    parts = [
-        sample_images(
-            model,
-            described.objective,
-            x.to(device),
-            y.to(device),
-            null_label=described.model.n_classes,
-            steps=SAMPLE_STEPS,
-            guidance=guidance,
-            sampler="dpm_solver_pp",
-        ).cpu()
-        for x, y in zip(noise.split(_MOST_IMAGES), labels.split(_MOST_IMAGES), strict=True)
-    ]
-    return _uint8(torch.cat(parts), described.values)
-
-
-def _uint8(x: Tensor, values: Values) -> Tensor:
-    return torch.from_numpy(to_uint8(x, values)).permute(0, 3, 1, 2)
+    model, run = load_export(folder, device)
+    recipe = Recipe(steps=SAMPLE_STEPS, guidance=guidance, sampler="dpm_solver_pp")
+    decode = decoder(run.values, None, device)
+    return to_batch(generate_all(model, run, recipe, labels, seed=seed, decode=decode))

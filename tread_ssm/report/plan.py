@@ -47,14 +47,14 @@ def plan_text(config: RunConfig, gpus: int | None = None) -> str:
 
 def plan_figure(config: RunConfig) -> Figure:
     """The plan as a picture."""
-    from tread_ssm.plots.plan import show_plan  # matplotlib, which takes a second to import
+    from tread_ssm.plots.plan import plot_plan  # matplotlib, which takes a second to import
 
     cost = backbone_cost(config.model, config.plan)
     title = f"{config.name}: {config.model.kind}, {config.model.depth} blocks"
     if config.plan.routes:
         title += f", a training step takes {cost.step_share:.0%} of the dense one's FLOPs"
     skips = long_skips(config.model)
-    return show_plan(config.plan, cost.routed.tokens, cost.dense.tokens[0], skips, title)
+    return plot_plan(config.plan, cost.routed.tokens, cost.dense.tokens[0], skips, title)
 
 
 def estimates_table(configs: Iterable[RunConfig], gpus: int) -> str:

@@ -1,13 +1,12 @@
 """Sets of images on their way to ADM's .npz: parts that survive an interruption, then one file.
 
-A set OUT.npz is drawn into the folder OUT.npz.parts, one .npy a batch, named by the numbers of
+A set OUT.npz is sampled into the folder OUT.npz.parts, one .npy a batch, named by the numbers of
 its first and last image; each is whole or not there. `Parts.join` streams them into the .npz.
-Beside the result stands OUT.npz.json, which says how it was drawn.
+Beside the result stands OUT.npz.json, which says how it was sampled.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,9 +18,10 @@ from typing import IO, Any
 import numpy as np
 
 from tread_ssm.errors import ConfigError
+from tread_ssm.files import replacing
 
 Record = Mapping[str, Any]
-"""How a set is drawn, as JSON takes it."""
+"""How a set is sampled, as JSON takes it."""
 
 
 class Parts:
@@ -33,54 +33,50 @@ class Parts:
         self._described = out.with_name(out.name + ".json")
 
     def finished(self) -> bool:
-        """Whether `out` is there, and was drawn in this way. Raises ConfigError if otherwise."""
+        """Whether `out` is there, and was sampled so. Raises ConfigError if otherwise."""
         if not self._out.exists():
             return False
         old = _read(self._described)
         if not old:
             raise ConfigError(
                 f"{self._out} is there already, and no {self._described.name} says how it was "
-                f"drawn; remove it or choose another name."
+                f"sampled; remove it or choose another name."
             )
-        check_same(old, self._record, f"{self._out} is there already and was drawn")
+        check_same(old, self._record, f"{self._out} is there already and was sampled")
         return True
 
     def begun(self) -> bool:
-        """Whether an earlier command began to draw the set in this way."""
+        """Whether an earlier command began to sample the set in this way."""
         return _read(self._folder / "record.json") == self._record
 
     def begin(self) -> None:
-        """Make the folder and write down how the set is drawn; for one process.
+        """Make the folder and write down how the set is sampled; for one process.
 
-        Raises ConfigError where it holds finished parts of a set that is drawn otherwise.
+        Raises ConfigError where it holds finished parts of a set that is sampled otherwise.
         """
         written = self._folder / "record.json"
         if any(self._folder.glob("[0-9]*.npy")):
-            what = f"{self._folder} holds parts of a set that was drawn"
+            what = f"{self._folder} holds parts of a set that was sampled"
             check_same(_read(written), self._record, what)
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        _write_text(written, json.dumps(self._record, indent=2) + "\n")
+        self._describe(written)
 
     def done(self, numbers: range) -> bool:
-        """Whether the images of a batch are drawn."""
+        """Whether the images of a batch are there."""
         try:
             return len(self._open(numbers)) == len(numbers)
         except (OSError, ValueError, EOFError):  # not there, or cut short by a crash
             return False
 
     def images(self) -> int:
-        """How many images are drawn, over all processes, by the names of the parts."""
+        """How many images are there, over all processes, by the names of the parts."""
         names = [p.stem.split("-") for p in self._folder.glob("[0-9]*.npy")]
         return sum(int(last) - int(first) + 1 for first, last in names)
 
     def write(self, numbers: range, images: np.ndarray) -> None:
         """Keep the images (B, H, W, 3) uint8 of a batch."""
-        path = self._path(numbers)
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            np.save(file, images)
-        os.replace(temporary, path)
+        with replacing(self._path(numbers)) as temporary:
+            np.save(temporary, images)
 
     def join(self, batches: Sequence[range], labels: np.ndarray) -> tuple[int, ...]:
         """Write the .npz, remove the parts; returns the shape (n, H, W, 3) of `arr_0`.
@@ -96,14 +92,21 @@ class Parts:
         n = sum(map(len, batches))
         shape = (n, *self._open(batches[0]).shape[1:])
         # The description first: a set that is there can always say how it was drawn.
-        _write_text(self._described, json.dumps(self._record, indent=2) + "\n")
-        _write_npz(self._out, map(self._open, batches), shape, labels)
+        self._describe(self._described)
+        # Inside the folder, so that what a kill leaves of 10 GB is removed with the parts.
+        whole = self._folder / "joined.npz"
+        _write_npz(whole, map(self._open, batches), shape, labels)
+        os.replace(whole, self._out)
         self.tidy()
         return shape
 
     def tidy(self) -> None:
         """Remove the parts, for one process, where `out` is there."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _describe(self, path: Path) -> None:
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(self._record, indent=2) + "\n", encoding="utf-8")
 
     def _path(self, numbers: range) -> Path:
         return self._folder / f"{numbers.start:08d}-{numbers.stop - 1:08d}.npy"
@@ -113,9 +116,14 @@ class Parts:
 
 
 def check_same(old: Record, new: Record, what: str) -> None:
-    """Raises ConfigError where work that is there was done otherwise than it would be now.
+    """Whether work that is there was done as it would be now.
 
-    what: the beginning of the sentence, such as "set.npz was drawn".
+    Args:
+        old, new: The settings then and now.
+        what: The beginning of the sentence, such as "set.npz was sampled".
+
+    Raises:
+        ConfigError: A setting differs.
     """
     changed = [k for k in new if k not in old or old[k] != new[k]]
     if changed:
@@ -126,15 +134,6 @@ def check_same(old: Record, new: Record, what: str) -> None:
         )
 
 
-def file_digest(path: Path) -> str:
-    """A checksum of a file's bytes, BLAKE2b with 128 bits."""
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _write_npz(
     path: Path, parts: Iterable[np.ndarray], shape: tuple[int, ...], labels: np.ndarray
 ) -> None:
@@ -143,8 +142,7 @@ def _write_npz(
     Part by part, so that 50,000 images (10 GB) never are in memory. Whole or not at all; the same
     images give the same bytes.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         with _member(archive, "arr_0.npy") as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
@@ -152,9 +150,6 @@ def _write_npz(
                 file.write(np.ascontiguousarray(part).tobytes())
         with _member(archive, "arr_1.npy") as file:
             np.lib.format.write_array(file, labels)
-    with temporary.open("rb") as whole:
-        os.fsync(whole.fileno())
-    os.replace(temporary, path)
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
@@ -168,9 +163,3 @@ def _read(path: Path) -> Record:
     except (OSError, ValueError):  # none, or none of ours
         return {}
     return record if isinstance(record, dict) else {}
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

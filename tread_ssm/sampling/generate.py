@@ -1,27 +1,28 @@
-"""Drawing images from a network: grids, sets of 50,000, and those that evaluations look at.
+"""Images from a network: image grids, sets of 50,000, and those that evaluations look at.
 
-Everything random about image number i (its label, its starting noise, the tokens that route
-guidance keeps) is a function of the seed and i alone. So image i is the same in every set, in
-every batch and on any number of processes, but for what the order of sums does to the last bits:
-the same batches give the same bits.
+Everything random about image number i (its label, its noise, the tokens that route guidance keeps)
+is a function of the seed and i alone. So image i is the same in every set, in every batch and on
+any number of processes, but for what the order of sums does to the last bits: the same batches
+give the same bits.
 
-Shape legend: B batch, C channels, H rows, W columns.
+Shape legend: B batch, C channels, H rows, W columns, n images of a set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tread_ssm.config.run import SampleConfig
 from tread_ssm.diffusion import Network, Objective, classifier_free, route_guidance, sample
 from tread_ssm.diffusion.sampler import OnStep
-from tread_ssm.errors import ConfigError
 from tread_ssm.models import ModelConfig
 from tread_ssm.pretrained import Export
 from tread_ssm.randomness import generator
@@ -31,14 +32,17 @@ from tread_ssm.sampling.image_grid import Decode
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How images are drawn.
+    """How images are sampled. Raises ValueError where its parts do not fit together.
 
-    guidance:    scale of the guidance, 1 is none.
-    interval:    timesteps at which to guide, see `classifier_free`; not with `weak_drop`.
-    weak_drop:   route guidance in place of classifier-free guidance: what the weak pass drops.
-    strong_drop: the same of the strong pass.
-    sampler:     None: heun for EDM and flow, dpm_solver_pp for noise prediction.
-    precision:   bf16 runs the network under autocast; the sampler's own numbers stay float32.
+    Attributes:
+        steps: Sampling steps.
+        guidance: Scale of the guidance, 1 is none.
+        interval: Timesteps at which to guide, see `classifier_free`; not with `weak_drop`.
+        weak_drop: Route guidance in place of classifier-free guidance: what the weak pass drops.
+        strong_drop: What the strong pass drops.
+        sampler: A name from `SAMPLERS`. None: heun for EDM and flow, dpm_solver_pp for noise
+            prediction.
+        precision: bf16 runs the network under autocast; the sampler's own numbers stay float32.
     """
 
     steps: int
@@ -49,10 +53,35 @@ class Recipe:
     sampler: str | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
 
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"guidance is {self.guidance}; it must be finite (1 is none).")
+        if self.weak_drop is None and self.strong_drop:
+            raise ValueError(
+                f"strong_drop is {self.strong_drop}, but weak_drop is not set; route guidance "
+                f"compares two passes, so set both."
+            )
+        if self.weak_drop is not None and self.interval is not None:
+            raise ValueError(
+                "An interval belongs to classifier-free guidance, not to routes; leave interval or "
+                "weak_drop out."
+            )
+
+    @staticmethod
+    def of(options: SampleConfig) -> Recipe:
+        """The recipe of a run's own image grids."""
+        return Recipe(steps=options.steps, guidance=options.guidance, sampler=options.sampler)
+
 
 @dataclass(frozen=True)
-class Images:
-    """Some images of a set: their numbers, labels (B,) int64 and pixels (B, H, W, 3) uint8."""
+class Samples:
+    """Some images of a set.
+
+    Attributes:
+        numbers: Of the images in the set.
+        labels: (B,) int64, on the CPU.
+        images: (B, H, W, 3) uint8.
+    """
 
     numbers: range
     labels: Tensor
@@ -69,21 +98,27 @@ def generate(
     seed: int,
     decode: Decode,
     on_step: OnStep | None = None,
-) -> Iterator[Images]:
-    """Draw the images of these batches, one batch after the other.
+) -> Iterator[Samples]:
+    """Sample the images of these batches, one batch after the other.
 
         batches = shares(50_000, batch=64, process=0, processes=2)
         labels = sample_labels(50_000, range(1000), seed=0)
-        for drawn in generate(model, run, recipe, batches, labels, seed=0, decode=decode): ...
+        for part in generate(model, run, recipe, batches, labels, seed=0, decode=decode): ...
 
-    model:   as `load_export` gives it, in eval mode, on the device to draw on.
-    run:     its description.
-    batches: numbers of the images of each batch, see `shares`.
-    labels:  (n,) int64, the label of every image of the set.
-    decode:  from the model's numbers to uint8 images, see `tread_ssm.sampling.image_grid.decoder`.
-    on_step: called after each sampling step of a batch with (steps done, steps).
+    Torch's global random state is left alone.
 
-    Leaves torch's random numbers alone. Raises ValueError.
+    Args:
+        model: As `load_export` gives it, in eval mode, on the device to sample on.
+        run: Its description.
+        recipe: How to sample.
+        batches: Numbers of the images of each batch, see `shares`.
+        labels: (n,) int64, the label of every image of the set.
+        seed: Of the set.
+        decode: From the model's numbers to images, see `tread_ssm.sampling.image_grid.decoder`.
+        on_step: Called after each sampling step of a batch with (steps done, steps).
+
+    Raises:
+        ValueError: The recipe does not fit the model, or what it samples is not finite.
     """
     device = next(model.parameters()).device
     for numbers in batches:
@@ -91,48 +126,42 @@ def generate(
         routes = None
         if recipe.weak_drop is not None:
             plan = RoutePlan(run.routes, run.model.depth)
-            grid, drops = run.model.grid, (recipe.weak_drop, recipe.strong_drop)
-            routes = RouteGuidance(plan, grid, *drops, seed, numbers)
-        half = recipe.precision == "bf16"
-        with torch.autocast(device.type, torch.bfloat16) if half else nullcontext():
-            x = sample_images(
-                model,
-                run.objective,
-                noise_of(numbers, run.model, seed).to(device),
-                mine,
-                null_label=run.model.n_classes,
-                steps=recipe.steps,
-                guidance=recipe.guidance,
-                interval=recipe.interval,
-                routes=routes,
-                sampler=recipe.sampler,
-                on_step=on_step,
-            )
-        yield Images(numbers, mine.cpu(), decode(x))
-
-
-def recipe_of(run: Export, options: Mapping[str, Any]) -> Recipe:
-    """A run's own way to draw, but for what a command's options say.
-
-    options: all fields of Recipe by name, None where nothing is said; others are not looked at.
-
-    Raises ConfigError.
-    """
-    guidance, interval = options["guidance"], options["interval"]
-    if guidance not in (None, 1) and options["weak_drop"] is None and not run.model.n_classes:
-        raise ConfigError(
-            f"--guidance is {guidance:g}, but this run was trained without classes; guide it by "
-            f"routes (--weak-drop)."
+            routes = RouteGuidance(plan, run.model.grid, seed, numbers)
+        x = sample_images(
+            model,
+            run.objective,
+            noise_of(numbers, run.model, seed).to(device),
+            mine,
+            recipe,
+            null_label=run.model.n_classes,
+            routes=routes,
+            on_step=on_step,
         )
-    return Recipe(
-        steps=run.sample.steps if options["steps"] is None else options["steps"],
-        guidance=run.sample.guidance if guidance is None else guidance,
-        interval=None if interval is None else tuple(interval),
-        weak_drop=options["weak_drop"],
-        strong_drop=options["strong_drop"],
-        sampler=options["sampler"] or run.sample.sampler,
-        precision=options["precision"],
-    )
+        if not bool(x.isfinite().all()):
+            bad = [i for i, image in zip(numbers, x, strict=True) if not image.isfinite().all()]
+            raise ValueError(
+                f"{len(bad)} of {len(numbers)} images are not finite, image {bad[0]} the first: "
+                f"the weights (of step {run.step}) are damaged, or guidance {recipe.guidance:g} is "
+                f"too strong."
+            )
+        yield Samples(numbers, mine.cpu(), decode(x))
+
+
+def generate_all(
+    model: nn.Module,
+    run: Export,
+    recipe: Recipe,
+    labels: Tensor,
+    *,
+    seed: int,
+    decode: Decode,
+    batch: int = 64,
+    on_step: OnStep | None = None,
+) -> np.ndarray:
+    """All images (n, H, W, 3) uint8 of a set with labels (n,), in this process; see `generate`."""
+    batches = shares(len(labels), batch)
+    parts = generate(model, run, recipe, batches, labels, seed=seed, decode=decode, on_step=on_step)
+    return np.concatenate([part.images for part in parts])
 
 
 def shares(n: int, batch: int, process: int = 0, processes: int = 1) -> list[range]:
@@ -147,9 +176,16 @@ def shares(n: int, batch: int, process: int = 0, processes: int = 1) -> list[ran
 
 
 def sample_labels(n: int, classes: Sequence[int], seed: int, *, balanced: bool = False) -> Tensor:
-    """(n,) int64, the labels of images 0..n-1: each drawn evenly from `classes`.
+    """Labels of images 0..n-1, each taken evenly from `classes`.
 
-    balanced: in turn instead, so that no class is drawn more than once more than another.
+    Args:
+        n: Number of images.
+        classes: Labels to take from.
+        seed: Of the set.
+        balanced: In turn instead, so that no class occurs more than once more than another.
+
+    Returns:
+        (n,) int64.
     """
     chosen = torch.tensor(list(classes), dtype=torch.int64)
     if balanced:
@@ -165,22 +201,21 @@ def noise_of(images: Sequence[int], model: ModelConfig, seed: int) -> Tensor:
     return torch.stack(rows)
 
 
-def starting_noise(n: int, model: ModelConfig, seed: int) -> Tensor:
-    """(n, C, H, W) float32 on the CPU, the starting noise of images 0..n-1."""
-    return noise_of(range(n), model, seed)
-
-
 @dataclass(frozen=True)
 class RouteGuidance:
-    """Guide by two passes that drop differently, see `tread_ssm.diffusion.route_guidance`.
+    """Which tokens the two passes of route guidance keep, see `tread_ssm.diffusion.route_guidance`.
 
-    images: numbers of the images in the batch. Raises ValueError.
+    Raises ValueError where the plan has no routes.
+
+    Attributes:
+        plan: The routes that the network was trained with.
+        grid: (rows, columns) of its tokens.
+        seed: Of the set.
+        images: Numbers of the images in the batch.
     """
 
     plan: RoutePlan
     grid: tuple[int, int]
-    weak_drop: float
-    strong_drop: float
     seed: int
     images: Sequence[int]
 
@@ -204,34 +239,47 @@ def sample_images(
     objective: Objective,
     noise: Tensor,
     labels: Tensor,
+    recipe: Recipe,
     *,
     null_label: int,
-    steps: int,
-    guidance: float,
-    interval: tuple[float, float] | None = None,
     routes: RouteGuidance | None = None,
-    sampler: str | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Samples (B, C, H, W) float32 for noise (B, C, H, W) and labels (B,) on one device.
+    """Sample one batch.
 
-    null_label: the network's label for "no class"; 0: it has no classes, and is guided by routes
-                alone.
-    guidance:   1 is none.
-    interval:   timesteps at which to guide, see `classifier_free`; not with `routes`.
-    routes:     the two passes of route guidance, in place of classifier-free guidance.
-    sampler:    None: heun for EDM and flow, dpm_solver_pp for noise prediction.
+    Args:
+        network: The backbone, in eval mode.
+        objective: The one it was trained with.
+        noise: (B, C, H, W) standard normal numbers.
+        labels: (B,) int64, on the same device.
+        recipe: How to sample.
+        null_label: The network's label for "no class". 0: it has no classes, and is guided by
+            routes alone.
+        routes: Chooses the tokens where the recipe guides by routes (`weak_drop`).
+        on_step: Called after each step with (steps done, steps).
 
-    Raises ValueError.
+    Returns:
+        (B, C, H, W), the dtype of `noise`.
+
+    Raises:
+        ValueError: The recipe does not fit the network or the objective.
     """
     denoiser = objective.denoiser(network)
-    if routes is not None:
-        if interval is not None:
-            raise ValueError("An interval belongs to classifier-free guidance, not to routes.")
-        denoiser = route_guidance(
-            denoiser, routes.plan, guidance, routes.weak_drop, routes.strong_drop, routes.draw
-        )
+    if recipe.weak_drop is not None:
+        if routes is None:
+            raise ValueError("sample_images: weak_drop guides by routes; pass `routes`.")
+        drops = recipe.weak_drop, recipe.strong_drop
+        denoiser = route_guidance(denoiser, routes.plan, recipe.guidance, *drops, routes.draw)
     elif null_label > 0:
-        denoiser = classifier_free(denoiser, guidance, null_label, interval)
-    timesteps = objective.timesteps(steps)
-    return sample(denoiser, objective, noise, timesteps, labels, sampler=sampler, on_step=on_step)
+        denoiser = classifier_free(denoiser, recipe.guidance, null_label, recipe.interval)
+    half = recipe.precision == "bf16"
+    with torch.autocast(noise.device.type, torch.bfloat16) if half else nullcontext():
+        return sample(
+            denoiser,
+            objective,
+            noise,
+            objective.timesteps(recipe.steps),
+            labels,
+            sampler=recipe.sampler,
+            on_step=on_step,
+        )

@@ -1,18 +1,22 @@
-"""From a network's numbers to pictures: uint8 images, and grids of them with a row per class."""
+"""From a network's numbers to uint8 images, and image grids of them with a row per class.
+
+Shape legend: B batch, C channels, H rows, W columns.
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from tread_ssm.data import PixelValues, Values
 from tread_ssm.errors import ConfigError
+from tread_ssm.files import replacing
 
 Decode = Callable[[Tensor], np.ndarray]
 """From the network's numbers (B, C, H, W) to uint8 images (B, H, W, 3)."""
@@ -21,17 +25,26 @@ Decode = Callable[[Tensor], np.ndarray]
 def decoder(values: Values, vae: str | None, device: torch.device | str) -> Decode:
     """What turns a network's numbers into images: `to_uint8` for pixels, else the autoencoder.
 
-    vae: the autoencoder's folder or identifier; None: the one that the data names.
+    Args:
+        values: What the network's numbers mean.
+        vae: The autoencoder's folder or identifier. None: the one that the data names.
+        device: Where to decode.
 
-    Raises ConfigError where latents have no autoencoder, or it cannot be loaded.
+    Raises:
+        ConfigError: Latents have no autoencoder, pixels have one, or it cannot be loaded.
     """
     if isinstance(values, PixelValues):
+        if vae is not None:
+            raise ConfigError(
+                f"vae is {vae}, but the network's numbers are pixels, which need no autoencoder; "
+                f"leave vae out."
+            )
         return lambda x: to_uint8(x, values)
     name, scale = vae or values.vae, values.scale
     if name is None:
         raise ConfigError(
             "the network's numbers are latents, and the data does not say of which autoencoder; "
-            "name it with --vae (a folder, or stabilityai/sd-vae-ft-ema)."
+            "name it as `vae` (a folder, or stabilityai/sd-vae-ft-ema)."
         )
     from tread_ssm.data.autoencoder import Autoencoder  # diffusers takes seconds to import
 
@@ -52,13 +65,18 @@ def to_uint8(x: Tensor, values: Values) -> np.ndarray:
         low, high = x.amin(dim=(0, 2, 3), keepdim=True), x.amax(dim=(0, 2, 3), keepdim=True)
         x = (x - low) / (high - low).clamp_min(1e-6)
     x = x[:, :3] if x.shape[1] >= 3 else x[:, :1].expand(-1, 3, -1, -1)
-    return (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return rearrange((x.clamp(0, 1) * 255).round().to(torch.uint8), "b c h w -> b h w c").numpy()
 
 
 def save_grid(path: Path, images: np.ndarray, row_names: Sequence[str]) -> None:
-    """Write uint8 images (rows * columns, H, W, 3), row after row, as a PNG; whole or not at all.
+    """Write an image grid as a PNG, whole or not at all.
 
     Small images are enlarged to about 64 pixels without smoothing.
+
+    Args:
+        path: The file.
+        images: uint8 (rows * columns, H, W, 3), row after row.
+        row_names: What to write beside each row.
     """
     rows = len(row_names)
     n, height, width, _ = images.shape
@@ -75,10 +93,8 @@ def save_grid(path: Path, images: np.ndarray, row_names: Sequence[str]) -> None:
             image = Image.fromarray(images[row * columns + column])
             image = image.resize((width * scale, height * scale), Image.Resampling.NEAREST)
             canvas.paste(image, (margin + column * cell_w, top))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    canvas.save(temporary, format="PNG")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        canvas.save(temporary, format="PNG")
 
 
 def spread(n: int, most: int) -> list[int]:

@@ -7,7 +7,7 @@ from torch import nn
 
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.pretrained import Export
-from tread_ssm.sampling.generate import sample_images, starting_noise
+from tread_ssm.sampling.generate import Recipe, noise_of, sample_images
 from tread_ssm.sampling.image_grid import save_grid, spread, to_uint8
 
 
@@ -20,7 +20,7 @@ class Preview:
         rows = spread(n_classes, run.sample.classes) if n_classes else [0]
         self._names = [run.class_names[r] for r in rows] if n_classes else [""]
         self._labels = torch.tensor(rows, device=device).repeat_interleave(run.sample.per_class)
-        self._noise = starting_noise(len(self._labels), run.model, seed).to(device)
+        self._noise = noise_of(range(len(self._labels)), run.model, seed).to(device)
 
     def write(self, model: nn.Module, step: int, *, write: bool) -> None:
         """Every process samples the grid after `step` steps, the one with `write` writes it."""
@@ -33,10 +33,8 @@ class Preview:
                 run.objective,
                 self._noise,
                 self._labels,
+                Recipe.of(run.sample),
                 null_label=run.model.n_classes,
-                steps=run.sample.steps,
-                guidance=run.sample.guidance,
-                sampler=run.sample.sampler,
             )
         model.train()
         if write:

@@ -26,7 +26,17 @@ class Watch:
         self._sample_every, self._eval_every = config.sample.every, config.eval.every
         device = trained.accelerator.device
         self._preview = Preview(run, config.folder, config.seed, device)
-        self._evaluation = Evaluation(config, data, device, start) if config.eval.every else None
+        self._evaluation = None
+        if config.eval.every:
+            self._evaluation = Evaluation(
+                config.eval,
+                run,
+                data,
+                config.folder,
+                seed=config.seed,
+                device=device,
+                resume_at=start,
+            )
 
     def look(self, step: int) -> None:
         """Do what is due after `step` steps."""

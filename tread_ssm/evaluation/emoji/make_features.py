@@ -17,11 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from safetensors.torch import save_file
 from torch import Tensor
 
 from tread_ssm.data import load_emoji
 from tread_ssm.evaluation.emoji.network import WEIGHTS, EmojiNet, network_input
+from tread_ssm.evaluation.images import to_batch
 
 DAMAGES = ("intact", "noise", "blur", "shuffle")
 EPOCHS, BATCH, PEAK_LR = 36, 96, 4e-3
@@ -53,7 +55,7 @@ def train(epochs: int, seed: int = 0) -> tuple[EmojiNet, dict[str, float]]:
     rng = torch.Generator().manual_seed(seed)
     images, labels, names = load_emoji(32)
     held = held_out(images)
-    x = torch.from_numpy(images).permute(0, 3, 1, 2)
+    x = to_batch(images)
     y = torch.from_numpy(labels)
     weight = 1 / torch.bincount(y, minlength=len(names)).float().sqrt()
     weight = weight / weight[y].mean()
@@ -118,9 +120,7 @@ def _shifted(x_BCHW: Tensor, rng: torch.Generator) -> Tensor:
     padded = F.pad(x_BCHW, (2, 2, 2, 2), value=255)
     shift = torch.randint(0, 5, (2, n, 1), generator=rng)
     rows, columns = (torch.arange(side) + s for s in shift)
-    return padded.permute(0, 2, 3, 1)[
-        torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]
-    ].permute(0, 3, 1, 2)
+    return _looked_up(padded, rows[:, :, None], columns[:, None, :])
 
 
 def _displaced(x_BCHW: Tensor, reach_B: Tensor, rng: torch.Generator) -> Tensor:
@@ -130,9 +130,14 @@ def _displaced(x_BCHW: Tensor, reach_B: Tensor, rng: torch.Generator) -> Tensor:
     rows = at[None, :, None] + reach_B * torch.randn(n, side, side, generator=rng)
     columns = at[None, None, :] + reach_B * torch.randn(n, side, side, generator=rng)
     rows, columns = (p.round().clamp(0, side - 1).long() for p in (rows, columns))
-    return x_BCHW.permute(0, 2, 3, 1)[torch.arange(n)[:, None, None], rows, columns].permute(
-        0, 3, 1, 2
-    )
+    return _looked_up(x_BCHW, rows, columns)
+
+
+def _looked_up(x_BCHW: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The pixels at these places of each image, (B, H, W) together."""
+    sample = torch.arange(len(x_BCHW))[:, None, None]
+    picked = rearrange(x_BCHW, "b c h w -> b h w c")[sample, rows, columns]
+    return rearrange(picked, "b h w c -> b c h w")
 
 
 def main() -> None:

@@ -1,0 +1,51 @@
+"""Command-line options of sampling, which sample.py and evaluate.py share."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace, _ArgumentGroup
+from pathlib import Path
+
+from tread_ssm.diffusion import SAMPLERS
+from tread_ssm.errors import ConfigError
+from tread_ssm.pretrained import Export
+from tread_ssm.sampling.generate import Recipe
+
+
+def add_sampling_options(add_to: ArgumentParser | _ArgumentGroup, *, run_required: bool) -> None:
+    """Add what says which weights sample, and how."""
+    add = add_to.add_argument
+    add("--run", type=Path, required=run_required, help="folder of a run, such as runs/quickstart")
+    add("--checkpoint", type=int, metavar="STEP", help="weights after STEP steps")
+    add("--steps", type=int, help="sampling steps (default: the run's)")
+    add("--guidance", type=float, help="scale of guidance, 1 is none (default: the run's)")
+    add("--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="timesteps to guide at")
+    add(
+        "--weak-drop",
+        type=float,
+        help="route guidance in place of classifier-free guidance: "
+        "share of tokens that the weak pass drops",
+    )
+    add("--strong-drop", type=float, default=0.0, help="share that the strong pass drops (0)")
+    add("--sampler", choices=list(SAMPLERS), help="default: the objective's")
+    add("--precision", choices=["fp32", "bf16"], default="fp32", help="of the network (fp32)")
+    add("--vae", help="autoencoder of latents: a folder or an identifier (default: the data's)")
+    add("--seed", type=int, default=0)
+
+
+def recipe_of(run: Export, options: Namespace) -> Recipe:
+    """A run's own recipe, but for what the command line says. Raises ValueError."""
+    guidance = options.guidance
+    if guidance not in (None, 1) and options.weak_drop is None and not run.model.n_classes:
+        raise ConfigError(
+            f"guidance is {guidance:g}, but this run was trained without classes; guide it by "
+            f"routes (weak_drop)."
+        )
+    return Recipe(
+        steps=run.sample.steps if options.steps is None else options.steps,
+        guidance=run.sample.guidance if guidance is None else guidance,
+        interval=None if options.interval is None else tuple(options.interval),
+        weak_drop=options.weak_drop,
+        strong_drop=options.strong_drop,
+        sampler=options.sampler or run.sample.sampler,
+        precision=options.precision,
+    )
