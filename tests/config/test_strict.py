@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -119,6 +120,38 @@ def test_overrides(tmp_path: Path) -> None:
     assert got == Outer("b", Inner(rate=2e-3), shapes=(Circle(radius=5.0), Box()))
     assert load(tmp_path, text, "shapes=[]").shapes == ()
     assert load(tmp_path, text, "inner.limit=4", "inner.limit=null").inner.limit is None
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"name: \xff", "is no text in UTF-8"),
+        (b"name: a\0b", "not valid YAML: unacceptable character"),
+        (b"name: &a [*a]", "line 1: write *a out; no aliases here"),
+        (b"a: &a [x, x]\nb: &b [*a, *a]\nname: [*b, *b]", "line 2: write *a out"),
+        (b"name: " + b"[" * 20_000, "more than 50 sections inside each other"),
+        (b"name: " + b"{a: " * 3_000 + b"1" + b"}" * 3_000, "more than 50 sections"),
+        (b"name: " + b"9" * 5_000, "name is no value that can be read"),
+        (b"name: !!python/object:os.system x", "could not determine a constructor"),
+        (b"name: 2001-99-99", "name is no value that can be read"),
+        (b"name: !!timestamp abc", "name is no value that can be read"),
+        (b"name: !!bool abc", "name is no value that can be read"),
+        (b"? [a, b]\n: 1", "a key is one word"),
+        (b"name: a\n---\nname: b", "another document"),
+        (b"name: a\ninner: {batch_size: 1e300}", "whole number below 2^63"),
+        (b"name: a\ninner: {batch_size: .nan}", "whole number below 2^63"),
+    ],
+)
+def test_files_that_mean_harm_are_one_sentence_at_once(
+    tmp_path: Path, content: bytes, part: str
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    began = time.monotonic()
+    with pytest.raises(ConfigError) as caught:
+        build(Outer, read(path))
+    assert time.monotonic() - began < 5
+    assert part in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

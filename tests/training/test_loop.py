@@ -339,6 +339,27 @@ def test_names_are_checked_as_names(tmp_path: Path, name: str) -> None:
     replace(tiny(tmp_path), name="dim_l-2 (é)".replace("(", "+").replace(")", ""))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 10**9}, r"train\.batch_size is 1,000,000,000; its noise alone .* 768 GB"),
+        ({"depth": 10**9 + 1}, r"model\.depth is 1,000,000,001; use at most 1,000"),
+    ],
+)
+def test_what_no_machine_can_hold_is_refused_at_once(
+    tmp_path: Path, change: dict[str, int], message: str
+) -> None:
+    config = tiny(tmp_path)
+    if "depth" in change:
+        config = replace(config, model=replace(config.model, **change))
+    else:
+        config = replace(config, train=replace(config.train, **change))
+    with pytest.raises(ConfigError, match=message):
+        check(config)
+    with pytest.raises(ValueError, match="threads is 1000000"):
+        tiny(tmp_path, threads=10**6)
+
+
 def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
     with pytest.raises(ConfigError, match="runs is a file; runs need a folder"):

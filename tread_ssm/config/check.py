@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from tread_ssm.diffusion.sampler import check_sampler
 from tread_ssm.errors import ConfigError
 from tread_ssm.files import MANIFEST
 from tread_ssm.models import DiTConfig
+
+_MOST_BLOCKS = 1000
+_MOST_GIGABYTES = 64
 
 
 def check(config: RunConfig) -> Data:
@@ -56,6 +60,7 @@ def check(config: RunConfig) -> Data:
             f"model.n_classes is {model.n_classes}, but the data has {len(data.class_names)} "
             f"classes; they must agree (0 trains without labels)."
         )
+    _check_memory(config, data)
     _check_evaluation(config.eval, data)
     return data
 
@@ -100,6 +105,19 @@ def _check_machine(config: RunConfig) -> None:
     for tracker in train.trackers:
         if importlib.util.find_spec(tracker) is None:
             raise ConfigError(f"train.trackers names {tracker}; `pip install {tracker}` first.")
+
+
+def _check_memory(config: RunConfig, data: Data) -> None:
+    """Refuse what no machine can hold. Every process makes the noise of the global batch."""
+    if config.model.depth > _MOST_BLOCKS:
+        raise ConfigError(f"model.depth is {config.model.depth:,}; use at most {_MOST_BLOCKS:,}.")
+    images = config.train.batch_size
+    gigabytes = images * math.prod(data.shape) * 4 / 1e9
+    if gigabytes > _MOST_GIGABYTES:
+        raise ConfigError(
+            f"train.batch_size is {images:,}; its noise alone would take {gigabytes:,.0f} GB of "
+            f"each process. Use at most {int(images * _MOST_GIGABYTES / gigabytes):,}."
+        )
 
 
 def _check_evaluation(options: EvalConfig, data: Data) -> None:

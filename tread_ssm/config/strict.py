@@ -22,6 +22,13 @@ from tread_ssm.errors import ConfigError
 T = TypeVar("T")
 Tree = dict[str, Any]
 
+_DEEPEST = 50
+_OPENING = (
+    *(yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken),
+    *(yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken),
+)
+_CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -49,18 +56,20 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Source:
-    """Parse a YAML file and apply `a.b.0.c=value` overrides. Raises ConfigError."""
+    """Parse a YAML file and apply `a.b.0.c=value` overrides.
+
+    Raises:
+        ConfigError: The file cannot be read, or an override has no place in it.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is no text in UTF-8.") from None
     places: dict[str, str] = {}
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        tree = {} if node is None else _plain(node, "", str(path), places)
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}.") from None
+    tree = _parse(text, str(path), places)
+    tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected `key: value` lines at the top level.")
     source = Source(tree, str(path), places)
@@ -70,7 +79,11 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Source:
 
 
 def build(cls: type[T], source: Source) -> T:
-    """An instance of the dataclass `cls` from a parsed file. Raises ConfigError."""
+    """An instance of the dataclass `cls` from a parsed file.
+
+    Raises:
+        ConfigError: A key is unknown or missing, or a value has another type or is refused.
+    """
     return _dataclass(cls, source.tree, "", source)
 
 
@@ -88,6 +101,27 @@ def dump(value: Any) -> str:
     )
 
 
+def _parse(text: str, name: str, places: dict[str, str]) -> Any:
+    """YAML as plain Python. Aliases are refused, because some expand without end."""
+    try:
+        depth = 0
+        for token in yaml.scan(text, Loader=yaml.SafeLoader):
+            line = f"{name}, line {token.start_mark.line + 1}"
+            depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+            if depth > _DEEPEST:
+                raise ConfigError(f"{line}: more than {_DEEPEST} sections inside each other.")
+            if isinstance(token, yaml.AliasToken):
+                raise ConfigError(f"{line}: write *{token.value} out; no aliases here.")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        return None if node is None else _plain(node, "", name, places)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{name}{line}: not valid YAML: {error.problem}.") from None
+    except yaml.YAMLError as error:  # such as a NUL
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{name}: not valid YAML: {reason}.") from None
+
+
 def _plain(node: yaml.Node, path: str, name: str, places: dict[str, str]) -> Any:
     """The node as plain Python, its keys' places written down, doubled keys refused."""
     where = f"{name}, line {node.start_mark.line + 1}"
@@ -97,6 +131,8 @@ def _plain(node: yaml.Node, path: str, name: str, places: dict[str, str]) -> Any
     if isinstance(node, yaml.MappingNode):
         tree: Tree = {}
         for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ConfigError(f"{where}: a key is one word, no list or section.")
             key = str(key_node.value)
             inner = _join(path, key)
             where = f"{name}, line {key_node.start_mark.line + 1}"
@@ -105,12 +141,15 @@ def _plain(node: yaml.Node, path: str, name: str, places: dict[str, str]) -> Any
             places[inner] = where
             tree[key] = _plain(value_node, inner, name, places)
         return tree
-    return yaml.SafeLoader("").construct_object(node)
+    try:
+        return yaml.SafeLoader("").construct_object(node)
+    except (ValueError, LookupError, AttributeError):  # a date that is none, thousands of digits
+        raise ConfigError(f"{where}: {path or 'this'} is no value that can be read.") from None
 
 
 def _override(source: Source, text: str) -> None:
     path, equals, value = text.partition("=")
-    where = f"override {text!r}"
+    where = f"override {text[:80]!r}"
     if not equals or not path:
         raise ConfigError(f"{where}: write it as section.key=value.")
     parts = path.split(".")
@@ -127,10 +166,7 @@ def _override(source: Source, text: str) -> None:
         elif not isinstance(at, dict):
             raise ConfigError(f"{where}: {'.'.join(parts[:depth])} is a value, not a section.")
         if depth == len(parts) - 1:
-            try:
-                at[key] = yaml.safe_load(value)
-            except yaml.YAMLError:
-                raise ConfigError(f"{where}: {value!r} is not a valid YAML value.") from None
+            at[key] = _parse(value, where, {})
             # What the file said below this key is gone, and so are its line numbers.
             for old in [p for p in source.places if p.startswith(path + ".")]:
                 del source.places[old]
@@ -241,8 +277,8 @@ def _scalar(hint: Any, value: Any, path: str, source: Source) -> Any:
         raise _wrong(value, path, "a number", source)
     if hint is float:
         return float(number)
-    if number != number or number in (float("inf"), float("-inf")) or number != int(number):
-        raise _wrong(value, path, "a whole number", source)
+    if not abs(number) < 2**63 or number != int(number):
+        raise _wrong(value, path, "a whole number below 2^63", source)
     return int(number)
 
 

@@ -26,7 +26,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; a cut last line is left out."""
+    """The rows of a metrics file; lines that a crash or a disk has damaged are left out."""
     return [row for row, _ in _rows(path)]
 
 
@@ -34,9 +34,11 @@ def _rows(path: Path) -> list[tuple[dict[str, Any], str]]:
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            rows.append((json.loads(line), line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except ValueError:
             continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append((row, line))
     return rows
