@@ -14,11 +14,16 @@ _MASK = 0xFFFFFFFF
 
 
 def generator(seed: int, number: int, purpose: str) -> torch.Generator:
-    """A CPU generator for one step (epoch, grid ...) of one purpose of a run.
+    """A CPU generator for one step (epoch, image ...) of one purpose of a run.
 
     torch's CPU generator looks at the low 32 bits of its seed only. For a given seed and
     purpose the mix below is a permutation of these 32 bits, so no two of 2^32 numbers share a
     state; different seeds and purposes permute differently.
+
+    Args:
+        seed: Of the run.
+        number: Of the step; its low 32 bits count.
+        purpose: What the random numbers are for.
     """
     digest = hashlib.blake2b(f"{purpose}:{seed}".encode(), digest_size=8).digest()
     first, second = int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")

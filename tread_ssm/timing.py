@@ -10,9 +10,16 @@ import torch
 
 
 def take_turns(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call, `repeats` per side, one after the other: a b a b ...
+    """Time sides that take turns: a b a b ...
 
     Each side runs once beforehand, uncounted. On a GPU each call is waited for.
+
+    Args:
+        sides: What to time, by name.
+        repeats: Calls of each side.
+
+    Returns:
+        The seconds of each call, by the name of its side.
     """
     for run in sides.values():
         run()

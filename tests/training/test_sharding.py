@@ -82,7 +82,7 @@ def check_average(config):
         for average in averages:
             average.update(step)
     same_states(*(e.state(m) for e, m in zip(averages, models, strict=True)))
-    assert averages[1].state(b, keep=False) == {}
+    assert averages[1].state(b, gather=False) == {}
     x, level, labels = torch.randn(2, 3, 8, 8), torch.rand(2), torch.tensor([0, 9])
 
     def same_outputs():

@@ -84,7 +84,7 @@ def save(
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     optimizer = _unwrapped(trained.optimizer)
     weights, moments = get_state_dict(trained.model, optimizer, options=options)
-    average = trained.ema.state(trained.model, keep=accelerator.is_main_process)
+    average = trained.ema.state(trained.model, gather=accelerator.is_main_process)
     if accelerator.is_main_process:
         final = folder.checkpoint(progress.step)
         tidy(folder)

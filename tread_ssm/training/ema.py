@@ -42,16 +42,19 @@ class Ema:
         get_ema_multi_avg_fn(self.decay_at(step))(average, [local(p) for p in self._live], 0)
 
     @torch.no_grad()
-    def state(self, model: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
+    def state(self, model: nn.Module, *, gather: bool = True) -> dict[str, Tensor]:
         """The model's state dict with the averages in place of its trained parameters.
 
-        Sharded tensors are gathered one by one and come on the CPU: every process calls; those
-        without `keep` get nothing.
+        Every process calls it: sharded tensors are gathered one by one, and come on the CPU.
+
+        Args:
+            model: The one that is averaged.
+            gather: False: take part, and get nothing.
         """
         state: dict[str, Tensor] = {}
         for name, tensor in (model.state_dict() | self.average).items():
             full = whole(tensor.detach())
-            if keep:
+            if gather:
                 state[name] = full.cpu() if is_sharded(tensor) else full
         return state
 

@@ -76,7 +76,15 @@ class Log:
             self._seconds, self._since = seconds, time.perf_counter()
 
     def write(self, step: int, lr: float) -> None:
-        """Write the means since the last row. Raises TrainingError where they are not finite."""
+        """Write the means since the last row.
+
+        Args:
+            step: Steps done.
+            lr: Learning rate of the last one.
+
+        Raises:
+            TrainingError: A loss (or a gradient) is not finite.
+        """
         window = self.checked(step)
         self._warn_of_spike(window, step)
         now = self._now()
@@ -127,7 +135,11 @@ class Log:
         return [list(map(float, row)) for row in window]
 
     def progress(self, step: int) -> Progress:
-        """What a checkpoint after `step` steps has to remember. Raises TrainingError."""
+        """What a checkpoint after `step` steps has to remember.
+
+        Raises:
+            TrainingError: A loss (or a gradient) is not finite.
+        """
         window = self.checked(step)  # first: it waits for the steps that are still computed
         return Progress(step=step, seconds=self._now(), window=window)
 

@@ -91,7 +91,7 @@ def _train(config: RunConfig, data: Data) -> int | None:
             watch.look(done)
     log.close()
     if stopped is None:
-        weights = ema.state(model, keep=accelerator.is_main_process)
+        weights = ema.state(model, gather=accelerator.is_main_process)
         if accelerator.is_main_process:
             # Fewer steps may be asked for now than are done.
             described = replace(run, step=max(start.step, options.steps))

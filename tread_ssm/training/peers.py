@@ -16,9 +16,9 @@ from pathlib import Path
 from types import TracebackType
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from tread_ssm.config.run_folder import RunFolder
+from tread_ssm.processes import gathered
 from tread_ssm.training.log import TrainingError
 
 # Seconds that the error of one process gives another to end: its sockets close before it does.
@@ -36,8 +36,9 @@ class Peers:
     def __init__(self, accelerator: Accelerator, run: RunFolder) -> None:
         self._run, self._rank = run, accelerator.process_index
         mine = (self._rank, socket.gethostname(), os.getpid())
-        every = gather_object([mine]) if accelerator.num_processes > 1 else [mine]
-        self._others = {r: pid for r, host, pid in every if host == mine[1] and r != self._rank}
+        self._others = {
+            r: pid for r, host, pid in gathered(mine) if host == mine[1] and r != self._rank
+        }
         self._once = threading.Lock()
         self._writing = self._before = -1
 

@@ -9,10 +9,15 @@ Shape = Literal["constant", "cosine"]
 
 
 def learning_rate(step: int, *, steps: int, peak: float, warmup: int, shape: Shape) -> float:
-    """The rate at `step` of 0..steps - 1.
+    """The learning rate of one step.
 
-    It climbs evenly to `peak` over `warmup` steps, then stays ("constant") or falls along half a
-    cosine that ends in 0 after the last step ("cosine").
+    Args:
+        step: 0..steps - 1.
+        steps: Of the whole run.
+        peak: Largest rate.
+        warmup: Steps over which it climbs evenly to the peak.
+        shape: Afterwards it stays ("constant"), or falls along half a cosine that ends in 0 after
+            the last step ("cosine").
     """
     if step < warmup:
         return peak * (step + 1) / warmup

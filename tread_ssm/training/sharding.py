@@ -21,10 +21,13 @@ from tread_ssm.models import Backbone
 
 
 def fsdp_plugin() -> FullyShardedDataParallelPlugin | None:
-    """accelerate's settings where its launcher asked for FSDP, else None. Raises ConfigError.
+    """accelerate's settings where its launcher asked for FSDP, else None.
 
     FSDP's own mixed precision casts whole blocks, the residual stream, A and the step bias to half
     precision. It stays off: autocast does here what it does everywhere else.
+
+    Raises:
+        ConfigError: The launcher asked for DeepSpeed, FSDP 1, or FSDP's own recomputation.
     """
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         raise ConfigError("DeepSpeed is not supported; shard with configs/accelerate/fsdp2.yaml.")

@@ -27,7 +27,7 @@ class StopSignals:
     """Inside `with`, remembers the first signal; a later one has its usual effect."""
 
     def __init__(self, accelerator: Accelerator, step: int = 0) -> None:
-        """step: steps done."""
+        """`step`: steps done."""
         self.received: int | None = None
         self._accelerator = accelerator
         self._launcher = os.getppid() if any(k in os.environ for k in _LAUNCHED) else None
