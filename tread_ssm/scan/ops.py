@@ -66,6 +66,7 @@ SELECTIVE_BACKENDS = {
     "reference": "tread_ssm.scan.selective.reference",
 }
 SSD_BACKENDS = {
+    "triton": "tread_ssm.scan.decayed.triton",
     "cpu": "tread_ssm.scan.decayed.cpu",
     "matmul": "tread_ssm.scan.decayed.matmul",
     "reference": "tread_ssm.scan.decayed.reference",

@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,15 @@ INDICES = ("order", "gap")
 ALIGNED = ("dim", "state")  # multiples of 16 in every real network
 
 
-def compiled(kernel: Any, constants: dict[str, Any], warps: int, capability: int) -> Any:
+def compiled(
+    kernel: Any,
+    constants: dict[str, Any],
+    warps: int,
+    capability: int,
+    sizes: Sequence[str] = SIZES,
+    narrow: Sequence[str] = NARROW,
+    aligned: Sequence[str] = ALIGNED,
+) -> Any:
     """The kernel with bf16 activations; arguments in `constants` are fixed (None: left out)."""
     signature: dict[str, str] = {}
     attributes: dict[tuple[int, ...], list[list[object]]] = {}
@@ -52,9 +61,9 @@ def compiled(kernel: Any, constants: dict[str, Any], warps: int, capability: int
         if name in constants:
             signature[name] = "constexpr"
             continue
-        kind = "bf16" if name in NARROW else "i64" if name in INDICES else "fp32"
-        signature[name] = "i32" if name in SIZES else f"*{kind}"
-        if name not in SIZES or name in ALIGNED:
+        kind = "bf16" if name in narrow else "i64" if name in INDICES else "fp32"
+        signature[name] = "i32" if name in sizes else f"*{kind}"
+        if name not in sizes or name in aligned:
             attributes[(i,)] = [["tt.divisibility", 16]]
     positions = {(kernel.arg_names.index(k),): v for k, v in constants.items()}
     return triton.compile(
