@@ -35,8 +35,8 @@ def unpatchify(x: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
 def sinusoid(t: Tensor, dim: int) -> Tensor:
     """t_B -> (B, dim): cosines, then sines, of angular frequencies 1 down to about 1e-4.
 
-    Computed in at least float32, whatever autocast says. Levels should spread over a range of the
-    order of 1000 (as diffusion steps do) for the frequencies to tell them apart.
+    Computed in at least float32, whatever autocast says. Values of t should spread over a range of
+    the order of 1000 (as diffusion steps do) for the frequencies to tell them apart.
     """
     half = dim // 2
     t = t.to(torch.promote_types(t.dtype, torch.float32))
