@@ -299,3 +299,17 @@ def test_dry_run_needs_no_data(
     streams = capsys.readouterr()
     assert "gone does not exist" in streams.err
     assert "parameters" in streams.out
+
+
+def test_ctrl_c_before_the_first_step_is_a_sentence_and_exit_code_130(
+    main: Callable[..., int],
+    script: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(script, "check", interrupted)
+    assert main() == 130
+    assert capsys.readouterr().err == "Interrupted; rerun the command to resume.\n"
