@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tread_ssm.scan.visits import check_positions
+from tread_ssm.scan.visits import check_positions, rows_in_place
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Library = tuple[str, ctypes.CDLL]
@@ -99,6 +99,13 @@ def native(inputs: Any) -> Any:
 def native_tensor(x: Tensor) -> Tensor:
     """One tensor likewise."""
     return (x.float() if x.dtype == torch.float16 else x).contiguous()
+
+
+def native_rows(x: Tensor) -> Tensor:
+    """Likewise, but a tensor that is contiguous except for the distance between positions stays in
+    place: a slice of wider rows."""
+    x = x.float() if x.dtype == torch.float16 else x
+    return rows_in_place(x)
 
 
 def call(

@@ -82,10 +82,10 @@ def contiguous(inputs: Any) -> Any:
 
 
 def rows_in_place(x: Tensor) -> Tensor:
-    """x (B, L, H, P) itself where it is contiguous but for the distance between positions, like a
+    """x (B, L, ...) itself where it is contiguous but for the distance between positions, like a
     slice of wider rows; else a contiguous copy."""
-    rows_are_dense = x.stride(3) == 1 and x.stride(2) == x.shape[3]
-    return x if rows_are_dense and x.stride(0) == x.shape[1] * x.stride(1) else x.contiguous()
+    evenly = x.stride(0) == x.shape[1] * x.stride(1)
+    return x if evenly and x[0, 0].is_contiguous() else x.contiguous()
 
 
 def row_stride(visits: Tensor | None) -> int:

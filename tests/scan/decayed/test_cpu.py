@@ -67,7 +67,7 @@ def test_slices_of_wider_rows_are_read_in_place(change):
     x = ssd_inputs(CASE, torch.float32)
     moved = {k: change(v) if k in ("q", "k", "v") else v for k, v in x.items()}
     in_place = change is wider_rows
-    assert all((cpu._native_rows(moved[k]) is moved[k]) == in_place for k in ("q", "k", "v"))
+    assert all((compiled.native_rows(moved[k]) is moved[k]) == in_place for k in ("q", "k", "v"))
     want = torch.ops.tread_ssm.ssd_forward(*x.values(), "cpu")
     got = torch.ops.tread_ssm.ssd_forward(*moved.values(), "cpu")
     assert torch.equal(got[0], want[0])

@@ -125,6 +125,22 @@ def test_inputs_need_not_be_contiguous(change):
     assert torch.equal(selective_scan(**moved, backend="cpu"), selective_scan(**x, backend="cpu"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_convolution_reads_a_slice_of_wider_rows_in_place(dtype):
+    x = conv_inputs(CONV, dtype)
+    wide = torch.full((CONV.batch, CONV.length, CONV.dim + 30), torch.nan, dtype=dtype)
+    part = wide[..., 11 : 11 + CONV.dim].copy_(x["x"])
+    assert compiled.native_rows(part) is part
+    assert compiled.native_rows(part[..., ::2]).is_contiguous()
+    y = torch.ops.tread_ssm.conv_forward(*x.values(), "cpu")
+    moved = (part, *list(x.values())[1:])
+    assert torch.equal(torch.ops.tread_ssm.conv_forward(*moved, "cpu")[0], y[0])
+    want = torch.ops.tread_ssm.conv_backward(y[0], *x.values(), y[1], "cpu")
+    got = torch.ops.tread_ssm.conv_backward(y[0], *moved, y[1], "cpu")
+    for a, b in zip(got, want, strict=True):
+        assert torch.equal(a, b) and a.is_contiguous()
+
+
 @pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", "D", "z", "delta_bias"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_an_explosion_stays_visible(name, value):

@@ -15,6 +15,7 @@ struct ConvArgs {
   void *y, *gx;                       // as x; unvisited rows are not written
   float *gweight, *gbias;
   GompParallel parallel;
+  int64_t x_stride;                  // elements from one position of x to the next; else dense
   int64_t order_stride, gap_stride;  // 0 where shared by the samples
   int64_t batch, length, visits, dim, width, activation, threads;
 };
@@ -27,9 +28,10 @@ class Conv {
   const int width = (int)a.width;
   Buffer weight{MAX_WIDTH * DP}, bias{DP};  // (distance, DP): distance 0 is the token itself
 
-  int64_t row(int64_t b, int64_t k) const {
-    return (b * a.length + (a.order ? a.order[b * a.order_stride + k] : k)) * D;
+  int64_t position(int64_t b, int64_t k) const {
+    return b * a.length + (a.order ? a.order[b * a.order_stride + k] : k);
   }
+  int64_t row(int64_t b, int64_t k) const { return position(b, k) * D; }
 
   // Distance of visit k to the one `back` steps before it; `width` or more: no tap reaches it.
   int64_t distance(int64_t b, int64_t k, int back) const {
@@ -64,7 +66,7 @@ class Conv {
     for (int back = 0; back < width; ++back) {
       const int64_t j = distance(b, k, back);
       if (j >= width) continue;
-      r.x[r.count] = (const T*)a.x + row(b, k - back);
+      r.x[r.count] = (const T*)a.x + position(b, k - back) * a.x_stride;
       r.w[r.count] = weight.data() + j * DP;
       r.distance[r.count++] = j;
     }

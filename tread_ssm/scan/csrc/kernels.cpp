@@ -54,7 +54,7 @@ int ssd_backward(const SsdArgs* a, int is_bf16) {
 }
 // What cpu.py must agree with; count the version up when the meaning of an argument changes.
 void interface_numbers(int64_t* out) {
-  const int64_t numbers[] = {2, sizeof(ScanArgs), sizeof(ConvArgs), CHUNK, STATE_PAD, CHANNEL_PAD};
+  const int64_t numbers[] = {3, sizeof(ScanArgs), sizeof(ConvArgs), CHUNK, STATE_PAD, CHANNEL_PAD};
   std::memcpy(out, numbers, sizeof(numbers));
 }
 void ssd_interface_numbers(int64_t* out) {  // likewise for decayed/cpu.py

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tread_ssm.scan import compiled
 from tread_ssm.scan.inputs import Gradients, SSDInputs
-from tread_ssm.scan.visits import check_gap, n_visits, output_like, row_stride, rows_in_place
+from tread_ssm.scan.visits import check_gap, n_visits, output_like, row_stride
 
 FAST_ON = ("cpu",)
 CHUNK, PAD = 64, 16  # as in csrc/ssd.h and csrc/product.h
@@ -72,7 +72,7 @@ def ssd_forward(x: SSDInputs) -> tuple[Tensor, Tensor]:
 def ssd_backward(grad_y: Tensor, x: SSDInputs, states: Tensor) -> Gradients:
     """Gradients of q, k, v and log_decay, from the chunk states that the forward kept."""
     dtype = x.v.dtype
-    x, grad_y, states = _native(x), _native_rows(grad_y), states.contiguous()
+    x, grad_y, states = _native(x), compiled.native_rows(grad_y), states.contiguous()
     gq, gk, gv, glog = (output_like(t, n_visits(x.v, x.order)) for t in x[:4])
     _call(
         "ssd_backward", x, grad_y.stride(1),
@@ -87,13 +87,9 @@ def _padded(n: int) -> int:
 
 def _native(x: SSDInputs) -> SSDInputs:
     """Contiguous and in dtypes that the kernels read; q, k and v may be slices of wider rows."""
-    q, k, v = (_native_rows(t) for t in x[:3])
+    q, k, v = (compiled.native_rows(t) for t in x[:3])
     order, gap = (None if t is None else t.contiguous() for t in (x.order, x.gap))
     return SSDInputs(q, k, v, x.log_decay.contiguous(), order, gap)
-
-
-def _native_rows(x: Tensor) -> Tensor:
-    return rows_in_place(x.float() if x.dtype == torch.float16 else x)
 
 
 def _call(name: str, x: SSDInputs, grad_y_stride: int = 0, **others: Tensor) -> None:

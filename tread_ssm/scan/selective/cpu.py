@@ -17,7 +17,7 @@ from tread_ssm.scan.visits import check_gap, n_visits, output_like, row_stride
 
 FAST_ON = ("cpu",)
 CHUNK, STATE_PAD, CHANNEL_PAD = 64, 8, 16  # as in csrc/scan.h
-INTERFACE_VERSION = 2  # as in csrc/kernels.cpp
+INTERFACE_VERSION = 3  # as in csrc/kernels.cpp
 
 
 class _ScanArgs(ctypes.Structure):
@@ -35,7 +35,7 @@ class _ConvArgs(ctypes.Structure):
 
     _fields_ = compiled.fields(
         "x grad_y weight bias order gap y gx gweight gbias parallel",
-        "order_stride gap_stride batch length visits dim width activation threads",
+        "x_stride order_stride gap_stride batch length visits dim width activation threads",
     )
 
 
@@ -115,7 +115,7 @@ def scan_backward(grad_y: Tensor, x: ScanInputs, states: Tensor) -> Gradients:
 def conv_forward(inputs: ConvInputs) -> Tensor:
     """y (B, L, D) in x's dtype."""
     dtype = inputs.x.dtype
-    inputs = compiled.native(inputs)
+    inputs = _native_conv(inputs)
     y = output_like(inputs.x, n_visits(inputs.x, inputs.order))
     _call_conv("conv_forward", inputs, y=y)
     return y.to(dtype)
@@ -124,12 +124,19 @@ def conv_forward(inputs: ConvInputs) -> Tensor:
 def conv_backward(grad_y: Tensor, inputs: ConvInputs) -> Gradients:
     """Gradients of x, weight and bias."""
     dtype = inputs.x.dtype
-    inputs, grad_y = compiled.native(inputs), compiled.native_tensor(grad_y)
+    inputs, grad_y = _native_conv(inputs), compiled.native_tensor(grad_y)
     gx = output_like(inputs.x, n_visits(inputs.x, inputs.order))
     gweight = torch.empty_like(inputs.weight)
     gbias = None if inputs.bias is None else torch.empty_like(inputs.bias)
     _call_conv("conv_backward", inputs, grad_y=grad_y, gx=gx, gweight=gweight, gbias=gbias)
     return gx.to(dtype), gweight, gbias
+
+
+def _native_conv(inputs: ConvInputs) -> ConvInputs:
+    """As compiled.native, but x may be a slice of wider rows, like a part of in_proj's output."""
+    x, *others = inputs
+    rest = [t.contiguous() if isinstance(t, Tensor) else t for t in others]
+    return ConvInputs._make([compiled.native_rows(x), *rest])
 
 
 def _call_scan(name: str, x: ScanInputs, **others: Tensor | None) -> None:
@@ -162,6 +169,7 @@ def _call_conv(name: str, inputs: ConvInputs, **others: Tensor | None) -> None:
     batch, length, dim = x.shape
     args = _ConvArgs(
         parallel=compiled.openmp_entry(),
+        x_stride=x.stride(1),
         order_stride=row_stride(order),
         gap_stride=row_stride(gap),
         batch=batch,
