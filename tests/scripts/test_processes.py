@@ -155,7 +155,7 @@ from tread_ssm.training.peers import Peers
 from tread_ssm.training.signals import StopSignals
 
 accelerator = Accelerator(cpu=True)
-with Peers(accelerator, RunFolder(Path(sys.argv[1]))), StopSignals(accelerator):
+with StopSignals(accelerator), Peers(accelerator, RunFolder(Path(sys.argv[1]))):
     accelerator.wait_for_everyone()
     if accelerator.process_index == 1:
         os.kill(os.getpid(), signal.SIGKILL)

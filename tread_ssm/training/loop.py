@@ -72,7 +72,8 @@ def _train(config: RunConfig, data: Data) -> int | None:
     log = Log(options, config.folder, accelerator, start)
     watch = Watch(config, run, data, trained, log, start.step)
     stopped = None
-    with Peers(accelerator, config.folder), StopSignals(accelerator, start.step) as signals:
+    # Peers inside: while it looks for a lost process, the launcher's SIGTERM must not be deadly.
+    with StopSignals(accelerator, start.step) as signals, Peers(accelerator, config.folder):
         watch.catch_up()
         for done, lr, batch in _batches(config, data, accelerator, start.step):
             log.add(stepper.step(batch, lr))
