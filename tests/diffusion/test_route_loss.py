@@ -52,7 +52,7 @@ def by_hand(t: LossTerms, subset: TokenSubset) -> tuple[float, float, float]:
                 continue
             dropped.append(loss)
             noisy = patch_values(t.noisy, sample, token)
-            variance = mean([(v - mean(noisy)) ** 2 for v in noisy])
+            variance = sum((v - mean(noisy)) ** 2 for v in noisy) / (len(noisy) - 1)
             target = [(v - mean(noisy)) / math.sqrt(variance + 1e-6) for v in noisy]
             guess = patch_values(t.reconstruction, sample, token)
             errors.append(mean([(g - v) ** 2 for g, v in zip(guess, target, strict=True)]))
@@ -140,5 +140,7 @@ def test_what_does_not_fit_is_refused() -> None:
         route_loss(terms(), draw(), 1, AllTokens())
     with pytest.raises(ValueError, match="patches of 4 x 4"):
         patchify(torch.zeros(1, 1, 8, 6), 4)
+    with pytest.raises(ValueError, match="loss is 'per_route'; pass AllTokens"):
+        route_loss(terms(), draw(), P, "per_route")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"reconstruction_weight is -0\.1"):
         PerRoute(reconstruction_weight=-0.1)

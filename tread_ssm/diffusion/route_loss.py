@@ -34,7 +34,7 @@ class PerRoute:
 
     DSM_r is the objective's loss averaged over the patches that route r kept. MAE_r is the squared
     error of the reconstruction against the noisy input on the patches that r dropped, each patch of
-    the input normalised by the mean and variance of its P * P * C values.
+    the input normalised by the mean and variance (n - 1) of its P * P * C values.
 
     Attributes:
         kind: Always "per_route".
@@ -85,8 +85,10 @@ def route_loss(terms: LossTerms, draw: Draw, patch: int, loss: AllTokens | PerRo
         loss: How the loss accounts for the routes.
 
     Raises:
-        ValueError: The draw does not fit the terms.
+        ValueError: The draw does not fit the terms, or `loss` is neither of the two.
     """
+    if not isinstance(loss, (AllTokens, PerRoute)):
+        raise ValueError(f"route_loss: loss is {loss!r}; pass AllTokens() or PerRoute().")
     token_loss = patchify(terms.loss_map, patch).mean(dim=2)  # (B, N)
     subsets = [subset for _, subset in draw if not subset.is_all]
     _check(subsets, token_loss)
@@ -122,8 +124,9 @@ def patchify(x: Tensor, patch: int) -> Tensor:
 def _reconstruction_error(terms: LossTerms, patch: int) -> Tensor:
     """(B, N), squared error of the reconstruction against the normalised noisy patches."""
     target = patchify(terms.noisy.detach(), patch)
-    # The population variance: defined, as 0, for a patch of a single value too.
-    variance, mean = torch.var_mean(target, dim=2, correction=0, keepdim=True)
+    # The published n - 1; a patch of a single value has the variance 0.
+    correction = min(1, target.shape[2] - 1)
+    variance, mean = torch.var_mean(target, dim=2, correction=correction, keepdim=True)
     target = (target - mean) / (variance + 1e-6).sqrt()
     return ((patchify(terms.reconstruction, patch) - target) ** 2).mean(dim=2)
 
