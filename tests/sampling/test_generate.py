@@ -113,6 +113,7 @@ RECIPES = {
     "plain": (DIM, Flow(), Recipe(steps=4)),
     "labels": (DIM, EDM(), Recipe(steps=4, guidance=2.0, interval=(0.1, 5.0))),
     "routes": (DIM, Flow(), Recipe(steps=4, guidance=1.5, weak_drop=0.5, strong_drop=0.25)),
+    "stochastic": (DIM, Flow(), Recipe(steps=4, guidance=2.0, sampler="euler_maruyama")),
     "transformer": (DIT, NoisePrediction(), Recipe(steps=5, guidance=1.5, weak_drop=0.5)),
 }
 

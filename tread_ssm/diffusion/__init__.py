@@ -8,7 +8,16 @@ from tread_ssm.diffusion.guidance import classifier_free, route_guidance
 from tread_ssm.diffusion.noise_prediction import NoisePrediction
 from tread_ssm.diffusion.objective import Denoiser, LossTerms, Network, NoiseSchedule
 from tread_ssm.diffusion.route_loss import AllTokens, PerRoute, RouteLosses, patchify, route_loss
-from tread_ssm.diffusion.sampler import SAMPLERS, check_sampler, dpm_solver_pp, euler, heun, sample
+from tread_ssm.diffusion.sampler import (
+    SAMPLERS,
+    check_sampler,
+    dpm_solver_pp,
+    edm_churn,
+    euler,
+    euler_maruyama,
+    heun,
+    sample,
+)
 
 Objective: TypeAlias = EDM | Flow | NoisePrediction
 
@@ -28,7 +37,9 @@ __all__ = [
     "check_sampler",
     "classifier_free",
     "dpm_solver_pp",
+    "edm_churn",
     "euler",
+    "euler_maruyama",
     "heun",
     "patchify",
     "route_guidance",

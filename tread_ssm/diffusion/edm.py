@@ -53,6 +53,7 @@ class EDM:
     rho: float = 7.0
 
     straight: ClassVar[bool] = True
+    t_max: ClassVar[float] = math.inf
 
     def __post_init__(self) -> None:
         for name in ("p_std", "sigma_data", "sigma_min", "sigma_max", "rho"):
@@ -64,6 +65,10 @@ class EDM:
                 f"EDM: sigma_min is {self.sigma_min} and sigma_max {self.sigma_max}; sigma_min "
                 f"must be the smaller one."
             )
+
+    def start_std(self, t: float) -> float:
+        """t: sampling starts from pure noise (algorithm 1)."""
+        return t
 
     def alpha(self, t: Tensor) -> Tensor:
         """Weight of the data at t: 1."""

@@ -58,6 +58,7 @@ class Flow:
     predict: Prediction = "velocity"
 
     straight: ClassVar[bool] = True
+    t_max: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         for name, known in (("time", get_args(Time)), ("predict", get_args(Prediction))):
@@ -68,6 +69,10 @@ class Flow:
         check_positive("Flow: std", self.std)
         if not math.isfinite(self.mean):
             raise ValueError(f"Flow: mean is {self.mean}; it must be finite.")
+
+    def start_std(self, t: float) -> float:
+        """That of x at t for data of unit variance; 1 at t = 1."""
+        return math.hypot(1 - t, t)
 
     def alpha(self, t: Tensor) -> Tensor:
         """Weight of the data at t: 1 - t."""

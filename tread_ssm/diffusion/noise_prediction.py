@@ -63,6 +63,15 @@ class NoisePrediction:
                 f"NoisePrediction: betas is {self.betas!r}; use 'scaled_linear' or 'linear'."
             )
 
+    @property
+    def t_max(self) -> float:
+        """T."""
+        return float(self.n_steps)
+
+    def start_std(self, t: float) -> float:
+        """1 at every t: the path keeps the variance of data of unit variance."""
+        return 1.0
+
     def alpha(self, t: Tensor) -> Tensor:
         """Weight of the data at timesteps in [0, T]; the shape of `t`."""
         return self._log_alpha(t).exp().to(wide(t).dtype)
@@ -106,11 +115,10 @@ class NoisePrediction:
         Of a network with twice the channels the first half is the noise; the rest is a learned
         variance (Nichol and Dhariwal, arXiv 2102.09672), which our samplers do not look at.
         """
-        noise_of = _first_half(model)
 
         def denoise(x: Tensor, t: float, labels: Tensor, routing: Draw = ()) -> Tensor:
             timesteps = full_t(t, x)
-            output = predict(noise_of, x, timesteps - 1, labels, routing)
+            output = predict(model, x, timesteps - 1, labels, routing, learned_variance=True)
             alpha, sigma = per_sample(self.alpha(timesteps)), per_sample(self.sigma(timesteps))
             return (x - sigma * output) / alpha
 
@@ -127,14 +135,3 @@ class NoisePrediction:
         t = t.to(torch.float64)
         below = t.floor().clamp(0, self.n_steps - 1).to(torch.int64)
         return torch.lerp(table[below], table[below + 1], t - below)
-
-
-def _first_half(model: Network) -> Network:
-    """The network without its upper channels, where it has two for each channel of the input."""
-
-    def network(x: Tensor, t: Tensor, labels: Tensor, *, routing: Draw = ()) -> Tensor:
-        output = model(x, t, labels, routing=routing)
-        channels = x.shape[1]
-        return output[:, :channels] if output.shape[1:2] == (2 * channels,) else output
-
-    return network

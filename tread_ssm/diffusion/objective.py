@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tread_ssm.routing.plan import Draw
 
@@ -36,9 +36,16 @@ class NoiseSchedule(Protocol):
 
     Attributes:
         straight: Whether dx/dt = (x - x0) / t along the path, as `heun` needs it.
+        t_max: The largest t that it is defined for.
     """
 
     straight: ClassVar[bool]
+
+    @property
+    def t_max(self) -> float: ...
+
+    def start_std(self, t: float) -> float:
+        """Standard deviation of the noise that sampling starts from at t."""
 
     def alpha(self, t: Tensor) -> Tensor:
         """Weight of the data; the shape of `t`, at least float32."""
@@ -72,9 +79,31 @@ def per_sample(value: Tensor) -> Tensor:
     return wide(value)[:, None, None, None]
 
 
-def predict(model: Network, x: Tensor, t: Tensor, labels: Tensor, routing: Draw) -> Tensor:
-    """The network's output for x_BCHW in at least float32. Raises ValueError on its shape."""
-    output = model(x, t, labels, routing=routing)
+def predict(
+    model: Network,
+    x: Tensor,
+    t: Tensor,
+    labels: Tensor,
+    routing: Draw,
+    *,
+    learned_variance: bool = False,
+) -> Tensor:
+    """The network's output for x_BCHW in at least float32. Raises ValueError on its shape.
+
+    A sampler may count in float64; the network then gets the dtype of its weights.
+
+    Args:
+        learned_variance: Whether the network may have twice the channels. The upper half, a
+            learned variance, is left out.
+        model, x, t, labels, routing: As the network is called.
+    """
+    seen, seen_t = x, t
+    if x.dtype == torch.float64 and isinstance(model, nn.Module):
+        dtype = next((p.dtype for p in model.parameters()), x.dtype)
+        seen, seen_t = x.to(dtype), t.to(dtype)
+    output = model(seen, seen_t, labels, routing=routing)
+    if learned_variance and output.shape[1:2] == (2 * x.shape[1],):
+        output = output[:, : x.shape[1]]
     if output.shape != x.shape:
         raise ValueError(
             f"The network returned {tuple(output.shape)} for an input {tuple(x.shape)}; an "

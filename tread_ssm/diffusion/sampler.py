@@ -8,10 +8,12 @@
     denoiser: x_BCHW, t, labels_B -> estimate of the clean data; guidance included.
     schedule: The objective that the denoiser was made by.
     noise: (B, C, H, W) standard normal numbers, float32 or float64, which the result's dtype
-        follows. The start is x = sqrt(alpha^2 + sigma^2) * noise at the first t.
+        follows. The start is x = schedule.start_std(t) * noise at the first t.
     timesteps: (n + 1,) descending; a last t of 0 means clean data.
     labels: (B,) int64.
     on_step: Called as on_step(i, n) when i of n steps are done.
+    fresh: For samplers of a stochastic equation: fresh(i) gives step i its own noise, (B, C, H, W)
+        standard normal numbers like `noise`.
 
 It returns x (B, C, H, W) at the last t, and raises ValueError where the timesteps cannot be walked.
 
@@ -30,6 +32,7 @@ from torch import Tensor
 from tread_ssm.diffusion.objective import Denoiser, NoiseSchedule
 
 OnStep: TypeAlias = Callable[[int, int], None]
+Fresh: TypeAlias = Callable[[int], Tensor]
 Sampler: TypeAlias = Callable[..., Tensor]
 
 
@@ -76,13 +79,7 @@ def heun(
     steps, _, _, x = _start(schedule, noise, timesteps)
     n = len(steps) - 1
     for i in range(n):
-        here, there = steps[i], steps[i + 1]
-        slope = (x - denoiser(x, here, labels)) / here
-        reached = x + (there - here) * slope
-        if there > 0:
-            slope = (slope + (reached - denoiser(reached, there, labels)) / there) / 2
-            reached = x + (there - here) * slope
-        x = reached
+        x = _heun_step(denoiser, x, steps[i], steps[i + 1], labels)
         if on_step is not None:
             on_step(i + 1, n)
     return x
@@ -125,7 +122,92 @@ def dpm_solver_pp(
     return x
 
 
-SAMPLERS: Mapping[str, Sampler] = {"euler": euler, "heun": heun, "dpm_solver_pp": dpm_solver_pp}
+@torch.no_grad()
+def euler_maruyama(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    noise: Tensor,
+    timesteps: Tensor,
+    labels: Tensor,
+    *,
+    fresh: Fresh,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """First order, of SiT's stochastic equation with w = sigma (arXiv 2401.08740, equation 5).
+
+    From t to t - h: x - h * (v - w * s / 2) + sqrt(w * h) * fresh, where v = (x - x0) / t is the
+    velocity and s = (alpha * x0 - x) / sigma^2 the score. The last step, to t 0, takes x0.
+
+    For EDM and flow. Raises ValueError on others.
+    """
+    _check_straight("euler_maruyama", schedule)
+    steps, alpha, sigma, x = _start(schedule, noise, timesteps)
+    n = len(steps) - 1
+    for i in range(n):
+        x0 = denoiser(x, steps[i], labels)
+        if steps[i + 1] == 0:
+            x = x0
+        else:
+            h, w = steps[i] - steps[i + 1], sigma[i]
+            velocity, score = (x - x0) / steps[i], (alpha[i] * x0 - x) / sigma[i] ** 2
+            x = x - h * (velocity - w / 2 * score) + math.sqrt(w * h) * fresh(i)
+        if on_step is not None:
+            on_step(i + 1, n)
+    return x
+
+
+@torch.no_grad()
+def edm_churn(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    noise: Tensor,
+    timesteps: Tensor,
+    labels: Tensor,
+    *,
+    fresh: Fresh,
+    churn: float = 40.0,
+    t_min: float = 0.05,
+    t_max: float = 50.0,
+    noise_std: float = 1.003,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """EDM's stochastic sampler: each step first adds noise (arXiv 2206.00364, algorithm 2).
+
+    For EDM alone. Raises ValueError on others.
+
+    Args:
+        churn: S_churn; a step adds noise up to t * (1 + min(churn / n, sqrt(2) - 1)). The defaults
+            are the paper's for ImageNet at 64 pixels.
+        t_min, t_max: S_tmin and S_tmax; noise is added only between them.
+        noise_std: S_noise, standard deviation of what is added.
+        denoiser, schedule, noise, timesteps, labels, fresh, on_step: As for every sampler.
+    """
+    steps, alpha, _, x = _start(schedule, noise, timesteps)
+    if any(a != 1 for a in alpha):
+        raise ValueError(
+            f"edm_churn: {type(schedule).__name__} shrinks the data as noise is added; use "
+            f"euler_maruyama or another sampler."
+        )
+    n = len(steps) - 1
+    for i in range(n):
+        t = steps[i]
+        if t_min <= t <= t_max and churn > 0:
+            t = t * (1 + min(churn / n, math.sqrt(2) - 1))
+            x = x + math.sqrt(t**2 - steps[i] ** 2) * noise_std * fresh(i)
+        x = _heun_step(denoiser, x, t, steps[i + 1], labels)
+        if on_step is not None:
+            on_step(i + 1, n)
+    return x
+
+
+SAMPLERS: Mapping[str, Sampler] = {
+    "euler": euler,
+    "heun": heun,
+    "dpm_solver_pp": dpm_solver_pp,
+    "euler_maruyama": euler_maruyama,
+    "edm_churn": edm_churn,
+}
+STOCHASTIC = frozenset({"euler_maruyama", "edm_churn"})
 
 
 def sample(
@@ -136,6 +218,7 @@ def sample(
     labels: Tensor,
     *,
     sampler: str | None = None,
+    fresh: Fresh | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Sample by the sampler's name; None: heun for straight paths, dpm_solver_pp for others."""
@@ -143,7 +226,13 @@ def sample(
         sampler = "heun" if schedule.straight else "dpm_solver_pp"
     if sampler not in SAMPLERS:
         raise ValueError(f"sample: sampler is {sampler!r}; use one of {', '.join(SAMPLERS)}.")
-    return SAMPLERS[sampler](denoiser, schedule, noise, timesteps, labels, on_step=on_step)
+    options = {}
+    if sampler in STOCHASTIC:
+        if fresh is None:
+            raise ValueError(f"sample: {sampler} adds noise at each step; pass `fresh`.")
+        options["fresh"] = fresh
+    walk = SAMPLERS[sampler]
+    return walk(denoiser, schedule, noise, timesteps, labels, on_step=on_step, **options)
 
 
 def check_sampler(sampler: str | None, schedule: NoiseSchedule) -> None:
@@ -154,9 +243,16 @@ def check_sampler(sampler: str | None, schedule: NoiseSchedule) -> None:
     Raises:
         ValueError: No sampler has this name, or it refuses the schedule.
     """
-    one = torch.zeros(1, 1, 1, 1)
-    timesteps = torch.tensor([1.0, 0.0])
-    sample(lambda x, t, labels, routing=(): x, schedule, one, timesteps, one, sampler=sampler)
+    one, timesteps = torch.zeros(1, 1, 1, 1), torch.tensor([1.0, 0.5, 0.0])
+    sample(
+        lambda x, t, labels, routing=(): x,
+        schedule,
+        one,
+        timesteps,
+        one,
+        sampler=sampler,
+        fresh=lambda i: one,
+    )
 
 
 def _check_straight(sampler: str, schedule: NoiseSchedule) -> None:
@@ -182,6 +278,16 @@ def _start(
         )
     if timesteps[-1] < 0:
         raise ValueError(f"A sampler's last t is {float(timesteps[-1])}; 0 is clean data.")
+    if not timesteps[0] <= schedule.t_max or timesteps[0] == math.inf:
+        raise ValueError(
+            f"A sampler's first t is {float(timesteps[0])}; {type(schedule).__name__} ends at "
+            f"{schedule.t_max}."
+        )
+    if noise.dim() != 4 or noise.numel() == 0:
+        raise ValueError(
+            f"A sampler's noise has shape {tuple(noise.shape)}; expected (B, C, H, W) and at least "
+            f"one number."
+        )
     if noise.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"A sampler's noise is {noise.dtype}; pass float32 and run the model under autocast."
@@ -189,7 +295,16 @@ def _start(
     exact = timesteps.to("cpu", torch.float64)
     alpha: list[float] = schedule.alpha(exact).tolist()
     sigma: list[float] = schedule.sigma(exact).tolist()
-    return exact.tolist(), alpha, sigma, math.hypot(alpha[0], sigma[0]) * noise
+    return exact.tolist(), alpha, sigma, schedule.start_std(float(exact[0])) * noise
+
+
+def _heun_step(denoiser: Denoiser, x: Tensor, here: float, there: float, labels: Tensor) -> Tensor:
+    slope = (x - denoiser(x, here, labels)) / here
+    reached = x + (there - here) * slope
+    if there > 0:
+        slope = (slope + (reached - denoiser(reached, there, labels)) / there) / 2
+        reached = x + (there - here) * slope
+    return reached
 
 
 def _log_ratio(alpha: float, sigma: float) -> float:

@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from tread_ssm.config.run import SampleConfig
 from tread_ssm.diffusion import Network, Objective, classifier_free, route_guidance, sample
-from tread_ssm.diffusion.sampler import OnStep
+from tread_ssm.diffusion.sampler import Fresh, OnStep
 from tread_ssm.models import ModelConfig
 from tread_ssm.pretrained import Export
 from tread_ssm.randomness import generator
@@ -135,6 +136,7 @@ def generate(
             recipe,
             null_label=run.model.n_classes,
             routes=routes,
+            fresh=partial(_step_noise, numbers, run.model, seed, device),
             on_step=on_step,
         )
         if not bool(x.isfinite().all()):
@@ -194,11 +196,20 @@ def sample_labels(n: int, classes: Sequence[int], seed: int, *, balanced: bool =
     return chosen[torch.stack([torch.randint(len(chosen), (), generator=g) for g in streams])]
 
 
-def noise_of(images: Sequence[int], model: ModelConfig, seed: int) -> Tensor:
-    """(B, C, H, W) float32 on the CPU, the starting noise of the images with these numbers."""
+def noise_of(
+    images: Sequence[int], model: ModelConfig, seed: int, purpose: str = "sample"
+) -> Tensor:
+    """(B, C, H, W) float32 on the CPU, the noise of the images with these numbers."""
     shape = (model.channels, model.image_size, model.image_size)
-    rows = [torch.randn(shape, generator=generator(seed, i, "sample")) for i in images]
+    rows = [torch.randn(shape, generator=generator(seed, i, purpose)) for i in images]
     return torch.stack(rows)
+
+
+def _step_noise(
+    images: Sequence[int], model: ModelConfig, seed: int, device: torch.device, step: int
+) -> Tensor:
+    """What a stochastic sampler adds to the images in a step."""
+    return noise_of(images, model, seed, f"sample step {step}").to(device)
 
 
 @dataclass(frozen=True)
@@ -243,6 +254,7 @@ def sample_images(
     *,
     null_label: int,
     routes: RouteGuidance | None = None,
+    fresh: Fresh | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Sample one batch.
@@ -256,6 +268,7 @@ def sample_images(
         null_label: The network's label for "no class". 0: it has no classes, and is guided by
             routes alone.
         routes: Chooses the tokens where the recipe guides by routes (`weak_drop`).
+        fresh: Noise of each step, for stochastic samplers.
         on_step: Called after each step with (steps done, steps).
 
     Returns:
@@ -281,5 +294,6 @@ def sample_images(
             objective.timesteps(recipe.steps),
             labels,
             sampler=recipe.sampler,
+            fresh=fresh,
             on_step=on_step,
         )

@@ -25,7 +25,7 @@ class Watch:
         self._start, self._steps = start, config.train.steps
         self._sample_every, self._eval_every = config.sample.every, config.eval.every
         device = trained.accelerator.device
-        self._preview = Preview(run, config.folder, config.seed, device)
+        self._preview = Preview(run, config.folder, config.seed)
         self._evaluation = None
         if config.eval.every:
             self._evaluation = Evaluation(
