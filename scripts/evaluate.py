@@ -35,7 +35,7 @@ from tread_ssm.evaluation import (
     reference_statistics,
     save_statistics,
 )
-from tread_ssm.evaluation.evaluator import Evaluator
+from tread_ssm.evaluation.evaluator import Evaluator, Scored
 from tread_ssm.files import checksum, replacing
 from tread_ssm.pretrained import Export, load_export
 from tread_ssm.processes import gathered
@@ -111,6 +111,7 @@ def _score_set(args: argparse.Namespace, evaluator: Evaluator) -> None:
     evaluator = _with_reference(args, evaluator)
     evaluator.check(len(images))
     scored = evaluator.score(batches(images, args.batch, args.samples.name))
+    _check_differ(scored)
     if not is_main():
         return
     out = args.out or args.samples.with_name(args.samples.name + ".metrics.json")
@@ -124,6 +125,14 @@ def _score_set(args: argparse.Namespace, evaluator: Evaluator) -> None:
     _write_json(out, described | {"metrics": scored.values})
     row = (args.samples.name, f"{scored.count}"), scored.values
     print(_table(("samples", "images"), [row], evaluator))
+
+
+def _check_differ(scored: Scored) -> None:
+    if scored.alike:
+        raise ConfigError(
+            f"All {scored.count} images look alike to the extractor; are they all black? Look at "
+            f"them, and at the weights that they come from."
+        )
 
 
 def _with_reference(args: argparse.Namespace, evaluator: Evaluator) -> Evaluator:
@@ -173,6 +182,7 @@ def _sweep(args: argparse.Namespace, evaluator: Evaluator) -> None:
             decode=decode,
             progress=f"{name}={value:g}",
         )
+        _check_differ(scored)
         if is_main():
             rows[value] = scored.values
             _write_json(out, {"record": record, "rows": sorted(rows.items())})

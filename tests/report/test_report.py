@@ -1,6 +1,8 @@
 """Reports of real (tiny) runs: what they say agrees with the run folder."""
 
+import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from tread_ssm.errors import ConfigError
 from tread_ssm.models.cost import backbone_cost
 from tread_ssm.plots.runs import smooth
 from tread_ssm.pretrained import load_export
+from tread_ssm.report.markdown import code, literal
 from tread_ssm.report.measure import emoji_distances, step_times
 from tread_ssm.report.report import write_report
 from tread_ssm.training.loop import train
@@ -130,6 +133,50 @@ def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path, routed: RunConfig
     (tmp_path / "config.yaml").write_text(routed.folder.config.read_text())
     with pytest.raises(ConfigError, match="no metrics yet"):
         write_report(tmp_path)
+
+
+DAMAGED_ROWS = {
+    "[1, 2]": "is damaged",
+    '{"step": 3}': "is damaged",
+    '{"step": "3", "loss": 1}': "is damaged",
+    "null": "is damaged",
+    "NaN loss": "is damaged",
+    "1e400 step": "is damaged",
+    "same step": "steps must rise",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_ROWS)
+def test_damaged_metrics_are_one_sentence(routed: RunConfig, tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(routed.folder.path, folder)
+    first, *rest = (folder / "metrics.jsonl").read_text().splitlines()
+    row = {
+        "NaN loss": json.dumps(json.loads(rest[0]) | {"loss": float("nan")}),
+        "1e400 step": json.dumps(json.loads(rest[0])).replace('"step": 4', f'"step": {10**400}'),
+        "same step": first,
+    }.get(damage, damage)
+    (folder / "metrics.jsonl").write_text("\n".join([first, row, *rest]) + "\n")
+    with pytest.raises(ConfigError, match=rf"metrics\.jsonl: row 2 .*{DAMAGED_ROWS[damage]}"):
+        write_report(folder, images=80)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "[" * 5000, '{"model": {"depth": 1000000000}}'])
+def test_a_damaged_description_is_one_sentence(
+    routed: RunConfig, tmp_path: Path, text: str
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(routed.folder.path, folder)
+    (folder / "checkpoints" / "step-0000008" / "config.json").write_text(text)
+    with pytest.raises(
+        ConfigError, match=r"step-0000008/config\.json (is damaged|describes another)"
+    ):
+        write_report(folder, images=80)
+
+
+def test_names_show_as_they_are() -> None:
+    assert literal("<b>x</b> `a`|_c_\n# d") == "&lt;b&gt;x&lt;/b&gt; \\`a\\`\\|\\_c\\_ \\# d"
+    assert code("a ``b`` | c") == "```a ``b`` \\| c```"
 
 
 def test_timing_leaves_the_weights_alone_and_times_both_sides(routed: RunConfig) -> None:

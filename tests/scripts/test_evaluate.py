@@ -276,3 +276,16 @@ def test_a_sweep_is_refused_before_it_draws(
     assert "weak_drop is without effect at guidance 1" in capsys.readouterr().err
     assert main(*common, "--strong-drop", "0.3") == 2
     assert "weak_drop goes from --strong-drop to below 1" in capsys.readouterr().err
+
+
+def test_a_black_set_is_refused(
+    main: Main, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "black.npz", arr_0=np.zeros((120, 8, 8, 3), dtype=np.uint8))
+    reference = ["--reference", files / "reference.npz"]
+    for metrics in ("fid,sfid,kid", "is", "precision"):
+        out = tmp_path / "out.json"
+        command = ["--samples", tmp_path / "black.npz", *reference, "--metrics", metrics]
+        assert main(*command, "--out", out) == 2
+        assert "All 120 images look alike to the extractor" in capsys.readouterr().err
+        assert not out.exists()

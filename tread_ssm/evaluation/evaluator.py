@@ -22,7 +22,7 @@ from tqdm import tqdm
 from tread_ssm.evaluation.extractors import FeatureExtractor
 from tread_ssm.evaluation.images import to_batch
 from tread_ssm.evaluation.score import check_comparable, score
-from tread_ssm.evaluation.statistics import Statistics, statistics
+from tread_ssm.evaluation.statistics import Statistics, alike, statistics
 from tread_ssm.pretrained import Export
 from tread_ssm.processes import gathered, own_share, world
 from tread_ssm.sampling.generate import Recipe, generate, shares
@@ -36,10 +36,12 @@ class Scored:
     Attributes:
         count: Images of the set, over all processes.
         values: The metrics by name, in the order asked for; empty on all processes but the first.
+        alike: Whether all images have the same features, to rounding: they may all be black.
     """
 
     count: int
     values: Mapping[str, float]
+    alike: bool
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,9 @@ class Evaluator:
         """
         samples = statistics(self.extractor, batches, self.metrics).merged()
         if world()[0] != 0:
-            return Scored(samples.count, {})
+            return Scored(samples.count, {}, alike(samples))
         values = score(samples, self.reference, self.metrics, self.device)
-        return Scored(samples.count, values)
+        return Scored(samples.count, values, alike(samples))
 
     def score_model(
         self,

@@ -110,6 +110,21 @@ def statistics(
     return Statistics(extractor.name, count, **held)
 
 
+def alike(held: Statistics) -> bool:
+    """Whether two or more images all have the same features, to the rounding of float32."""
+    if held.count < 2:
+        return False
+    spreads: list[bool] = []
+    for moments in (held.pooled, held.spatial):
+        if isinstance(moments, FeatureMoments):
+            deviation = moments.covariance.diagonal().max().sqrt()
+            spreads.append(bool(deviation <= 1e-5 * moments.mean.abs().max()))
+    for rows in (held.features, held.probabilities):
+        if rows is not None:
+            spreads.append(bool((rows - rows[0]).abs().max() <= 1e-5 * rows.abs().max()))
+    return bool(spreads) and all(spreads)
+
+
 def feature_moments(
     extractor: FeatureExtractor, images_BCHW: Tensor, batch: int = 256
 ) -> FeatureMoments:
