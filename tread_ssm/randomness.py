@@ -1,6 +1,6 @@
 """Random numbers as a pure function of (seed, number, purpose).
 
-Nothing here keeps state, so step 7 of a run draws the same numbers in an uninterrupted run,
+Nothing here keeps state, so step 7 of a run has the same numbers in an uninterrupted run,
 after a resume, and on any number of processes.
 """
 

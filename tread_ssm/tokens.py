@@ -133,8 +133,10 @@ class TokenSubset:
     def embed(self, positions: Tensor, length: int, also: Tensor) -> TokenSubset:
         """The subset carried over to a larger grid, with further tokens kept beside it.
 
-        positions: (N,) int64, where token i sits among `length` tokens, ascending.
-        also:      (E,) int64, tokens of the larger grid that are kept in every sample.
+        Args:
+            positions: (N,) int64, where token i sits among `length` tokens, ascending.
+            length: Tokens of the larger grid.
+            also: (E,) int64, tokens of the larger grid that are kept in every sample.
         """
         extra = also.expand(self.index.shape[0], -1)
         index = torch.cat([positions[self.index], extra], dim=1).sort(dim=1).values

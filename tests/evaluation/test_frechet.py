@@ -65,7 +65,9 @@ def test_too_few_images_are_refused_with_numbers_and_a_remedy() -> None:
         FeatureMoments.of(features(20, 20, seed=7)),
         FeatureMoments.of(features(21, 20, seed=8)),
     )
-    with pytest.raises(ValueError, match=r"second set has 20 images.*20 features.*21; draw 1 more"):
+    with pytest.raises(
+        ValueError, match=r"second set has 20 images.*20 features.*21; sample 1 more"
+    ):
         frechet_distance(enough, few)
     assert frechet_distance(enough, enough) >= 0
 

@@ -13,6 +13,7 @@ from tread_ssm.config.run import EvalConfig, RunConfig
 from tread_ssm.data import Data, Pixels
 from tread_ssm.diffusion.sampler import check_sampler
 from tread_ssm.errors import ConfigError
+from tread_ssm.evaluation.metrics import METRICS
 from tread_ssm.files import MANIFEST
 from tread_ssm.models import DiTConfig
 
@@ -127,7 +128,7 @@ def _check_evaluation(options: EvalConfig, data: Data) -> None:
         path = getattr(options, name)
         if path is not None and not Path(path).exists():
             raise ConfigError(f"eval.{name}: {path} does not exist.")
-    compared = set(options.metrics) != {"is"}
+    compared = any(METRICS[name].compared for name in options.metrics)
     if compared and options.reference is None and not isinstance(data, Pixels):
         raise ConfigError(
             "eval.reference is missing: the real images to compare with cannot be had from this "

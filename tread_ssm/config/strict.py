@@ -32,7 +32,13 @@ _CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndTo
 
 @dataclass(frozen=True)
 class Source:
-    """A parsed file with its overrides, and where each key came from ("FILE, line 12")."""
+    """A parsed file with its overrides.
+
+    Attributes:
+        tree: What it holds.
+        name: What messages call it.
+        places: Where each key came from ("FILE, line 12").
+    """
 
     tree: Tree
     name: str

@@ -36,7 +36,7 @@ class ArrayData:
     Attributes:
         kind: "array".
         path: The file.
-        flip: Mirror half of the images, drawn anew for each batch.
+        flip: Mirror half of the images, sampled anew for each batch.
     """
 
     kind: Literal["array"] = "array"

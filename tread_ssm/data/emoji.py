@@ -21,7 +21,7 @@ class EmojiData:
     Attributes:
         kind: "emoji".
         size: Pixels along a side.
-        flip: Mirror half of the images, drawn anew for each batch.
+        flip: Mirror half of the images, sampled anew for each batch.
     """
 
     kind: Literal["emoji"] = "emoji"

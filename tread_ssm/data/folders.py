@@ -38,7 +38,7 @@ class FolderData:
         kind: "folder".
         path: The folder.
         size: Pixels along a side.
-        flip: Mirror half of the images, drawn anew for each batch.
+        flip: Mirror half of the images, sampled anew for each batch.
         threads: Threads that decode files, in each process.
     """
 

@@ -73,7 +73,10 @@ def heun(
 ) -> Tensor:
     """Second order, two calls a step but the last one to t 0 (arXiv 2206.00364, algorithm 1).
 
-    For EDM and flow, on whose paths dx/dt = (x - x0) / t. Raises ValueError on others.
+    For EDM and flow, on whose paths dx/dt = (x - x0) / t.
+
+    Raises:
+        ValueError: The path is another one.
     """
     _check_straight("heun", schedule)
     steps, _, _, x = _start(schedule, noise, timesteps)
@@ -236,7 +239,7 @@ def sample(
 
 
 def check_sampler(sampler: str | None, schedule: NoiseSchedule) -> None:
-    """Whether a sampler of this name can walk a schedule; ask before anything is trained or drawn.
+    """Whether a sampler of this name can walk a schedule; ask before training or sampling.
 
     The sampler itself is asked, with an image of one number.
 

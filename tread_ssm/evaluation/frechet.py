@@ -20,8 +20,10 @@ class FeatureMoments:
     merged (Chan, Golub and LeVeque, 1983), so a mean that is large beside the spread costs no
     digits.
 
-    mean:    (F,) float64.
-    scatter: (F, F) float64, sum of (x - mean)(x - mean)^T.
+    Attributes:
+        count: Images of the set.
+        mean: (F,) float64.
+        scatter: (F, F) float64, sum of (x - mean)(x - mean)^T.
     """
 
     count: int
@@ -66,9 +68,11 @@ class FeatureMoments:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Mean (F,) and covariance (F, F), float64, of a set of images whose size is not known.
+    """Moments of a set of images whose size is not known, as published reference files hold them.
 
-    That is what published reference files hold.
+    Attributes:
+        mean: (F,) float64.
+        covariance: (F, F) float64.
     """
 
     mean: Tensor
@@ -81,8 +85,9 @@ def frechet_distance(a: FeatureMoments | Gaussian, b: FeatureMoments | Gaussian)
     The trace of (C_a C_b)^(1/2) is the sum of the singular values of C_a^(1/2) C_b^(1/2): two
     symmetric eigenproblems and no root of an asymmetric matrix, which may turn out complex.
 
-    Raises ValueError where the dimensions differ, or where a set has fewer images than the F + 1
-    that its covariance needs to be of full rank.
+    Raises:
+        ValueError: The dimensions differ, or a set has fewer images than the F + 1 that its
+            covariance needs to be of full rank.
     """
     _check_same(a, b)
     for name, moments in (("first", a), ("second", b)):
@@ -92,7 +97,7 @@ def frechet_distance(a: FeatureMoments | Gaussian, b: FeatureMoments | Gaussian)
         if moments.count < least:
             raise ValueError(
                 f"frechet_distance: the {name} set has {moments.count} images, but the covariance "
-                f"of {least - 1} features needs at least {least}; draw {least - moments.count} "
+                f"of {least - 1} features needs at least {least}; sample {least - moments.count} "
                 f"more, or use an extractor with fewer features."
             )
     shift = a.mean - b.mean

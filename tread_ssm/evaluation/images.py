@@ -27,9 +27,12 @@ KEYS = ("arr_0", "images")
 
 @dataclass(frozen=True)
 class Images:
-    """n images of one size; read(start, stop) gives uint8 (stop - start, H, W, 3).
+    """n images of one size.
 
-    shape: (n, H, W, 3).
+    Attributes:
+        path: Where they are.
+        shape: (n, H, W, 3).
+        read: read(start, stop) gives uint8 (stop - start, H, W, 3).
     """
 
     path: Path
@@ -46,7 +49,8 @@ def open_images(path: Path) -> Images:
     An archive that is not compressed, as ADM's are not, is read in place, batch by batch. Images
     of a folder are taken in the order of their paths.
 
-    Raises ValueError where there are none, or they are of another kind.
+    Raises:
+        ValueError: There are none, or they are of another kind.
     """
     if path.is_dir():
         return _folder(path)
@@ -66,7 +70,10 @@ def batches(images: Images, batch: int, progress: str | None = None) -> Iterator
     Neighbouring batches belong to one process, and where they are cut does not depend on the
     number of processes.
 
-    progress: what to write beside a progress bar; None: no bar.
+    Args:
+        images: The whole set.
+        batch: Images at a time.
+        progress: What to write beside a progress bar; None: no bar.
     """
     n = len(images)
     mine: Sequence[range] = own_share([range(i, min(i + batch, n)) for i in range(0, n, batch)])

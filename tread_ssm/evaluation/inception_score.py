@@ -12,7 +12,8 @@ def inception_score(probabilities_nC: Tensor, split: int = 5000) -> float:
     As ADM takes it: the splits follow one another in the order of the images, and what is left
     over is a split of its own. Fewer images give a lower score, so compare equal numbers.
 
-    Raises ValueError where there is no image.
+    Raises:
+        ValueError: There is no image.
     """
     if len(probabilities_nC) == 0:
         raise ValueError("inception_score: there are no images.")

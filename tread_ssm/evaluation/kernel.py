@@ -24,7 +24,8 @@ def kernel_distance(
     torch-fidelity and torchmetrics. Its expectation does not depend on the number of images, and
     it may come out a little below 0.
 
-    Raises ValueError where a set has fewer than two images, or the features differ in number.
+    Raises:
+        ValueError: A set has fewer than two images, or the features differ in number.
     """
     if samples_nF.shape[1] != reference_mF.shape[1]:
         raise ValueError(

@@ -27,7 +27,8 @@ def precision_recall(
     (not counting themselves), as in ADM's evaluation. Distances are float32 and taken block by
     block; the whole matrix (8 GB for 50,000 x 40,000) is never in memory.
 
-    Raises ValueError where a set has k or fewer images, or the features differ in number.
+    Raises:
+        ValueError: A set has k or fewer images, or the features differ in number.
     """
     if samples_nF.shape[1] != reference_mF.shape[1]:
         raise ValueError(

@@ -115,8 +115,8 @@ class MixedConfig(BackboneConfig):
 class Backbone(nn.Module):
     """x_BCHW, t_B, labels_B -> prediction_BCHW: embed -> run_blocks -> head.
 
-    A backbone makes its modules in its own __init__, in the order in which they shall draw their
-    random initial values, and overrides what differs: `tables`, `embed`, `crop`, `on_stream`.
+    A backbone makes its modules in its own __init__, in the order in which their random
+    initial values are sampled, and overrides what differs: `tables`, `embed`, `crop`, `on_stream`.
 
     Attributes:
         config: the BackboneConfig that it was built from.
@@ -284,7 +284,7 @@ def zero_biases(model: nn.Module) -> None:
 
 
 def init_embeddings(tables: Iterable[Tensor | None]) -> None:
-    """Draw embeddings from a normal distribution of standard deviation 0.02."""
+    """Fill embeddings from a normal distribution of standard deviation 0.02."""
     for weight in tables:
         if weight is not None:
             nn.init.normal_(weight, std=0.02)

@@ -33,7 +33,11 @@ class Parts:
         self._described = out.with_name(out.name + ".json")
 
     def finished(self) -> bool:
-        """Whether `out` is there, and was sampled so. Raises ConfigError if otherwise."""
+        """Whether `out` is there, and was sampled so.
+
+        Raises:
+            ConfigError: It was sampled otherwise.
+        """
         if not self._out.exists():
             return False
         old = _read(self._described)
@@ -52,7 +56,8 @@ class Parts:
     def begin(self) -> None:
         """Make the folder and write down how the set is sampled; for one process.
 
-        Raises ConfigError where it holds finished parts of a set that is sampled otherwise.
+        Raises:
+            ConfigError: It holds finished parts of a set that is sampled otherwise.
         """
         written = self._folder / "record.json"
         if any(self._folder.glob("[0-9]*.npy")):
@@ -81,7 +86,8 @@ class Parts:
     def join(self, batches: Sequence[range], labels: np.ndarray) -> tuple[int, ...]:
         """Write the .npz, remove the parts; returns the shape (n, H, W, 3) of `arr_0`.
 
-        Raises ConfigError where a part is missing.
+        Raises:
+            ConfigError: A part is missing.
         """
         missing = [b for b in batches if not self.done(b)]
         if missing:
@@ -91,7 +97,7 @@ class Parts:
             )
         n = sum(map(len, batches))
         shape = (n, *self._open(batches[0]).shape[1:])
-        # The description first: a set that is there can always say how it was drawn.
+        # The description first: a set that is there can always say how it was sampled.
         self._describe(self._described)
         # Inside the folder, so that what a kill leaves of 10 GB is removed with the parts.
         whole = self._folder / "joined.npz"

@@ -33,7 +33,7 @@ from tread_ssm.sampling.image_grid import Decode
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How images are sampled. Raises ValueError where its parts do not fit together.
+    """How images are sampled.
 
     Attributes:
         steps: Sampling steps.
@@ -44,6 +44,9 @@ class Recipe:
         sampler: A name from `SAMPLERS`. None: heun for EDM and flow, dpm_solver_pp for noise
             prediction.
         precision: bf16 runs the network under autocast; the sampler's own numbers stay float32.
+
+    Raises:
+        ValueError: Its parts do not fit together.
     """
 
     steps: int
@@ -169,7 +172,10 @@ def generate_all(
 def shares(n: int, batch: int, process: int = 0, processes: int = 1) -> list[range]:
     """The batches of images 0..n-1 that fall to one process: every so many-th one.
 
-    Where batches are cut does not depend on the number of processes. Raises ValueError.
+    Where batches are cut does not depend on the number of processes.
+
+    Raises:
+        ValueError: `n` or `batch` is less than 1.
     """
     if n < 1 or batch < 1:
         raise ValueError(f"A set of {n} images in batches of {batch}: both must be at least 1.")
@@ -216,13 +222,14 @@ def _step_noise(
 class RouteGuidance:
     """Which tokens the two passes of route guidance keep, see `tread_ssm.diffusion.route_guidance`.
 
-    Raises ValueError where the plan has no routes.
-
     Attributes:
         plan: The routes that the network was trained with.
         grid: (rows, columns) of its tokens.
         seed: Of the set.
         images: Numbers of the images in the batch.
+
+    Raises:
+        ValueError: The plan has no routes.
     """
 
     plan: RoutePlan

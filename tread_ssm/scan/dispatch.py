@@ -175,7 +175,8 @@ def choose_backend(
     """Name of an operation's backend for this device and dtype; `name` None: see the top of this
     file.
 
-    Raises ValueError where the one asked for is unknown or cannot run.
+    Raises:
+        ValueError: The one asked for is unknown or cannot run.
     """
     asked_by = "backend" if name else ENVIRONMENT_VARIABLE
     name = name or _from_environment(operation)

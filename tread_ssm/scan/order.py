@@ -42,7 +42,8 @@ ZIGZAGS: tuple[OrderName, ...] = tuple(n for n in ORDER_NAMES if n.startswith("z
 def rank_table(name: OrderName, grid: tuple[int, int]) -> Tensor:
     """(N,) int64 on the CPU: when each raster position of `grid` = (rows, columns) is visited.
 
-    Raises ValueError for an unknown name or an empty grid.
+    Raises:
+        ValueError: The name is unknown, or the grid is empty.
     """
     rows, columns = grid
     if name not in ORDER_NAMES:

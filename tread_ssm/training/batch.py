@@ -1,8 +1,8 @@
-"""Everything random about one training step, drawn for the whole batch and then cut.
+"""Everything random about one training step, sampled for the whole batch and then cut.
 
-The global batch's samples, mirrorings, dropped labels, t, noise and routes are drawn
-from one generator, in this order; each process and each micro-batch takes its rows. So a run is
-the same run on any number of processes, and a routed run sees the same noise as a dense one.
+The global batch's samples, mirrorings, dropped labels, t, noise and draw come from
+one generator, in this order; each process and each micro-batch takes its rows. So a run is the
+same run on any number of processes, and a routed run sees the same noise as a dense one.
 
 Shape legend: B batch, C channels, H rows, W columns, K kept tokens.
 """

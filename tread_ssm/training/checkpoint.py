@@ -57,7 +57,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a checkpoint holds of a run; `resume` changes all of it in place."""
+    """What a checkpoint holds of a run; `resume` changes all of it in place.
+
+    Attributes:
+        accelerator: Of this process; it holds the scaler of fp16.
+        model: The network.
+        optimizer: Of its parameters.
+        ema: Their moving average.
+    """
 
     accelerator: Accelerator
     model: nn.Module

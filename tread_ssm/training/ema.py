@@ -1,4 +1,4 @@
-"""The moving average of the weights that samples are drawn from."""
+"""The moving average of the weights that images are sampled with."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ class Ema:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        """decay: 0 <= decay < 1, of the long run; the first steps forget faster.
+        """Start from the model's weights. Sharding replaces its parameters: shard first.
 
-        Sharding replaces a model's parameters: shard first.
+        Args:
+            model: What is averaged.
+            decay: 0 <= decay < 1, of the long run; the first steps forget faster.
         """
         self.decay = decay
         self._model = model

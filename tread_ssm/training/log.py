@@ -96,8 +96,8 @@ class Log:
             "lr": lr,
         }
         for name, column in zip(LOGGED, zip(*window, strict=True), strict=True):
-            # A step without routes has no routed loss.
-            values = [v for v in column if not math.isnan(v)]
+            # A step without routes has no routed loss; one that fp16 skips, no gradient norm.
+            values = [v for v in column if math.isfinite(v)]
             row[name] = sum(values) / len(values) if values else None
         row["images_per_second"] = images / max(now - then, 1e-9)
         row["seconds"] = now

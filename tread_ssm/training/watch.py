@@ -7,6 +7,7 @@ from dataclasses import replace
 from tread_ssm.config.run import RunConfig
 from tread_ssm.data import Data
 from tread_ssm.pretrained import Export
+from tread_ssm.processes import gathered
 from tread_ssm.training.checkpoint import Trained
 from tread_ssm.training.evaluation import Evaluation
 from tread_ssm.training.log import Log
@@ -41,7 +42,7 @@ class Watch:
     def look(self, step: int) -> None:
         """Do what is due after `step` steps."""
         if self._due(step, self._sample_every):
-            self._draw(step)
+            self._sample(step)
         if self._due(step, self._eval_every):
             self._measure(step)
 
@@ -50,16 +51,19 @@ class Watch:
         step = self._start
         if step == 0:
             return
-        if self._due(step, self._sample_every) and not self._folder.sample_grid(step).exists():
-            self._draw(step)
+        sampled = self._folder.sample_grid(step).exists()
         measured = any(row["step"] == step for row in read_metrics(self._folder.evals))
+        # The first process writes these files, so what it sees counts for all.
+        sampled, measured = gathered((sampled, measured))[0]
+        if self._due(step, self._sample_every) and not sampled:
+            self._sample(step)
         if self._due(step, self._eval_every) and not measured:
             self._measure(step)
 
     def _due(self, step: int, every: int) -> bool:
         return every > 0 and (step % every == 0 or step == self._steps)
 
-    def _draw(self, step: int) -> None:
+    def _sample(self, step: int) -> None:
         trained = self._trained
         self._log.checked(step)
         with self._log.paused(), trained.ema.applied():
