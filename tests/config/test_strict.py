@@ -140,6 +140,9 @@ def test_overrides(tmp_path: Path) -> None:
         (b"name: a\n---\nname: b", "another document"),
         (b"name: a\ninner: {batch_size: 1e300}", "whole number below 2^63"),
         (b"name: a\ninner: {batch_size: .nan}", "whole number below 2^63"),
+        (b"name: a\ninner: {rate: " + b"9" * 400 + b"}", "a number below 1e308"),
+        (b"name: a\nshape: {kind: [box]}", "shape.kind ['box'] is not known"),
+        (b"name: a\nshape: {kind: {box: 1}}", "shape.kind {'box': 1} is not known"),
     ],
 )
 def test_files_that_mean_harm_are_one_sentence_at_once(

@@ -245,7 +245,7 @@ def _union(members: tuple[Any, ...], value: Any, path: str, source: Source) -> A
         raise ConfigError(
             f"{source.at(path)}: {path}.kind is missing; known are {', '.join(kinds)}."
         )
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         where = source.at(_join(path, "kind"))
         raise ConfigError(
             f"{where}: {path}.kind {kind!r} is not known{nearest(str(kind), list(kinds))}"
@@ -282,7 +282,10 @@ def _scalar(hint: Any, value: Any, path: str, source: Source) -> Any:
     if isinstance(number, bool) or not isinstance(number, (int, float)):
         raise _wrong(value, path, "a number", source)
     if hint is float:
-        return float(number)
+        try:
+            return float(number)
+        except OverflowError:  # a whole number of more than 308 digits
+            raise _wrong(value, path, "a number below 1e308", source) from None
     if not abs(number) < 2**63 or number != int(number):
         raise _wrong(value, path, "a whole number below 2^63", source)
     return int(number)
