@@ -160,9 +160,12 @@ def test_a_run_that_was_lengthened_is_not_finished_before_it_is_exported(
     AcceleratorState._reset_state(reset_partial_state=True)
     assert max(longer.folder.checkpoints()) == 4
     assert not is_finished(longer)
+    # The export is of step 2 still.
+    assert longer.folder.weights() == longer.folder.checkpoint(4)
     run(longer)
     assert is_finished(longer)
     assert load_export(longer.folder.path)[1].step == 4
+    assert longer.folder.weights() == longer.folder.path
 
 
 def test_a_learned_variance_is_refused_before_training(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +90,7 @@ class RunFolder:
 
         Args:
             step: Those of the checkpoint after so many steps. None: those of the run's end, or
-                of the newest checkpoint while the run is not finished.
+                of the newest checkpoint while the run is not finished (or is being lengthened).
 
         Raises:
             ConfigError: There is no such folder or checkpoint.
@@ -104,6 +105,14 @@ class RunFolder:
                     f"{self.path} has no checkpoint of step {step}; there are {steps}."
                 )
             return found[step]
-        if (self.path / "ema.safetensors").is_file() or not found:
-            return self.path
-        return found[max(found)]
+        return found[max(found)] if found and self._is_behind(max(found)) else self.path
+
+    def _is_behind(self, step: int) -> bool:
+        """Whether the export is of fewer steps than `step`, or is not there."""
+        if not (self.path / "ema.safetensors").is_file():
+            return True
+        try:
+            described = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+            return int(described["step"]) < step
+        except (OSError, ValueError, KeyError, TypeError):
+            return False  # damaged: whoever loads it says so
