@@ -192,3 +192,19 @@ def test_what_cannot_be_drawn_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot be cut into cells of 3 x 3"):
         cells = Route(0, 1, select=Cells(3))
         draw(replace(described(), routes=(cells,)), Recipe(steps=1, guidance=2.0, weak_drop=0.5))
+
+
+def test_images_that_are_not_finite_are_refused() -> None:
+    model, run, labels = network(DIM), described(), torch.zeros(5, dtype=torch.int64)
+    next(model.parameters()).fill_(torch.nan)
+    decode = decoder(run.values, None, "cpu")
+    drawn = generate(model, run, Recipe(steps=2), [range(2, 5)], labels, seed=0, decode=decode)
+    with pytest.raises(ValueError, match="3 of 3 images are not finite, image 2 the first"):
+        next(drawn)
+
+
+def test_recipes_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match="guidance is nan"):
+        Recipe(steps=2, guidance=float("nan"))
+    with pytest.raises(ValueError, match=r"strong_drop is 0\.3, but weak_drop is not set"):
+        Recipe(steps=2, strong_drop=0.3)
