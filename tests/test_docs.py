@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -16,7 +18,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from tread_ssm.config.run import load_config
+from tread_ssm import DiMConfig, Route
+from tread_ssm.config.run import RunConfig, load_config
 from tread_ssm.config.strict import Source, build
 from tread_ssm.scan.ops import SELECTIVE_BACKENDS, SSD_BACKENDS
 
@@ -112,8 +115,6 @@ def test_named_files_exist(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in NAMES if blocks(ROOT / n, "yaml")])
 def test_yaml_examples_are_configurations(name: str) -> None:
-    from tread_ssm.config.run import RunConfig
-
     for text in blocks(ROOT / name, "yaml"):
         base = yaml.safe_load((ROOT / "configs" / "dim_s.yaml").read_text())
         for section, value in yaml.safe_load(text).items():
@@ -180,6 +181,19 @@ def test_docstrings_describe_arguments_and_fields_that_exist() -> None:
                     described += len(named)
     assert described > 20
     assert not wrong
+
+
+def test_every_key_of_a_configuration_has_a_meaning() -> None:
+    generated = runpy.run_path(str(DOCS / "generated.py"))
+    classes = generated["configuration_classes"]()
+    assert {RunConfig, Route, DiMConfig} <= classes.keys()
+    silent = []
+    for cls in classes:
+        _, meanings = generated["documented"](cls)
+        keys = {f.name for f in dataclasses.fields(cls) if f.init}
+        silent += [f"{cls.__name__}.{name}" for name in sorted(keys - meanings.keys() - {"kind"})]
+        assert meanings.keys() <= keys, f"{cls.__name__} has no {meanings.keys() - keys}"
+    assert not silent, "without a line under `Attributes:`"
 
 
 @pytest.mark.slow
