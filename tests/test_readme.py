@@ -19,7 +19,7 @@ def test_links_and_configurations_exist() -> None:
 
 
 def test_the_number_of_known_models_is_right() -> None:
-    assert f"A table knows {len(PRESETS)} classes" in README
+    assert "more than forty classes" in README and len(PRESETS) > 40
 
 
 def test_continuous_integration_runs_the_two_commands() -> None:
