@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # for `benchmarks`, which is not installed
 
 from tread_ssm.config.run import RunConfig, load_config  # noqa: E402
+from tread_ssm.diffusion import SAMPLERS  # noqa: E402
 from tread_ssm.models import MixerConfig  # noqa: E402
 from tread_ssm.routing.attach.presets import PRESETS  # noqa: E402
 
@@ -206,4 +207,15 @@ def mixers() -> str:
     return "\n".join(["| `kind` | what it is |", "|---|---|", *rows])
 
 
-GENERATED = {f.__name__: f for f in (configuration, estimates, comparison, presets, mixers)}
+def samplers() -> str:
+    """The samplers, with the first sentence about each."""
+    rows = []
+    for name, function in SAMPLERS.items():
+        summary = " ".join((function.__doc__ or "").split("\n\n")[0].split())
+        rows.append(f"| `{name}` | {summary} |")
+    return "\n".join(["| `--sampler` | what it is |", "|---|---|", *rows])
+
+
+GENERATED = {
+    f.__name__: f for f in (configuration, estimates, comparison, presets, mixers, samplers)
+}
