@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     what.add_argument("--config", help="a YAML file, see configs/")
     what.add_argument("--table", nargs="+", metavar="FILE", help="YAML files, a row each")
     read.add_argument("--gpus", type=int, help="estimate memory and speed on so many A100")
-    read.add_argument("--out", type=Path, help="PNG or SVG to draw the plan into")
+    read.add_argument("--out", type=Path, help="PNG or SVG to plot the plan into")
     read.add_argument("overrides", nargs="*", metavar="section.key=value")
     args = read.parse_intermixed_args(argv)
     return run(lambda: _plan(args))
@@ -48,7 +48,7 @@ def _plan(args: argparse.Namespace) -> None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         plan_figure(config).savefig(args.out, dpi=150)
     except (ValueError, OSError) as error:
-        raise ConfigError(f"cannot draw {args.out}: {error}") from None
+        raise ConfigError(f"cannot plot {args.out}: {error}") from None
     print(f"\n{args.out}")
 
 
