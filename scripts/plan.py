@@ -40,6 +40,8 @@ def _plan(args: argparse.Namespace) -> None:
             raise ConfigError("--out and overrides belong to --config.")
         print(estimates_table(map(load_config, args.table), args.gpus or 8))
         return
+    if args.out is not None and args.out.suffix not in (".png", ".svg"):
+        raise ConfigError(f"--out: {args.out} must end in .png or .svg.")
     config = load_config(args.config, args.overrides)
     print(plan_text(config, args.gpus))
     if args.out is None:

@@ -144,6 +144,9 @@ def converted(where: str, inputs: Any) -> Any:
             "samples, and use backward() or torch.autograd.grad for gradients."
         )
     arguments = ARGUMENTS[type(inputs)]
+    for (name, kind, _, optional), x in zip(arguments, inputs, strict=True):
+        if kind != "flag" and not isinstance(x, Tensor) and not (optional and x is None):
+            raise TypeError(f"{where}: {name} is {type(x).__name__}; a tensor is needed.")
     data = inputs[0].dtype
     for (name, kind, _, _), x in zip(arguments, inputs, strict=True):
         if x is None or kind == "flag":

@@ -75,7 +75,8 @@ def check_folder(config: RunConfig, data: Data) -> list[str]:
 def begin(config: RunConfig, data: Data) -> None:
     """Tidy the run folder and write what the run is. One process calls it and holds the lock."""
     folder = config.folder
-    remove_left_over(folder.path)
+    for part in (folder.path, folder.samples, folder.eval_grid(0).parent, folder.pictures):
+        remove_left_over(part)
     with replacing(folder.config) as temporary:
         temporary.write_text(dump(config), encoding="utf-8")
     with replacing(folder.data) as temporary:
