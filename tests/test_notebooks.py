@@ -1,6 +1,5 @@
 """The notebooks run, and what is stored of them is what their sources and records say."""
 
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +9,7 @@ import nbformat
 import pytest
 
 from benchmarks import curves
+from tests.loading import module_of
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -19,11 +19,7 @@ LARGEST = 500_000  # bytes of a stored notebook
 
 @pytest.fixture(scope="module")
 def build() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("build", NOTEBOOKS / "build.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(NOTEBOOKS / "build.py")
 
 
 def stored(name: str) -> nbformat.NotebookNode:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.loading import module_of
 
 pytest.importorskip("webdataset")
 
@@ -14,11 +15,7 @@ PATH = Path(__file__).parents[2] / "benchmarks" / "loader.py"
 
 
 def test_all_readers_read_the_same_samples(tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("loader_benchmark", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    loader = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loader)
+    loader = module_of(PATH)
     n = 2 * loader.BATCH
     loader.write_all(tmp_path, n)
     ours = loader._latents(tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import pickle
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.loading import module_of
 from tread_ssm.evaluation import load_extractor
 from tread_ssm.evaluation.extractors import WEIGHTS, InceptionFeatures
 from tread_ssm.files import checksum
@@ -131,10 +131,7 @@ def test_other_files_are_refused_and_code_in_them_is_not_run(
 
 def test_the_command_line_takes_it(weights: Path, tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "scripts" / "evaluate.py"
-    spec = importlib.util.spec_from_file_location("evaluate_script", script)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = module_of(script)
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
         pixels = rng.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.loading import module_of
 from tread_ssm.models import DiMConfig, DiT, DiTConfig
 from tread_ssm.models.convert import to_published
 from tread_ssm.pretrained import export, load_export
@@ -32,12 +32,7 @@ def command(script: str, *arguments: object) -> subprocess.CompletedProcess[str]
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     path = ROOT / "scripts" / "convert_checkpoint.py"
-    spec = importlib.util.spec_from_file_location("convert_script", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(path)
 
 
 def weights() -> dict[str, Tensor]:

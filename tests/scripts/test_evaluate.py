@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -17,6 +16,7 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
+from tests.loading import module_of
 from tread_ssm.config.check import check
 from tread_ssm.config.run import RoutingConfig, RunConfig, SampleConfig, TrainConfig
 from tread_ssm.data import EmojiData, load_emoji
@@ -33,11 +33,7 @@ Main = Callable[..., int]
 
 def load(script: str) -> Callable[[list[str]], int]:
     path = ROOT / "scripts" / f"{script}.py"
-    spec = importlib.util.spec_from_file_location(f"{script}_script", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main  # type: ignore[no-any-return]
+    return module_of(path).main  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -15,6 +14,7 @@ import pytest
 from accelerate.state import AcceleratorState
 from PIL import Image
 
+from tests.loading import module_of
 from tread_ssm.data import load_emoji
 from tread_ssm.data.order import batch_index
 
@@ -62,11 +62,7 @@ def command(name: str, *arguments: str) -> None:
 
 def main(name: str) -> Callable[[list[str]], int]:
     """The same here, as each process takes seconds to import torch."""
-    spec = importlib.util.spec_from_file_location(f"{name}_here", ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = module_of(ROOT / "scripts" / f"{name}.py")
 
     def run(arguments: list[str]) -> int:
         try:

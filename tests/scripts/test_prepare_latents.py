@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
+from tests.loading import module_of
 from tread_ssm.data import load_emoji
 from tread_ssm.data.autoencoder import Autoencoder
 from tread_ssm.data.images import read_image
@@ -131,12 +131,7 @@ def test_an_interrupted_command_goes_on_on_two_processes_to_the_same_folder(
 @pytest.fixture(scope="module")
 def main() -> Callable[[list[str]], int]:
     path = ROOT / "scripts" / "prepare_latents.py"
-    spec = importlib.util.spec_from_file_location("prepare_latents", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main  # type: ignore[no-any-return]
+    return module_of(path).main  # type: ignore[no-any-return]
 
 
 def test_verify_finds_one_altered_byte(

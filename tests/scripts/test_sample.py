@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL
 from PIL import Image
 
+from tests.loading import module_of
 from tread_ssm.config.check import check
 from tread_ssm.config.run import RoutingConfig, RunConfig, SampleConfig, TrainConfig
 from tread_ssm.config.run_folder import RunFolder
@@ -36,12 +36,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def main() -> Callable[[list[str]], int]:
-    spec = importlib.util.spec_from_file_location("sample_script", ROOT / "scripts" / "sample.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main  # type: ignore[no-any-return]
+    return module_of(ROOT / "scripts" / "sample.py").main  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from types import ModuleType
 import pytest
 from safetensors.torch import load_file
 
+from tests.loading import module_of
 from tread_ssm.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -45,12 +46,7 @@ def config(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts" / "train.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(ROOT / "scripts" / "train.py")
 
 
 def environment() -> dict[str, str]:
