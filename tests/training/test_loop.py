@@ -316,6 +316,10 @@ def test_other_data_does_not_continue_a_run(tmp_path: Path) -> None:
     np.savez(path, images=images[:11], labels=labels[:11])
     with pytest.raises(ConfigError, match="samples was 12 and is 11"):
         check_folder(config, check(config))
+    for damaged in (b"", b'{"samples": 1', b"[]", b"\xff"):
+        config.folder.data.write_bytes(damaged)
+        with pytest.raises(ConfigError, match=r"data\.json is damaged"):
+            check_folder(config, check(config))
 
 
 def test_another_length_is_allowed_and_its_effect_is_said(tmp_path: Path) -> None:

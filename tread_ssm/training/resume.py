@@ -58,7 +58,7 @@ def check_folder(config: RunConfig, data: Data) -> list[str]:
             f"weights, or remove that folder."
         )
     if folder.data.is_file():
-        _check_data(json.loads(folder.data.read_text(encoding="utf-8")), data, folder.path)
+        _check_data(_recorded(folder.data), data, folder.path)
     was, steps = before.train.steps, config.train.steps
     if steps < done:
         return [f"train.steps is {steps}, but {done} steps are done; their weights are exported."]
@@ -81,6 +81,20 @@ def begin(config: RunConfig, data: Data) -> None:
         temporary.write_text(dump(config), encoding="utf-8")
     with replacing(folder.data) as temporary:
         temporary.write_text(json.dumps(data.fingerprint(), indent=2) + "\n", encoding="utf-8")
+
+
+def _recorded(path: Path) -> Any:
+    """The description of the data that an earlier command wrote. Raises ConfigError."""
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # neither JSON nor UTF-8
+        recorded = None
+    if not isinstance(recorded, dict):
+        raise ConfigError(
+            f"{path} is damaged, so that nothing tells whether the data is the same. If you are "
+            f"sure that it is, remove that file and rerun the command to resume."
+        )
+    return recorded
 
 
 def _check_data(before: dict[str, Any], data: Data, folder: Path) -> None:
