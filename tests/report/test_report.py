@@ -136,10 +136,7 @@ def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path, routed: RunConfig
 
 
 DAMAGED_ROWS = {
-    "[1, 2]": "is damaged",
     '{"step": 3}': "is damaged",
-    '{"step": "3", "loss": 1}': "is damaged",
-    "null": "is damaged",
     "NaN loss": "is damaged",
     "1e400 step": "is damaged",
     "same step": "steps must rise",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tread_ssm.training.metrics import MetricsLog, read_metrics
 
 
@@ -29,3 +31,13 @@ def test_a_fresh_run_starts_an_empty_file(tmp_path: Path) -> None:
     path.write_text('{"step": 5}\n')
     MetricsLog(path, resume_at=0)
     assert path.read_text() == ""
+
+
+@pytest.mark.parametrize("line", ["[1, 2]", "null", '{"step": "3", "loss": 1}', '{"step": 3', "\0"])
+def test_lines_that_are_no_rows_are_left_out(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
+    log = MetricsLog(path, resume_at=2)
+    log.write({"step": 3})
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
