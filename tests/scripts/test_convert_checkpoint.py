@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.loading import module_of
+from tread_ssm.files import write_manifest
 from tread_ssm.models import DiMConfig, DiT, DiTConfig
 from tread_ssm.models.convert import to_published
 from tread_ssm.pretrained import export, load_export
@@ -85,6 +86,7 @@ def test_samples_are_drawn_from_it(folder: Path, tmp_path: Path) -> None:
     plain.mkdir()
     (plain / "config.json").write_text(json.dumps(config))
     (plain / "ema.safetensors").symlink_to(folder / "ema.safetensors")
+    write_manifest(plain, ("config.json", "ema.safetensors"))
     done = command("sample.py", *arguments[:1], plain, *arguments[2:])
     assert done.returncode == 0, done.stderr
     assert out.is_file() and "after 400000 training steps, guidance 1.5" in done.stdout
