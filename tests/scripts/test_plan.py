@@ -64,7 +64,7 @@ def test_overrides_and_errors() -> None:
     assert "Traceback" not in wrong.stderr
     wrong = plan("--config", "configs/dit_b.yaml", "--out", "plan.xyz")
     assert wrong.returncode == 2
-    assert wrong.stderr.startswith("error: cannot plot plan.xyz: Format 'xyz'")
+    assert wrong.stderr.startswith("error: --out: plan.xyz must end in .png or .svg.")
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
