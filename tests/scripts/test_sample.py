@@ -388,5 +388,5 @@ def test_damaged_weights_sample_nothing(
     where = ["--num", "4", "--npz", str(out)] if a_set else ["--out", str(out)]
     command = ["--run", str(folder), "--device", "cpu", "--steps", "1", *where]
     assert main(command) == 2
-    assert "some weights are not finite" in capsys.readouterr().err
+    assert "images are not finite" in capsys.readouterr().err
     assert not out.exists()
