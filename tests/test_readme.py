@@ -27,5 +27,5 @@ def test_continuous_integration_runs_the_two_commands() -> None:
     commands = [line for line in marked.splitlines() if line.startswith("pip install")]
     assert commands == [
         "pip install -e . && accelerate launch scripts/train.py --config configs/quickstart.yaml",
-        'pip install -e ".[dev]" && pytest',
+        'pip install -e ".[dev]" && pytest -n auto --dist loadfile',
     ]
