@@ -102,7 +102,11 @@ class TokenSubset:
         return self.n_kept == self.length
 
     def take(self, x: Tensor) -> Tensor:
-        """x_BN... -> the kept tokens x_BK..., in raster order. Raises ValueError on a mismatch."""
+        """x_BN... -> the kept tokens x_BK..., in raster order.
+
+        Raises:
+            ValueError: x does not have the subset's B and N.
+        """
         self._check(x, self.length, "take")
         return x.flatten(0, 1).index_select(0, self._rows()).unflatten(0, self.index.shape)
 
@@ -236,7 +240,11 @@ class Layout:
         return Layout(self.grid, index, self.n_prefix, self.orders)
 
     def visits(self, order: str) -> Visits:
-        """The stream's visits in one of `orders`, or in "raster". Raises ValueError."""
+        """The stream's visits in one of `orders`, or in "raster".
+
+        Raises:
+            ValueError: The layout was made without this order.
+        """
         if order not in self._visits:
             raise ValueError(
                 f"Layout.visits: the order {order!r} is not among {', '.join(self._visits)}; "

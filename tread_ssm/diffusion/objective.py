@@ -120,7 +120,11 @@ def full_t(t: float, x: Tensor) -> Tensor:
 
 
 def check_batch(x: Tensor, t: Tensor, noise: Tensor) -> None:
-    """Raises ValueError where x_BCHW, t_B and noise_BCHW do not fit together."""
+    """Check that x_BCHW, t_B and noise_BCHW fit together.
+
+    Raises:
+        ValueError: Their shapes do not.
+    """
     if x.dim() != 4 or noise.shape != x.shape or t.shape != x.shape[:1]:
         raise ValueError(
             f"loss_terms: x is {tuple(x.shape)}, noise {tuple(noise.shape)}, t "
@@ -129,12 +133,20 @@ def check_batch(x: Tensor, t: Tensor, noise: Tensor) -> None:
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raises ValueError unless value is a finite number greater than 0."""
+    """Check that a value is finite and greater than 0.
+
+    Raises:
+        ValueError: It is not.
+    """
     if not 0 < value < math.inf:
         raise ValueError(f"{name} is {value}; it must be finite and greater than 0.")
 
 
 def check_steps(steps: int) -> None:
-    """Raises ValueError unless there is at least one sampling step."""
+    """Check that there is at least one sampling step.
+
+    Raises:
+        ValueError: There is none.
+    """
     if steps < 1:
         raise ValueError(f"timesteps: steps is {steps}; sampling takes at least 1.")

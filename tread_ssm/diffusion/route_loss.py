@@ -111,7 +111,11 @@ def route_loss(terms: LossTerms, draw: Draw, patch: int, loss: AllTokens | PerRo
 
 
 def patchify(x: Tensor, patch: int) -> Tensor:
-    """x_BCHW -> (B, N, P * P * C), patches in raster order. Raises ValueError."""
+    """x_BCHW -> (B, N, P * P * C), patches in raster order.
+
+    Raises:
+        ValueError: `patch` does not divide H and W.
+    """
     height, width = x.shape[-2:]
     if height % patch or width % patch:
         raise ValueError(

@@ -61,7 +61,11 @@ class Evaluator:
     device: torch.device | str = "cpu"
 
     def check(self, count: int) -> None:
-        """Raises ValueError where `count` images are too few; ask before sampling them."""
+        """Check that `count` images are enough; ask before sampling them.
+
+        Raises:
+            ValueError: A metric needs more, or the reference has other features.
+        """
         check_comparable(count, self.extractor.name, self.reference, self.metrics)
 
     def score(self, batches: Iterable[Tensor]) -> Scored:

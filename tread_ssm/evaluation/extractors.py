@@ -114,7 +114,11 @@ class InceptionFeatures:
 
     @torch.inference_mode()
     def __call__(self, images_BCHW: Tensor) -> Features:
-        """uint8 (B, 3, H, W) -> float32 features. Raises ValueError."""
+        """uint8 (B, 3, H, W) -> float32 features.
+
+        Raises:
+            ValueError: The images have another dtype or shape.
+        """
         check_images("InceptionFeatures", images_BCHW)
         maps: list[Tensor] = []
         hook = self._net.Mixed_6d.register_forward_hook(lambda _, __, out: maps.append(out))
@@ -150,7 +154,11 @@ class EmojiFeatures:
 
     @torch.inference_mode()
     def __call__(self, images_BCHW: Tensor) -> Features:
-        """uint8 (B, 3, H, W), H = W <= 32 -> 64, 112 and 9 float32. Raises ValueError."""
+        """uint8 (B, 3, H, W), H = W <= 32 -> 64, 112 and 9 float32.
+
+        Raises:
+            ValueError: The images have another dtype or shape.
+        """
         check_images("EmojiFeatures", images_BCHW)
         maps = self._net.body(network_input(images_BCHW.to(self._device)))
         pooled = self._net.pool(maps)
@@ -167,7 +175,11 @@ def flat_map(maps_BCHW: Tensor, channels: int = 7) -> Tensor:
 
 
 def check_images(where: str, images_BCHW: Tensor) -> None:
-    """Raises ValueError unless the images are uint8 (B, 3, H, W)."""
+    """Check that images are uint8 (B, 3, H, W).
+
+    Raises:
+        ValueError: They have another dtype or shape.
+    """
     shape = tuple(images_BCHW.shape)
     if images_BCHW.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3:
         raise ValueError(

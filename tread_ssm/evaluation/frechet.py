@@ -32,7 +32,11 @@ class FeatureMoments:
 
     @staticmethod
     def of(features_BF: Tensor) -> FeatureMoments:
-        """The moments of a batch of at least one row; on the CPU. Raises ValueError."""
+        """The moments of a batch of at least one row, in float64 on the CPU.
+
+        Raises:
+            ValueError: Features are not finite, or not (B, F) with B >= 1.
+        """
         if features_BF.ndim != 2 or len(features_BF) == 0:
             raise ValueError(
                 f"FeatureMoments.of: features have shape {tuple(features_BF.shape)}; expected "
@@ -50,7 +54,11 @@ class FeatureMoments:
         return FeatureMoments(len(x), mean, deviation.T @ deviation)
 
     def __add__(self, other: FeatureMoments) -> FeatureMoments:
-        """The moments of both sets together. Raises ValueError."""
+        """The moments of both sets together.
+
+        Raises:
+            ValueError: The sets have different numbers of features.
+        """
         _check_same(self, other)
         count = self.count + other.count
         step = other.mean - self.mean

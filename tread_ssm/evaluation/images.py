@@ -90,7 +90,11 @@ def to_batch(images: np.ndarray) -> Tensor:
 
 
 def npz_names(path: Path) -> set[str]:
-    """The names of an archive's arrays. Raises ValueError where it is none."""
+    """The names of an archive's arrays.
+
+    Raises:
+        ValueError: The file is missing or is no .npz archive.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             return {n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")}

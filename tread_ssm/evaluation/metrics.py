@@ -60,7 +60,11 @@ METRICS: Mapping[str, Metric] = {
 
 
 def check_metrics(names: Sequence[str]) -> None:
-    """Raises ValueError where a metric is unknown, named twice, or none is named."""
+    """Check the names of metrics.
+
+    Raises:
+        ValueError: A metric is unknown or named twice, or none is named.
+    """
     for name in names:
         if name not in METRICS:
             raise ValueError(f"No metric is called {name!r}; there are {', '.join(METRICS)}.")

@@ -46,7 +46,11 @@ class Statistics:
     probabilities: Tensor | None = None
 
     def __add__(self, other: Statistics) -> Statistics:
-        """Both sets together, this one first. Raises ValueError."""
+        """Both sets together, this one first.
+
+        Raises:
+            ValueError: They are of different features.
+        """
         if self.extractor != other.extractor:
             raise ValueError(
                 f"Statistics of {self.extractor} and of {other.extractor} features do not add up."

@@ -43,7 +43,11 @@ class ScanInputs(NamedTuple):
     delta_softplus: bool
 
     def check(self) -> None:
-        """Raises ValueError or TypeError, see check_tensors; N must be 1 to MAX_STATES."""
+        """Check shapes, dtypes and devices, and that N is 1 to MAX_STATES.
+
+        Raises:
+            ValueError, TypeError: As in check_tensors.
+        """
         if self.A.ndim == 2 and not 1 <= self.A.shape[1] <= MAX_STATES:
             raise ValueError(
                 f"selective_scan: A has N = {self.A.shape[1]} states; 1 to {MAX_STATES} are "
@@ -63,7 +67,11 @@ class ConvInputs(NamedTuple):
     activation: bool
 
     def check(self) -> None:
-        """Raises ValueError or TypeError, see check_tensors; W must be 2, 3 or 4."""
+        """Check shapes, dtypes and devices, and that W is 2, 3 or 4.
+
+        Raises:
+            ValueError, TypeError: As in check_tensors.
+        """
         if self.weight.ndim == 2 and not 2 <= self.weight.shape[1] <= 4:
             raise ValueError(
                 f"causal_conv: weight has {self.weight.shape[1]} taps; W must be 2, 3 or 4."
@@ -82,7 +90,11 @@ class SSDInputs(NamedTuple):
     gap: Annotated[Tensor | None, "visits", "BK"]
 
     def check(self) -> None:
-        """Raises ValueError or TypeError, see check_tensors; H must be a multiple of G."""
+        """Check shapes, dtypes and devices, and that G divides H.
+
+        Raises:
+            ValueError, TypeError: As in check_tensors.
+        """
         check_tensors("ssd", self)
         groups, heads = self.q.shape[2], self.v.shape[2]
         if heads % groups:

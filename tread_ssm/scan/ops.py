@@ -106,7 +106,11 @@ class Operation:
     like: int = 0
 
     def backend(self, name: str) -> Any:
-        """The module of a backend, imported when first asked for. Raises ValueError."""
+        """The module of a backend, imported when first asked for.
+
+        Raises:
+            ValueError: There is no such backend.
+        """
         if name not in self.backends:
             raise ValueError(f"{self.name}: no backend {name!r}; there are {list(self.backends)}.")
         return _module(self.backends[name])
@@ -117,14 +121,8 @@ _module = cache(import_module)
 
 def define(operation: Operation) -> None:
     """Make the two operators of an operation known to torch."""
-    arguments = ARGUMENTS[operation.inputs]
-    n = len(arguments)
-    tensors = sum(a.kind != "flag" for a in arguments)  # flags stand last
-    floating = [i for i, a in enumerate(arguments) if a.kind in ("data", "wide")]
-    schema = ", ".join(
-        f"{'bool' if a.kind == 'flag' else 'Tensor?' if a.optional else 'Tensor'} {a.name}"
-        for a in arguments
-    )
+    schema = _schema(operation)
+    n, floating = len(ARGUMENTS[operation.inputs]), _floating(operation)
 
     @torch.library.custom_op(
         operation.forward_operator,
@@ -162,6 +160,35 @@ def define(operation: Operation) -> None:
         _check_backward(operation, backend, grad_y, x, states)
         return tuple(_fake_like(x[i]) for i in floating)
 
+    @forward.register_vmap
+    def _(*args: Any) -> Any:
+        raise NotImplementedError(
+            f"{operation.name}: vmap is not supported; make one batch of the samples instead."
+        )
+
+    _differentiate(operation, forward, backward)
+    _count_flops(operation)
+
+
+def _schema(operation: Operation) -> str:
+    """The arguments of the operator, in torch's notation."""
+    return ", ".join(
+        f"{'bool' if a.kind == 'flag' else 'Tensor?' if a.optional else 'Tensor'} {a.name}"
+        for a in ARGUMENTS[operation.inputs]
+    )
+
+
+def _floating(operation: Operation) -> list[int]:
+    """The places of the arguments that have gradients."""
+    arguments = ARGUMENTS[operation.inputs]
+    return [i for i, a in enumerate(arguments) if a.kind in ("data", "wide")]
+
+
+def _differentiate(operation: Operation, forward: Any, backward: Any) -> None:
+    """Make the operator `backward` the derivative of `forward`."""
+    arguments = ARGUMENTS[operation.inputs]
+    tensors = sum(a.kind != "flag" for a in arguments)  # flags stand last
+
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.others = inputs[tensors:]  # the flags and the backend's name
         ctx.save_for_backward(*inputs[:tensors], output[1])
@@ -169,22 +196,22 @@ def define(operation: Operation) -> None:
         ctx.set_materialize_grads(False)
 
     def differentiate(ctx: Any, grad_y: Tensor | None, _: Any) -> Any:
-        grads: list[Tensor | None] = [None] * (n + 1)
+        grads: list[Tensor | None] = [None] * (len(arguments) + 1)
         if grad_y is None:
             return tuple(grads)
         *saved, states = ctx.saved_tensors
         *flags, name = ctx.others
-        for i, g in zip(floating, backward(grad_y, *saved, *flags, states, name), strict=True):
+        given = backward(grad_y, *saved, *flags, states, name)
+        for i, g in zip(_floating(operation), given, strict=True):
             grads[i] = None if saved[i] is None else g
         return tuple(grads)
 
     forward.register_autograd(differentiate, setup_context=setup_context)
 
-    @forward.register_vmap
-    def _(*args: Any) -> Any:
-        raise NotImplementedError(
-            f"{operation.name}: vmap is not supported; make one batch of the samples instead."
-        )
+
+def _count_flops(operation: Operation) -> None:
+    """Give both operators to FlopCounterMode."""
+    n = len(ARGUMENTS[operation.inputs])
 
     @register_flop_formula(_packet(operation.forward_operator))
     def _(*args: Any, **kwargs: Any) -> int:

@@ -19,7 +19,11 @@ def n_visits(x: Tensor, order: Tensor | None) -> int:
 
 
 def visited_positions(order: Tensor | None, x: Tensor) -> Tensor | None:
-    """order as (B, K); None stays None. Raises ValueError for positions outside 0..L-1 or twice."""
+    """order as (B, K); None stays None.
+
+    Raises:
+        ValueError: A position is outside 0..L-1, or stands twice; looked at on the CPU only.
+    """
     if order is None:
         return None
     batch, length = x.shape[:2]
@@ -52,7 +56,11 @@ def check_gap(gap: Tensor | None) -> None:
 
 
 def gap_scale(gap: Tensor | None, dtype: torch.dtype) -> Tensor | float:
-    """1 + gap as (1 or B, K, 1), added as floats: integers could overflow. Raises ValueError."""
+    """1 + gap as (1 or B, K, 1), added as floats: integers could overflow.
+
+    Raises:
+        ValueError: A gap is negative.
+    """
     check_gap(gap)
     return 1.0 if gap is None else (1 + gap.to(dtype)).view(-1, gap.shape[-1], 1)
 

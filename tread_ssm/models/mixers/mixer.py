@@ -56,14 +56,22 @@ class BaseMixerConfig:
 
 
 def check_range(name: str, value: int, least: int, most: int | None = None) -> None:
-    """Refuse a number outside least..most. Raises ValueError."""
+    """Check that a number lies in least..most.
+
+    Raises:
+        ValueError: It does not.
+    """
     if value < least or (most is not None and value > most):
         limits = f"at least {least}" if most is None else f"in {least}..{most}"
         raise ValueError(f"{name} is {value}; it must be {limits}.")
 
 
 def count_heads(name: str, channels: int, head_dim: int, groups: int = 1) -> int:
-    """How many heads of `head_dim` share `channels`, in `groups`. Raises ValueError."""
+    """How many heads of `head_dim` share `channels`, in `groups`.
+
+    Raises:
+        ValueError: head_dim does not divide channels, or groups the heads.
+    """
     if channels % head_dim:
         raise ValueError(
             f"{name}: {channels} channels are not a multiple of head_dim {head_dim}; choose "
