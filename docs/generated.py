@@ -188,6 +188,7 @@ def presets() -> str:
             "image first" if any(row.image == "first" for row in rows) else "",
             "text in the stream" if any(row.n_prefix is None for row in rows) else "",
             "needs `Rows`" if any(row.grid_arguments for row in rows) else "",
+            "all tokens between blocks" if any(row.whole_between for row in rows) else "",
             "long skips" if any(row.skips for row in rows) else "",
             "a sequence" if any(row.closes_gaps for row in rows) else "",
         ]

@@ -63,6 +63,10 @@ class Blocks:
         sequence_first: Whether streams are (S, B, D).
         closes_gaps: Whether blocks may treat the kept tokens as a sequence without gaps, although
             they hold convolutions along it or positions of their own. Right for Mamba.
+        whole_between: Whether the stream holds all tokens between the blocks, inside a route too:
+            for models that cut it there (HiDream) or add something for all tokens (ControlNet,
+            VACE). Each block then takes its tokens and puts them back. What is added to tokens
+            while they are dropped is lost.
     """
 
     path: str = ""
@@ -77,6 +81,7 @@ class Blocks:
     grid_arguments: tuple[str, ...] = ()
     sequence_first: bool = False
     closes_gaps: bool = False
+    whole_between: bool = False
 
     def __post_init__(self) -> None:
         read = {name: parsed(how) for name, how in self.per_token.items()}

@@ -21,7 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from tread_ssm.routing.attach.arguments import Blocks, Call, argument_names, for_batch
 from tread_ssm.routing.attach.drawing import Drawing
-from tread_ssm.routing.attach.leave import rejoined, stream_places
+from tread_ssm.routing.attach.leave import put_back, rejoined, stream_places
 from tread_ssm.routing.attach.recompute import Pass, Recomputations
 from tread_ssm.routing.attach.unfit import is_sequence_first, refuse_unfit
 from tread_ssm.routing.attach.verify import verify
@@ -195,7 +195,8 @@ class Attached:
         call = self._with_skips(call, inside)
         if inside is None:
             return call.args, call.kwargs
-        return call.inside(inside.subset, enters=i == inside.route.start)
+        whole = i == inside.route.start or row.whole_between
+        return call.inside(inside.subset, enters=whole)
 
     def _behind(
         self, i: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -211,6 +212,8 @@ class Attached:
             if i + 1 == now.inside.route.stop:
                 output = rejoined(call, now.inside, output)
                 now.inside = None
+            elif call.blocks.whole_between:
+                output = put_back(call, now.inside, output)
             elif any(row.skips for row in self._rows):
                 for place in stream_places(call, output):
                     self._partial[output if place is None else output[place]] = now.inside
@@ -380,7 +383,7 @@ def _explain_between(error: BaseException, now: Pass) -> None:
         f"attach: the model failed between blocks, inside Route(start={route.start}, stop="
         f"{route.stop}), where the stream has {subset.n_kept} of {subset.length} image tokens; "
         f"what the model adds to the stream there (ControlNet's residuals, VACE's hints) has "
-        f"all of them. End the route before, or add it inside a block.",
+        f"all of them. End the route before, or declare Blocks(..., whole_between=True).",
     )
 
 

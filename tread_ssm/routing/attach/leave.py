@@ -60,6 +60,12 @@ def rejoined(call: Call, inside: OpenRoute, output: Any) -> Any:
     return like(output, results)
 
 
+def put_back(call: Call, inside: OpenRoute, output: Any) -> Any:
+    """What a block inside a route returned, among the tokens that it was not shown."""
+    route = replace(inside.route, rejoin="start")
+    return rejoined(call, replace(inside, route=route, start=call.streams()), output)
+
+
 def _whole(call: Call, inside: OpenRoute, k: int, found: Any, place: str) -> Tensor:
     """Stream number k behind the route, from what the block returned."""
     first = call.blocks.sequence_first

@@ -19,6 +19,7 @@ from tread_ssm.routing.attach.arguments import Blocks
 _IMAGE: dict[str, Any] = {"streams": ("hidden_states",), "returns": (0,)}
 _IMAGE_SECOND: dict[str, Any] = {"streams": ("hidden_states",), "returns": (1,)}
 _ROPE: dict[str, Any] = {"image_rotary_emb": "n d"}
+_WAN: dict[str, Any] = {"rotary_emb": "b n 1 d", "temb": "b i d | b n i d"}
 _LANGUAGE: dict[str, Any] = {
     "attention_mask": "b n | b 1 n n",
     "position_embeddings": "b n d",
@@ -73,14 +74,19 @@ PRESETS: dict[str, tuple[Blocks, ...]] = {
         Blocks("transformer_blocks", per_token=_ROPE, **_IMAGE_SECOND),
         Blocks("single_transformer_blocks", per_token=_ROPE, **_IMAGE_SECOND),
     ),
-    # Its single blocks get other text behind the image each time, cut off by the full length.
-    "diffusers.HiDreamImageTransformer2DModel": (
+    # The single blocks' text is cut off behind each of them, by the length of the whole stream.
+    "diffusers.HiDreamImageTransformer2DModel": tuple(
         Blocks(
-            "double_stream_blocks",
+            path,
             per_token={"image_rotary_emb": "b n 1 d i j", "hidden_states_masks": "b n"},
             image="first",
-            **_IMAGE,
-        ),
+            whole_between=True,
+            **more,
+        )
+        for path, more in (
+            ("double_stream_blocks", _IMAGE),
+            ("single_stream_blocks", {"streams": ("hidden_states",), "n_prefix": None}),
+        )
     ),
     "diffusers.HunyuanDiT2DModel": (Blocks("blocks", per_token=_ROPE, skips=("skip",)),),
     "diffusers.HunyuanImageTransformer2DModel": tuple(
@@ -150,8 +156,10 @@ PRESETS: dict[str, tuple[Blocks, ...]] = {
     "diffusers.StableAudioDiTModel": (
         Blocks("transformer_blocks", n_prefix=1, per_token={"rotary_embedding": "n d"}),
     ),
-    "diffusers.WanTransformer3DModel": (
-        Blocks("blocks", per_token={"rotary_emb": "b n 1 d", "temb": "b i d | b n i d"}),
+    "diffusers.WanTransformer3DModel": (Blocks("blocks", per_token=_WAN),),
+    # Hints are added between blocks.
+    "diffusers.WanVACETransformer3DModel": (
+        Blocks("blocks", per_token=_WAN, whole_between=True),
     ),
     "diffusers.ZImageTransformer2DModel": (
         Blocks(
