@@ -386,15 +386,6 @@ def test_a_bare_error_inside_a_route_is_explained() -> None:
     assert "`context` (3, 12, 8)" in str(error.value)
 
 
-def test_a_residual_between_blocks_is_named() -> None:
-    blocks = [Sums(), Sums(), Sums()]
-    with (
-        pytest.raises(RuntimeError, match=r"between blocks, inside Route\(start=1.*ControlNet"),
-        attach(blocks).using(draw(3, 1, 3)),
-    ):
-        blocks[2](blocks[1](blocks[0](randn(BATCH, N, D))) + randn(BATCH, N, D))
-
-
 def test_text_as_long_as_the_kept_tokens_is_not_taken_for_them() -> None:
     model, drawn = Model(False), draw(3, 1, 2)
     text = randn(BATCH, 6, D)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tests.routing.attach.foreign import MODELS
+from tests.routing.attach.cases import CASES, built
 from tests.routing.attach.joint import D, Model, attention
 from tests.routing.attach.stack import BATCH, GRID, N, Stack, data
 from tread_ssm.routing import (
@@ -23,6 +23,8 @@ from tread_ssm.routing import (
 )
 from tread_ssm.routing.attach.drawing import default_route
 from tread_ssm.routing.attach.presets import PRESETS
+
+VIT, EVA = "timm.VisionTransformer", "timm.Eva, EVA-02"
 
 
 @pytest.fixture
@@ -92,17 +94,6 @@ def test_it_leaves_torch_s_random_numbers_alone(model: Stack) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_processes_draw_different_tokens(model: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    routing, found = attach(model.blocks, drop=0.5), []
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    for rank in (0, 1):
-        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
-        routing.step(3)
-        model(data())
-        found.append(index_of(routing.draw))
-    assert not torch.equal(*found)
-
-
 def test_it_follows_a_schedule(model: Stack) -> None:
     schedule = RouteSchedule(from_share=0.5, ramp=0.5, levels=1, dense_tail=0.25)
     config = SelfDrawing((Route(1, -1),), schedule=schedule, total_steps=4)
@@ -170,26 +161,6 @@ def test_compiled_models_are_routed(model: Stack) -> None:
     torch.compiler.reset()
 
 
-def test_errors_between_blocks_are_explained(model: Stack) -> None:
-    class Controlled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.blocks = model.blocks
-
-        def forward(self, x: Tensor) -> Tensor:
-            for block in self.blocks:
-                x = block(x) + data(3)
-            return x
-
-    controlled = Controlled()
-    routing = attach(controlled, drop=0.5, rows=(Blocks("blocks"),))
-    with pytest.raises(RuntimeError, match=r"between blocks, inside Route\(start=1, stop=5\)"):
-        controlled(data())
-    controlled.eval()
-    assert controlled(data()).shape == (BATCH, N, D)
-    routing.detach()
-
-
 @pytest.mark.parametrize(
     ("depth", "ends"), [(3, (1, 2)), (6, (1, 5)), (8, (2, 5)), (12, (2, 9)), (28, (2, 25))]
 )
@@ -223,11 +194,9 @@ def test_step_belongs_to_self_drawing(model: Stack) -> None:
 
 
 def test_the_model_alone_is_enough_also_inside_a_wrapper() -> None:
-    foreign = MODELS["timm_vit"]()
-    wrapped = nn.Sequential(foreign.model)
-    routing = attach(nn.ModuleDict({"inner": wrapped}), drop=0.5)
-    foreign.model.train()
-    foreign.run(foreign.model)
+    model = built(VIT).train()
+    routing = attach(nn.ModuleDict({"inner": nn.Sequential(model)}), drop=0.5)
+    CASES[VIT].run(model)
     ((route, subset),) = routing.draw
     assert (route.start, route.stop, subset.n_kept, subset.length) == (1, 4, 8, 16)
 
@@ -245,7 +214,7 @@ def test_a_class_without_a_row_is_told_how_to_write_one(model: Stack) -> None:
 
 
 def test_two_parts_with_routes() -> None:
-    two = nn.ModuleDict({"a": MODELS["timm_vit"]().model, "b": MODELS["timm_vit"]().model})
+    two = nn.ModuleDict({"a": built(VIT), "b": built(VIT)})
     with pytest.raises(ValueError, match=r"attach to one of them: model\.a, model\.b"):
         attach(two)
 
@@ -261,13 +230,12 @@ def test_every_row_is_well_formed() -> None:
 
 
 def test_verify_finds_the_argument_that_was_not_declared() -> None:
-    eva = MODELS["timm_eva02"]()
-    routing = attach(eva.model.blocks, n_prefix=1, whole=("rope",))
+    eva, run = built(EVA), CASES[EVA].run
+    routing = attach(eva.blocks, n_prefix=1, whole=("rope",))
     with pytest.raises(ValueError, match=r"block 0 \(EvaBlock\).*declare per_token=\{'rope': P"):
-        routing.verify(lambda: eva.run(eva.model))
+        routing.verify(lambda: run(eva))
     routing.detach()
-    routing = attach(eva.model)
-    assert routing.verify(lambda: eva.run(eva.model)).startswith("5 of 5 blocks agree")
+    assert attach(eva).verify(lambda: run(eva)).startswith("5 of 5 blocks agree")
 
 
 def test_verify_finds_a_wrong_declaration(model: Stack) -> None:

@@ -44,6 +44,46 @@ def test_it_is_run_blocks(model: Stack) -> None:
         torch.testing.assert_close(model(data()), expected, rtol=0, atol=0)
 
 
+class ResidualBlock(nn.Module):
+    """The classic block of Mamba language models: the sum is made at the next block's start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.mix = nn.LayerNorm(D), nn.GRU(D, D, batch_first=True)
+
+    def forward(self, hidden: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        residual = hidden + residual
+        return self.mix(self.norm(residual))[0], residual
+
+
+def test_both_streams_of_blocks_with_a_residual_are_routed() -> None:
+    torch.manual_seed(0)
+    blocks = [ResidualBlock() for _ in range(5)]
+    routes = (Route(0, 2, rejoin="input"), Route(3, 5, 0.7, rejoin="sum"))
+    draw, x = RoutePlan(routes, 5).draw(BATCH, GRID), (data(1), data(2))
+    calls = [lambda x, cond, layout, b=b: b(*x) for b in blocks]
+    expected = run_blocks(calls, x, None, Layout(GRID), draw)
+    with attach(blocks, streams=("hidden", "residual"), returns=(0, 1)).using(draw):
+        for block in blocks:
+            x = block(*x)
+    torch.testing.assert_close(x, expected, rtol=0, atol=0)
+
+
+def test_nothing_of_the_model_changes_and_detaching_restores_it(model: Stack) -> None:
+    dense, names = model(data()), list(model.state_dict())
+    modules = list(model.named_modules())
+    routing = attach(model.blocks)
+    assert torch.equal(model(data()), dense)
+    with routing.using(()):
+        assert torch.equal(model(data()), dense)
+    with routing.using(drawn()):
+        assert not torch.allclose(model(data()), dense, atol=1e-6)
+    assert list(model.state_dict()) == names and list(model.named_modules()) == modules
+    routing.detach()
+    assert not any(b._forward_hooks or b._forward_pre_hooks for b in model.blocks)
+    assert torch.equal(model(data()), dense)
+
+
 # --- refusals
 
 
@@ -219,18 +259,26 @@ def test_autocast(model: Stack) -> None:
     torch.testing.assert_close(y, expected, rtol=0, atol=0)
 
 
-def test_two_processes_and_accelerate() -> None:
+def test_two_processes_draw_for_themselves_and_a_rerun_draws_the_same() -> None:
     worker = Path(__file__).with_name("attach_processes.py")
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(worker)]
-    run = subprocess.run(
-        [sys.executable, *command],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        timeout=120,
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout.count("agree") == 2
+    runs = [
+        subprocess.Popen(
+            [sys.executable, *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        )
+        for _ in range(2)
+    ]
+    found = []
+    for run in runs:
+        out, error = run.communicate(timeout=240)
+        assert run.returncode == 0, error[-2000:]
+        found.append(sorted(line for line in out.splitlines() if " drew " in line))
+    assert found[0] == found[1] and len(found[0]) == 2
+    assert found[0][0].split()[-1] != found[0][1].split()[-1]
 
 
 # --- guidance

@@ -5,37 +5,18 @@ Where that is not the same (linear attention, convolutions, scans), a loop over 
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.routing.attach.cases import BATCH, CASES, Case
-from tests.routing.attach.foreign import MODELS
+from tests.routing.attach.cases import BATCH, CASES, Case, built
 from tests.routing.attach.masked import masked_dense
 from tread_ssm.routing import Draw, RandomTokens, Route, RoutePlan, Rows, TokenSubset, attach
 from tread_ssm.routing.attach.drawing import serves_the_batch
 from tread_ssm.routing.attach.presets import PRESETS
-
-COVERED_BY_HAND = {"timm.VisionTransformer", "timm.Eva", "transformers.MambaModel"}
-
-
-def built(name: str) -> nn.Module:
-    library, kind = name.split(",")[0].split(".")
-    if not hasattr(importlib.import_module(library), kind) and library == "diffusers":
-        pytest.skip(f"{library} has no {kind}")
-    torch.manual_seed(0)
-    model = CASES[name].build().eval()
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for p in model.parameters():  # gates and weights that start small would hide everything
-            small = p.numel() > 0 and float(p.square().mean()) < 0.03**2
-            if small and (p.dim() != 1 or not bool(p.any()) or name.startswith("timm")):
-                fan_in = p[0].numel() if p.dim() > 1 else 100
-                p.copy_(torch.randn(p.shape, generator=generator) / fan_in**0.5)
-    return model
 
 
 def drawn(model: nn.Module, case: Case, routing: Any, *route: int, **options: Any) -> Draw:
@@ -135,37 +116,73 @@ def test_other_blocks_are_what_a_loop_by_hand_gives(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["diffusers.DiTTransformer2DModel", "diffusers.SanaTransformer2DM"]
+    "name",
+    [
+        "diffusers.DiTTransformer2DModel",
+        "diffusers.FluxTransformer2DModel",
+        "diffusers.HiDreamImageTransformer2DModel",
+        "diffusers.PixArtTransformer2DModel",
+        "timm.Eva, EVA-02",
+        "timm.VisionTransformer",
+        "transformers.MambaModel",
+    ],
 )
-def test_a_diffusers_model_draws_by_itself(name: str) -> None:
-    name = next(n for n in CASES if n.startswith(name))
+def test_checkpoints_of_the_library_give_the_same_gradients(name: str) -> None:
+    model, case, found = built(name), CASES[name], []
+    model.train(case.grid[0] == 1)  # transformers' layers checkpoint in training only
+    routing = attach(model)
+    first = drawn(model, case, routing, 0, 2, rejoin="sum")
+    draw = first + drawn(model, case, routing, 2, 5, drop=0.7)
+    for checkpoints in (False, True):
+        if checkpoints:
+            enable_checkpoints(model)
+        with routing.using(draw):
+            y = case.run(model)
+        repeats = counted_calls(next(routing._blocks[1].children()))
+        found.append(gradients(model, y))
+        assert (repeats() > 0) == checkpoints
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+def enable_checkpoints(model: Any) -> None:
+    names = (
+        "enable_gradient_checkpointing",
+        "activation_checkpointing_enable",
+        "gradient_checkpointing_enable",
+        "set_grad_checkpointing",
+    )
+    next(getattr(model, name) for name in names if hasattr(model, name))()
+
+
+def counted_calls(part: nn.Module) -> Callable[[], int]:
+    """Start counting the calls of a module; the result ends it."""
+    calls: list[nn.Module] = []
+    handle = part.register_forward_pre_hook(lambda module, args: calls.append(module))
+
+    def end() -> int:
+        handle.remove()
+        return len(calls)
+
+    return end
+
+
+def test_a_diffusers_model_draws_by_itself() -> None:
+    name = "diffusers.DiTTransformer2DModel"
     model, case = built(name).train(), CASES[name]
-    if case.exact:
-        routing = attach(model, drop=0.5)
-        case.run(model)
-        ((route, subset),) = routing.draw
-        assert (route.start, route.stop) == (1, 4) and (subset.n_kept, subset.length) == (8, 16)
-        assert torch.isfinite(case.run(model.eval())).all() and routing.draw == ()
-    else:
-        routing = attach(model, drop=0.5)
-        with pytest.raises(ValueError, match=r"needs the grid of its tokens.*\(Rows\)"):
-            case.run(model)
+    routing = attach(model, drop=0.5)
+    case.run(model)
+    ((route, subset),) = routing.draw
+    assert (route.start, route.stop) == (1, 4) and (subset.n_kept, subset.length) == (8, 16)
+    assert torch.isfinite(case.run(model.eval())).all() and routing.draw == ()
+
+
+def test_a_model_with_convolutions_asks_for_rows() -> None:
+    name = "diffusers.SanaTransformer2DModel"
+    model = built(name).train()
+    attach(model, drop=0.5)
+    with pytest.raises(ValueError, match=r"needs the grid of its tokens.*\(Rows\)"):
+        CASES[name].run(model)
 
 
 def test_every_row_has_a_case() -> None:
-    cases = {name.split(",")[0] for name in CASES}
-    assert set(PRESETS) == cases | {f"{name}" for name in COVERED_BY_HAND}
-
-
-@pytest.mark.parametrize("name", ["timm_vit", "timm_eva02", "transformers_mamba"])
-def test_rows_of_models_that_are_compared_by_hand_say_the_same(name: str) -> None:
-    """tests/routing/attach/test_foreign.py compares these declarations with a loop by hand."""
-    foreign = MODELS[name]()
-    routing, draw = attach(foreign.model), None
-    plan = RoutePlan((Route(1, -1),), routing.depth)
-    draw = plan.draw(2, foreign.grid, torch.Generator().manual_seed(0))
-    with routing.using(draw):
-        found = foreign.run(foreign.model)
-    routing.detach()
-    with attach(foreign.blocks, **foreign.attach).using(draw):
-        assert torch.equal(foreign.run(foreign.model), found)
+    assert set(PRESETS) == {name.split(",")[0] for name in CASES}

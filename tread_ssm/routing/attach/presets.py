@@ -158,9 +158,7 @@ PRESETS: dict[str, tuple[Blocks, ...]] = {
     ),
     "diffusers.WanTransformer3DModel": (Blocks("blocks", per_token=_WAN),),
     # Hints are added between blocks.
-    "diffusers.WanVACETransformer3DModel": (
-        Blocks("blocks", per_token=_WAN, whole_between=True),
-    ),
+    "diffusers.WanVACETransformer3DModel": (Blocks("blocks", per_token=_WAN, whole_between=True),),
     "diffusers.ZImageTransformer2DModel": (
         Blocks(
             "layers",
