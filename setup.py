@@ -6,9 +6,11 @@ the package installs all the same, and scans on the CPU fall back to plain torch
 
 import os
 import platform
+import shutil
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 CSRC = "tread_ssm/scan/csrc"
 # no -ffast-math: NaN must come through, and linking with it sets flush-to-zero process-wide
@@ -32,8 +34,18 @@ class BuildKernels(build_ext):
             self.build_temp = shared
 
 
+class BuildPackage(build_py):
+    """Puts configs/ into the package, where an installation finds its configurations by name."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:  # a checkout has them beside the package
+            to = os.path.join(self.build_lib, "tread_ssm", "configs")
+            shutil.copytree("configs", to, dirs_exist_ok=True)
+
+
 setup(
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build_ext": BuildKernels, "build_py": BuildPackage},
     ext_modules=[
         Extension(
             f"tread_ssm.scan._kernels_{level}",

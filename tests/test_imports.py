@@ -31,8 +31,13 @@ ALLOWED = {
     "plots": {"files", "routing", "tokens"},
     "report": CORE
     | {"data", "config", "pretrained", "sampling", "evaluation", "training", "plots"},
-    "command": GROUND,
+    "launcher": {"errors"},
+    "command": GROUND | {"launcher"},
     "env": {"scan"},
+    "commands": CORE
+    | {"data", "config", "pretrained", "sampling", "evaluation", "training", "plots", "report"}
+    | {"command", "env"},
+    "__main__": {"commands"},
     "__init__": {"routing", "scan", "models", "pretrained"},
 }
 

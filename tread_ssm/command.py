@@ -5,19 +5,29 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import torch
 
 from tread_ssm.errors import ConfigError
+from tread_ssm.launcher import launch, must_launch
 from tread_ssm.processes import is_main
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser whose help is a script's docstring as it stands."""
+def parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser of `tread-ssm NAME`, whose help is the file's docstring as it stands."""
     return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"tread-ssm {name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_processes(add_to: argparse.ArgumentParser) -> None:
+    """Add the option of commands that share their work among processes; see `launcher.launch`."""
+    add_to.add_argument(
+        "--processes", type=int, metavar="N", help="start N processes, a GPU each (1)"
     )
 
 
@@ -38,6 +48,27 @@ def run(work: Callable[[], int | None]) -> int:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return code or 0
+
+
+def run_on(
+    processes: int | None, name: str, argv: Sequence[str] | None, work: Callable[[], int | None]
+) -> int:
+    """As `run`; where so many processes are asked for, start them, and each does the work.
+
+    Args:
+        processes: How many; None: this one, or those that a launcher has started.
+        name: The subcommand.
+        argv: Its arguments; None: those of this process.
+        work: What each process does; returns the exit code.
+    """
+    line = [name, *(sys.argv[1:] if argv is None else argv)]
+
+    def do() -> int | None:
+        if processes is not None and processes < 1:
+            raise ConfigError(f"--processes is {processes}; it must be at least 1.")
+        return launch(processes, line) if must_launch(processes) else work()
+
+    return run(do)
 
 
 def fail(error: object) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.loading import module_of
+from tread_ssm.commands import evaluate
 from tread_ssm.evaluation import load_extractor
 from tread_ssm.evaluation.extractors import WEIGHTS, InceptionFeatures
 from tread_ssm.files import checksum
@@ -130,15 +130,13 @@ def test_other_files_are_refused_and_code_in_them_is_not_run(
 
 
 def test_the_command_line_takes_it(weights: Path, tmp_path: Path) -> None:
-    script = Path(__file__).parents[2] / "scripts" / "evaluate.py"
-    module = module_of(script)
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
         pixels = rng.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
         np.savez(tmp_path / f"{name}.npz", arr_0=pixels)
     files = ["--samples", str(tmp_path / "a.npz"), "--reference", str(tmp_path / "b.npz")]
     common = [*files, "--weights", str(weights), "--device", "cpu"]
-    assert module.main([*common, "--metrics", "is,precision,recall,kid"]) == 0
+    assert evaluate.main([*common, "--metrics", "is,precision,recall,kid"]) == 0
     result = json.loads((tmp_path / "a.npz.metrics.json").read_text())
     assert result["extractor"] == "inception" and result["count"] == 4
     assert result["extractor_weights"] == checksum(weights)

@@ -1,15 +1,14 @@
 """Reports of real (tiny) runs: what they say agrees with the run folder."""
 
 import json
-import runpy
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from tread_ssm.commands import report as command
 from tread_ssm.config.check import check
 from tread_ssm.config.run import RunConfig, load_config
 from tread_ssm.errors import ConfigError
@@ -38,7 +37,7 @@ sample: {every: 4, per_class: 2, steps: 2}
 
 
 def run(folder: Path, *overrides: str) -> RunConfig:
-    """Train as scripts/train.py does."""
+    """Train as `tread-ssm train` does."""
     file = folder / "tiny.yaml"
     file.write_text(CONFIG)
     config = load_config(file, [f"out={folder}", *overrides])
@@ -110,22 +109,16 @@ def test_a_run_without_routes(tmp_path: Path) -> None:
     assert not (config.folder.pictures / "routing.png").exists()
 
 
-def test_the_script_rewrites_a_report(
-    routed: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_command_rewrites_a_report(
+    routed: RunConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "report.py"))
-
-    def call(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["report.py", *arguments])
-        return script["main"]()
-
     report = routed.folder.report
     report.unlink()
-    assert call("--run", str(routed.folder.path), "--images", "70") == 0
+    assert command.main(["--run", str(routed.folder.path), "--images", "70"]) == 0
     assert "70 images each" in report.read_text()
-    assert call("--run", str(routed.folder.path), "--images", "20") == 2
+    assert command.main(["--run", str(routed.folder.path), "--images", "20"]) == 2
     assert "images is 20" in capsys.readouterr().err
-    assert call("--run", "nowhere") == 2
+    assert command.main(["--run", "nowhere"]) == 2
     assert "nowhere holds no config.yaml" in capsys.readouterr().err
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from tread_ssm.config.run_folder import RunFolder
+from tread_ssm.config.shipped import find
 from tread_ssm.config.strict import build, read
 from tread_ssm.data import DataConfig
 from tread_ssm.diffusion import AllTokens, Objective, PerRoute
@@ -226,10 +227,14 @@ class RunConfig:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a run's YAML file with `section.key=value` overrides.
 
+    Args:
+        path: The file, or the name of a configuration that comes with the package ("dim_l").
+        overrides: What replaces values of the file.
+
     Raises:
         ConfigError: The file cannot be read, or a key or value cannot be used.
     """
-    return build(RunConfig, read(path, overrides))
+    return build(RunConfig, read(find(path), overrides))
 
 
 def _finite(name: str, value: float | None) -> None:

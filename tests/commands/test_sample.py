@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from tests.loading import module_of
+from tread_ssm.commands import sample
 from tread_ssm.config.check import check
 from tread_ssm.config.run import RoutingConfig, RunConfig, SampleConfig, TrainConfig
 from tread_ssm.config.run_folder import RunFolder
@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def main() -> Callable[[list[str]], int]:
-    return module_of(ROOT / "scripts" / "sample.py").main  # type: ignore[no-any-return]
+    return sample.main
 
 
 @pytest.fixture(scope="module")

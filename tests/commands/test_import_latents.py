@@ -1,4 +1,4 @@
-"""scripts/prepare_latents.py --from: other projects' latents, from the command line to training."""
+"""`tread-ssm prepare --from`: other projects' latents, from the command line to training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VAES = {
 
 def command(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)],
+        [sys.executable, "-m", "tread_ssm", name, *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -43,7 +43,7 @@ def take(name: str, latents: Path) -> str:
     """Import a format into `latents`/`name`; returns what was said."""
     data = WRITERS[name](latents / f"{name}-theirs")
     where = ["--from", name, "--data", str(data), "--out", str(latents / name)]
-    done = command("prepare_latents", *where, "--shard-size", "5")
+    done = command("prepare", *where, "--shard-size", "5")
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -99,12 +99,12 @@ def test_an_autoencoder_and_a_scale_can_be_named_and_a_wrong_format_is_one_sente
     tmp_path: Path,
 ) -> None:
     data, out = fast_dit(tmp_path / "theirs"), tmp_path / "out"
-    done = command("prepare_latents", "--from", "edm2", "--data", data, "--out", out)
+    done = command("prepare", "--from", "edm2", "--data", data, "--out", out)
     assert done.returncode == 2
     assert done.stderr == f"error: {data} holds no dataset.json, which has the labels.\n"
     assert not out.exists()
     named = ["--vae", "mine", "--scale", "0.5"]
-    done = command("prepare_latents", "--from", "fast-dit", "--data", data, "--out", out, *named)
+    done = command("prepare", "--from", "fast-dit", "--data", data, "--out", out, *named)
     assert done.returncode == 0, done.stderr
     manifest = json.loads((out / "manifest.json").read_text())
     assert (manifest["vae"], manifest["scale"]) == ("mine", 0.5)

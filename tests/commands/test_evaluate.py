@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from tests.loading import module_of
 from tread_ssm.config.check import check
 from tread_ssm.config.run import RoutingConfig, RunConfig, SampleConfig, TrainConfig
 from tread_ssm.data import EmojiData, load_emoji
@@ -32,8 +32,7 @@ Main = Callable[..., int]
 
 
 def load(script: str) -> Callable[[list[str]], int]:
-    path = ROOT / "scripts" / f"{script}.py"
-    return module_of(path).main  # type: ignore[no-any-return]
+    return import_module(f"tread_ssm.commands.{script}").main  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")

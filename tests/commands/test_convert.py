@@ -1,4 +1,4 @@
-"""The command line: a published .pt to a folder that sample.py draws from, and back."""
+"""The command line: a published .pt to a folder that can be sampled, and back."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.loading import module_of
+from tread_ssm.commands import convert
 from tread_ssm.files import write_manifest
 from tread_ssm.models import DiMConfig, DiT, DiTConfig
 from tread_ssm.models.convert import to_published
@@ -25,15 +24,9 @@ ROOT = Path(__file__).parents[2]
 CONFIG = DiTConfig(image_size=8, channels=4, n_classes=3, dim=32, depth=2, heads=2, out_channels=8)
 
 
-def command(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
+def command(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "tread_ssm", name, *map(str, arguments)]
     return subprocess.run(line, capture_output=True, text=True)
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    path = ROOT / "scripts" / "convert_checkpoint.py"
-    return module_of(path)
 
 
 def weights() -> dict[str, Tensor]:
@@ -51,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole = {"model": model, "ema": ema, "opt": {}, "args": argparse.Namespace(lr=1e-4)}
     torch.save(whole, root / "0400000.pt")
     done = command(
-        "convert_checkpoint.py",
+        "convert",
         *("--from", "dit", "--weights", root / "0400000.pt", "--out", root / "run"),
         *("--heads", 2, "--step", 400000),
     )
@@ -78,7 +71,7 @@ def test_samples_are_drawn_from_it(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "grid.png"
     arguments = ("--run", folder, "--steps", 2, "--per-class", 1, "--device", "cpu", "--out", out)
     # No network here: without the autoencoder latents are shown as they are.
-    done = command("sample.py", *arguments, "--vae", tmp_path / "none")
+    done = command("sample", *arguments, "--vae", tmp_path / "none")
     assert done.returncode == 2 and "autoencoder" in done.stderr
     config = json.loads((folder / "config.json").read_text())
     config["values"]["vae"] = None
@@ -87,58 +80,58 @@ def test_samples_are_drawn_from_it(folder: Path, tmp_path: Path) -> None:
     (plain / "config.json").write_text(json.dumps(config))
     (plain / "ema.safetensors").symlink_to(folder / "ema.safetensors")
     write_manifest(plain, ("config.json", "ema.safetensors"))
-    done = command("sample.py", *arguments[:1], plain, *arguments[2:])
+    done = command("sample", *arguments[:1], plain, *arguments[2:])
     assert done.returncode == 0, done.stderr
     assert out.is_file() and "after 400000 training steps, guidance 1.5" in done.stdout
 
 
 def test_back_is_exact_and_overwrites_nothing(
-    script: ModuleType, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "back.pt"
     arguments = ["--to", "dit", "--run", str(folder), "--out", str(out)]
-    assert script.main(arguments) == 0
+    assert convert.main(arguments) == 0
     back, expected = torch.load(out, weights_only=True), weights()
     assert back.keys() == expected.keys()
     assert all(torch.equal(back[n], t) for n, t in expected.items())
-    assert script.main(arguments) == 2
+    assert convert.main(arguments) == 2
     assert "is there already" in capsys.readouterr().err
 
     # The bare state dict, as published.
     new = ["--from", "dit", "--weights", str(out), "--out", str(tmp_path / "new")]
-    assert script.main(new) == 2  # of no published width
+    assert convert.main(new) == 2  # of no published width
     assert "pass heads" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
-    assert script.main([*new, "--heads", "2"]) == 0
+    assert convert.main([*new, "--heads", "2"]) == 0
     ours = load_file(folder / "ema.safetensors")
     again = load_file(tmp_path / "new" / "ema.safetensors")
     assert all(torch.equal(again[n], t) for n, t in ours.items())
-    assert script.main([*new, "--heads", "2"]) == 2
+    assert convert.main([*new, "--heads", "2"]) == 2
     assert "holds weights already" in capsys.readouterr().err
 
 
 def test_what_is_no_dit_is_refused(
-    script: ModuleType, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = tmp_path / "bad.pt"
     new = ["--from", "dit", "--weights", str(bad), "--out", str(tmp_path / "new")]
     for text in ("no weights", "", "elf"):
         bad.write_text(text)
-        assert script.main(new) == 2
+        assert convert.main(new) == 2
         assert "no .pt file of tensors" in capsys.readouterr().err
     torch.save({"epoch": 3}, bad)
-    assert script.main(new) == 2
+    assert convert.main(new) == 2
     assert "it holds no state dict" in capsys.readouterr().err
     config = DiMConfig(image_size=8, channels=4, n_classes=3, dim=32, depth=3, pads=1)
     description = replace(load_export(folder)[1], model=config)
     (tmp_path / "dim").mkdir()
     export(tmp_path / "dim", config.build().state_dict(), description)
     dim = ["--to", "dit", "--run", str(tmp_path / "dim"), "--out", str(tmp_path / "x.pt")]
-    assert script.main(dim) == 2
+    assert convert.main(dim) == 2
     assert "holds a dim; this layout is DiT's alone" in capsys.readouterr().err
 
 
-def test_a_thousand_classes_are_named_apart_as_imagenet_does(script: ModuleType) -> None:
-    names = script._class_names(1000)
+def test_a_thousand_classes_are_named_apart_as_imagenet_does() -> None:
+    names = convert._class_names(1000)
     assert len(set(names)) == 1000
     assert (names[0], names[207], names[134]) == ("tench", "golden retriever", "crane 134")

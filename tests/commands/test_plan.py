@@ -1,4 +1,4 @@
-"""scripts/plan.py on every configuration."""
+"""`tread-ssm plan` on every configuration."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.loading import module_of
+from tread_ssm.commands.plan import main
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "plan.py"), *arguments]
+    command = [sys.executable, "-m", "tread_ssm", "plan", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
@@ -69,5 +69,4 @@ def test_overrides_and_errors() -> None:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
 def test_every_configuration_has_a_plan(config: Path) -> None:
-    script = module_of(ROOT / "scripts" / "plan.py")
-    assert script.main(["--config", str(config)]) == 0
+    assert main(["--config", str(config)]) == 0

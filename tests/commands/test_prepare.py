@@ -18,7 +18,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from tests.loading import module_of
+from tread_ssm.commands import prepare
 from tread_ssm.data import load_emoji
 from tread_ssm.data.autoencoder import Autoencoder
 from tread_ssm.data.images import read_image
@@ -130,8 +130,7 @@ def test_an_interrupted_command_goes_on_on_two_processes_to_the_same_folder(
 
 @pytest.fixture(scope="module")
 def main() -> Callable[[list[str]], int]:
-    path = ROOT / "scripts" / "prepare_latents.py"
-    return module_of(path).main  # type: ignore[no-any-return]
+    return prepare.main
 
 
 def test_verify_finds_one_altered_byte(

@@ -11,12 +11,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from safetensors.torch import load_file
 
-from tests.loading import module_of
+from tread_ssm.commands import train
 from tread_ssm.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -42,11 +41,6 @@ def config(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY)
     return path
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    return module_of(ROOT / "scripts" / "train.py")
 
 
 def environment() -> dict[str, str]:
@@ -213,11 +207,9 @@ def test_a_second_run_in_the_folder_is_refused_with_the_holders_name(config: Pat
 
 
 @pytest.fixture
-def main(
-    script: ModuleType, config: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., int]]:
+def main(config: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
     monkeypatch.chdir(config.parent)
-    yield lambda *arguments: script.main(["--config", str(config), *arguments])
+    yield lambda *arguments: train.main(["--config", str(config), *arguments])
 
 
 @pytest.mark.parametrize(
@@ -299,13 +291,12 @@ def test_dry_run_needs_no_data(
 
 def test_ctrl_c_before_the_first_step_is_a_sentence_and_exit_code_130(
     main: Callable[..., int],
-    script: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def interrupted(_: object) -> None:
         raise KeyboardInterrupt  # whatever this process does on SIGINT
 
-    monkeypatch.setattr(script, "check", interrupted)
+    monkeypatch.setattr(train, "check", interrupted)
     assert main() == 130
     assert capsys.readouterr().err == "Interrupted; rerun the command to resume.\n"

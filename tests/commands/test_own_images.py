@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ import pytest
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from tests.loading import module_of
 from tread_ssm.data import load_emoji
 from tread_ssm.data.order import batch_index
 
@@ -62,7 +62,7 @@ def command(name: str, *arguments: str) -> None:
 
 def main(name: str) -> Callable[[list[str]], int]:
     """The same here, as each process takes seconds to import torch."""
-    module = module_of(ROOT / "scripts" / f"{name}.py")
+    module = import_module(f"tread_ssm.commands.{name}")
 
     def run(arguments: list[str]) -> int:
         try:

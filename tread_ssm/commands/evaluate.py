@@ -1,0 +1,288 @@
+"""Compare samples with real images: FID, sFID, inception score, precision, recall and KID.
+
+A set of samples (ADM's .npz, or a folder of images):
+    tread-ssm evaluate --samples samples.npz
+        --reference VIRTUAL_imagenet256_labeled.npz
+A trained run, sampled anew with every value of an option; a table and a plot:
+    tread-ssm evaluate --run runs/dim_l --sweep guidance=1.0,1.5,2.0
+        --num 5000 --reference VIRTUAL_imagenet256_labeled.npz
+
+The images are shared among the processes. Distances shrink as the number of samples grows:
+compare equal numbers. Exit codes: 2 where an argument or a file cannot be used, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tread_ssm.command import add_processes, check_at_least, device, is_main, parser, run_on
+from tread_ssm.config.run_folder import RunFolder
+from tread_ssm.config.strict import plain
+from tread_ssm.errors import ConfigError
+from tread_ssm.evaluation import (
+    METRICS,
+    batches,
+    check_metrics,
+    load_extractor,
+    open_images,
+    reference_statistics,
+    save_statistics,
+)
+from tread_ssm.evaluation.evaluator import Evaluator, Scored
+from tread_ssm.files import checksum, replacing
+from tread_ssm.pretrained import Export, load_export
+from tread_ssm.processes import gathered
+from tread_ssm.sampling.adm_npz import check_same
+from tread_ssm.sampling.generate import Recipe, sample_labels
+from tread_ssm.sampling.image_grid import decoder
+from tread_ssm.sampling.options import add_sampling_options, recipe_of
+from tread_ssm.tables import markdown_table
+
+SWEPT = {"guidance": float, "weak_drop": float, "steps": int}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = _parser().parse_args(argv)
+    return run_on(args.processes, "evaluate", argv, lambda: _evaluate(args))
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    metrics = tuple(name.strip() for name in args.metrics.split(","))
+    _check(args, metrics)
+    place = device(args.device)
+    extractor = load_extractor(args.extractor, place, args.weights)
+    # Its reference is read where it is certain that it will be needed.
+    evaluator = Evaluator(extractor, metrics, None, place)
+    if args.run is None:
+        _score_set(args, evaluator)
+    else:
+        _sweep(args, evaluator)
+
+
+def _parser() -> argparse.ArgumentParser:
+    read = parser("evaluate", __doc__)
+    add = read.add_argument
+    add("--samples", type=Path, help=".npz with arr_0 (uint8, NHWC), or a folder of images")
+    add("--reference", type=Path, help="the same of real images, or their statistics")
+    add("--extractor", choices=["inception", "emoji"], default="inception", help="(inception)")
+    add("--weights", type=Path, help="file of Inception's weights (default: torch.hub's folder)")
+    add("--metrics", default=",".join(METRICS), help="some of %(default)s")
+    add("--out", type=Path, help="JSON to write (default: beside the samples, or in the run)")
+    add("--save-reference", type=Path, metavar="NPZ", help="write the reference's statistics")
+    add("--batch", type=int, default=64, help="images a device takes at once (64)")
+    add("--device", help="default: a GPU where there is one")
+    add_processes(read)
+    sweep = read.add_argument_group("a sweep")
+    sweep.add_argument("--sweep", metavar="NAME=A,B,...", help="guidance, weak_drop or steps")
+    sweep.add_argument("--num", type=int, help="images to sample with each value")
+    add_sampling_options(sweep, run_required=False)
+    return read
+
+
+def _check(args: argparse.Namespace, metrics: Sequence[str]) -> None:
+    """Raises ValueError where arguments do not fit together."""
+    check_metrics(metrics)
+    if (args.samples is None) == (args.run is None):
+        raise ConfigError("Give either --samples, a set of images, or --run with --sweep.")
+    if args.run is not None and (args.sweep is None or args.num is None):
+        raise ConfigError("--run needs --sweep and --num: the values to try, and images for each.")
+    if args.run is None and (args.sweep is not None or args.num is not None):
+        raise ConfigError("--sweep and --num sample from a run; name it with --run.")
+    check_at_least(args, 1, "batch", "num")
+    if args.reference is None and any(METRICS[m].compared for m in metrics):
+        raise ConfigError("--reference is missing: all metrics but is compare with real images.")
+    if args.reference is None and args.save_reference is not None:
+        raise ConfigError("--save-reference writes the statistics of --reference; give both.")
+    if args.reference is not None and not args.reference.exists():
+        raise ConfigError(f"--reference: {args.reference} is not there.")
+    if args.out is not None and args.out.suffix != ".json":
+        raise ConfigError(f"--out: {args.out} does not end in .json.")
+
+
+def _score_set(args: argparse.Namespace, evaluator: Evaluator) -> None:
+    images = open_images(args.samples)
+    evaluator = _with_reference(args, evaluator)
+    evaluator.check(len(images))
+    scored = evaluator.score(batches(images, args.batch, args.samples.name))
+    _check_differ(scored)
+    if not is_main():
+        return
+    out = args.out or args.samples.with_name(args.samples.name + ".metrics.json")
+    described = _described(args, evaluator) | {
+        "samples": str(args.samples),
+        "sampled": _sampled(args.samples),
+        "shape": images.shape,
+        "count": scored.count,
+        "reference_count": (evaluator.reference and evaluator.reference.count) or None,
+    }
+    _write_json(out, described | {"metrics": scored.values})
+    row = (args.samples.name, f"{scored.count}"), scored.values
+    print(_table(("samples", "images"), [row], evaluator))
+
+
+def _check_differ(scored: Scored) -> None:
+    if scored.alike:
+        raise ConfigError(
+            f"All {scored.count} images look alike to the extractor; are they all black? Look at "
+            f"them, and at the weights that they come from."
+        )
+
+
+def _with_reference(args: argparse.Namespace, evaluator: Evaluator) -> Evaluator:
+    if args.reference is None:
+        return evaluator
+    held = reference_statistics(
+        args.reference, evaluator.extractor, evaluator.metrics, batch=args.batch, progress=True
+    )
+    if args.save_reference is not None and is_main():
+        save_statistics(args.save_reference, held)
+    return replace(evaluator, reference=held)
+
+
+def _sweep(args: argparse.Namespace, evaluator: Evaluator) -> None:
+    """Evaluate with each value; results of an earlier, equal command are not computed again."""
+    name, points = _points(args.sweep)
+    folder = RunFolder(args.run).weights(args.checkpoint)
+    model, described = load_export(folder, evaluator.device)
+    setattr(args, name, points[0])  # options are checked with a value that will be used
+    base = recipe_of(described, args)
+    _check_points(name, points, base, described)
+    decode = decoder(described.values, args.vae, evaluator.device)
+    labels = sample_labels(args.num, range(max(1, described.model.n_classes)), args.seed)
+    out = args.out or args.run / f"sweep_{name}.json"
+    record = _described(args, evaluator) | {
+        "averaged_weights": checksum(folder / "ema.safetensors"),
+        **{key: getattr(args, key) for key in ("num", "seed", "batch")},
+        "vae": args.vae or getattr(described.values, "vae", None),
+        "reference_time": args.reference and args.reference.stat().st_mtime_ns,
+        "run": str(args.run),
+        "step": described.step,
+        "sweep": name,
+        "recipe": {k: v for k, v in plain(base).items() if k != name},
+    }
+    rows: dict[float, Mapping[str, float]] = gathered(_done(out, record))[0]
+    evaluator = _with_reference(args, evaluator)
+    evaluator.check(args.num)
+    for value in (v for v in points if v not in rows):
+        swept: dict[str, Any] = {name: value}
+        scored, _ = evaluator.score_model(
+            model,
+            described,
+            replace(base, **swept),
+            labels,
+            seed=args.seed,
+            batch=args.batch,
+            decode=decode,
+            progress=f"{name}={value:g}",
+        )
+        _check_differ(scored)
+        if is_main():
+            rows[value] = scored.values
+            _write_json(out, {"record": record, "rows": sorted(rows.items())})
+    if is_main():
+        from tread_ssm.plots.colours import save  # matplotlib
+        from tread_ssm.plots.sweep import plot_sweep
+
+        text = _table((name,), [((f"{v:g}",), rows[v]) for v in points], evaluator)
+        with replacing(out.with_suffix(".md")) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+        curves = {_title(m, evaluator): [rows[v][m] for v in points] for m in evaluator.metrics}
+        save(plot_sweep(name.replace("_", " "), points, curves), out.with_suffix(".png"))
+        print(f"{text}\n\n{out}, and beside it the table (.md) and the plot (.png)")
+
+
+def _points(text: str) -> tuple[str, list[float]]:
+    """The option that is swept, and its values in rising order. Raises ConfigError."""
+    name, _, values = text.partition("=")
+    name = name.strip().replace("-", "_")
+    if name not in SWEPT:
+        raise ConfigError(f"--sweep: {name!r} cannot be swept; there are {', '.join(SWEPT)}.")
+    try:
+        return name, sorted({SWEPT[name](v) for v in values.split(",")})
+    except ValueError:
+        raise ConfigError(f"--sweep: {values!r} is no list of numbers, as {name}=1,2,4.") from None
+
+
+def _check_points(name: str, points: Sequence[float], base: Recipe, described: Export) -> None:
+    """Raises ConfigError where values cannot be used, or make no difference."""
+    if name == "weak_drop":
+        if not base.strong_drop <= points[0] <= points[-1] < 1:
+            raise ConfigError("--sweep: weak_drop goes from --strong-drop to below 1.")
+        if base.guidance == 1:
+            raise ConfigError("--sweep: weak_drop is without effect at guidance 1; set --guidance.")
+    if name == "guidance" and base.weak_drop is None and not described.model.n_classes:
+        raise ConfigError(
+            "--sweep: guidance is without effect on a run without classes; guide by --weak-drop."
+        )
+
+
+def _done(out: Path, record: Mapping[str, Any]) -> dict[float, Mapping[str, float]]:
+    """The rows that an earlier, equal sweep has written. Raises ConfigError for other files."""
+    if not out.exists():
+        return {}
+    try:
+        held = json.loads(out.read_text(encoding="utf-8"))
+        before, rows = held["record"], {value: row for value, row in held["rows"]}
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"{out} is there already and holds no sweep; name another --out."
+        ) from None
+    check_same(before, json.loads(json.dumps(record)), f"{out} holds a sweep that was made")
+    return rows
+
+
+def _sampled(samples: Path) -> Any:
+    """How the command sample made the samples, where it did."""
+    try:
+        return json.loads(samples.with_name(samples.name + ".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _described(args: argparse.Namespace, evaluator: Evaluator) -> dict[str, Any]:
+    """With what it was measured."""
+    weights = getattr(evaluator.extractor, "weights", None)
+    return {
+        "reference": None if args.reference is None else str(args.reference),
+        "extractor": evaluator.extractor.name,
+        "extractor_weights": weights and checksum(weights),
+        "wanted": evaluator.metrics,
+        "versions": {n: _version(n) for n in ("tread_ssm", "torch", "numpy", "torch-fidelity")},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _title(metric: str, evaluator: Evaluator) -> str:
+    """FID is a name for Inception's features alone."""
+    name, extractor = METRICS[metric].title, evaluator.extractor.name
+    return name if extractor == "inception" else f"{name} ({extractor})"
+
+
+def _table(
+    head: Sequence[str],
+    rows: Sequence[tuple[Sequence[str], Mapping[str, float]]],
+    evaluator: Evaluator,
+) -> str:
+    """What the rows are of, then the metrics."""
+    return markdown_table(
+        [*head, *(_title(m, evaluator) for m in evaluator.metrics)],
+        [[*first, *(f"{v[m]:.4g}" for m in evaluator.metrics)] for first, v in rows],
+    )
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

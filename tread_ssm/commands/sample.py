@@ -1,0 +1,268 @@
+"""Sample from a trained run, with the averaged weights of its end or of one of its checkpoints.
+
+An image grid, one row per class:
+    tread-ssm sample --run runs/quickstart --class Flags --out grid.png
+A set for evaluation, on all devices, in ADM's layout (arr_0: uint8 images, arr_1: labels):
+    tread-ssm sample --run runs/dim_l --num 50000 --npz samples.npz
+
+Image number i is a function of the seed and i. Rerun an interrupted command to resume it. Exit
+codes: 2 where an argument cannot be used, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from tread_ssm.command import add_processes, check_at_least, device, is_main, parser, run_on, say
+from tread_ssm.config.run_folder import RunFolder
+from tread_ssm.config.strict import nearest, plain
+from tread_ssm.data import LatentValues
+from tread_ssm.errors import ConfigError
+from tread_ssm.files import checksum
+from tread_ssm.pretrained import Export, load_export
+from tread_ssm.processes import gathered, world
+from tread_ssm.sampling.adm_npz import Parts
+from tread_ssm.sampling.generate import (
+    Recipe,
+    Samples,
+    generate,
+    generate_all,
+    sample_labels,
+    shares,
+)
+from tread_ssm.sampling.image_grid import Decode, decoder, save_grid, spread, to_uint8
+from tread_ssm.sampling.options import add_sampling_options, recipe_of
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = _parser().parse_args(argv)
+    return run_on(args.processes, "sample", argv, lambda: _sample(args))
+
+
+def _sample(args: argparse.Namespace) -> None:
+    _check(args)
+    if args.num is None:
+        _sample_grid(args)
+    else:
+        _sample_set(args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    read = parser("sample", __doc__)
+    add_sampling_options(read, run_required=True)
+    add = read.add_argument
+    add("--class", dest="classes", action="append", metavar="NAME", help="repeatable; default all")
+    add("--batch", type=int, default=64, help="images a device samples at once (64)")
+    add("--device", help="default: a GPU where there is one")
+    add_processes(read)
+    grid = read.add_argument_group("an image grid")
+    grid.add_argument("--per-class", type=int, default=8, help="images a row (8)")
+    grid.add_argument("--out", type=Path, default=Path("grid.png"), help="PNG (grid.png)")
+    group = read.add_argument_group("a set")
+    group.add_argument("--num", type=int, help="number of images")
+    group.add_argument("--npz", type=Path, metavar="FILE", help="file to write")
+    group.add_argument("--png", type=Path, metavar="FOLDER", help="write 000000.png ... as well")
+    group.add_argument(
+        "--balanced", action="store_true", help="classes in turn, rather than at random"
+    )
+    return read
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises ConfigError where arguments do not fit together."""
+    check_at_least(args, 1, "num", "batch", "per_class")
+    if (args.num is None) != (args.npz is None):
+        raise ConfigError("--num and --npz go together: how many images, and the file for them.")
+    if args.num is None and (args.png is not None or args.balanced):
+        raise ConfigError("--png and --balanced belong to a set; give --num and --npz as well.")
+    if args.npz is not None and args.npz.suffix != ".npz":
+        raise ConfigError(f"--npz: {args.npz} does not end in .npz.")
+
+
+def _sample_grid(args: argparse.Namespace) -> None:
+    place = device(args.device)
+    if not is_main():
+        return
+    model, described = load_export(_weights(args), place)
+    rows, names = _rows(described, args.classes)
+    labels = torch.tensor(rows).repeat_interleave(args.per_class)
+    recipe, decode = recipe_of(described, args), _grid_decoder(described, args.vae, place)
+    total = len(shares(len(labels), args.batch)) * recipe.steps
+    with tqdm(total=total, unit="step", desc="sampling") as bar:
+
+        def on_step(done: int, steps: int) -> None:
+            bar.update()
+
+        images = generate_all(
+            model,
+            described,
+            recipe,
+            labels,
+            seed=args.seed,
+            decode=decode,
+            batch=args.batch,
+            on_step=on_step,
+        )
+    save_grid(args.out, images, names)
+    print(
+        f"{args.out}: {len(labels)} images after {described.step} training steps, "
+        f"guidance {recipe.guidance:g}"
+    )
+
+
+def _grid_decoder(described: Export, vae: str | None, place: torch.device) -> Decode:
+    """Latents are shown as they are where no autoencoder is at hand. Raises ConfigError."""
+    try:
+        return decoder(described.values, vae, place)
+    except ConfigError as error:
+        if vae is not None:
+            raise
+        print(f"note: latents are shown undecoded: {error}", file=sys.stderr)
+        return lambda x: to_uint8(x, described.values)
+
+
+def _sample_set(args: argparse.Namespace) -> None:
+    place = device(args.device)
+    folder = _weights(args)
+    model, described = load_export(folder, place)
+    rows = _rows(described, args.classes, most=None)[0]
+    recipe = recipe_of(described, args)
+    digest = checksum(folder / "ema.safetensors")
+    parts = Parts(args.npz, _record(args, described, recipe, digest))
+    if parts.finished():
+        if is_main():
+            parts.tidy()
+        say(f"{args.npz} is there already; remove it to sample it anew.")
+        return
+    decode = decoder(described.values, args.vae, place)
+    if is_main():
+        if args.png is not None and not parts.begun() and any(args.png.glob("*.png")):
+            # Those of a larger set would stay, and be taken for this one's.
+            raise ConfigError(f"--png: {args.png} holds images already; name another folder.")
+        parts.begin()
+    gathered(None)  # the others wait for the folder
+    labels = sample_labels(args.num, rows, args.seed, balanced=args.balanced)
+    mine = shares(args.num, args.batch, *world())
+    missing = [b for b in mine if not parts.done(b)]
+    with _Bar(parts, args.num) as bar:
+        for part in generate(
+            model,
+            described,
+            recipe,
+            missing,
+            labels,
+            seed=args.seed,
+            decode=decode,
+            on_step=bar.step,
+        ):
+            if args.png is not None:
+                _write_png(args.png, part)
+            parts.write(part.numbers, part.images)
+            bar.count()
+    gathered(None)  # all parts are there
+    if is_main():
+        shape = parts.join(shares(args.num, args.batch), labels.numpy())
+        print(f"{args.npz}: {' x '.join(map(str, shape))} after {described.step} training steps")
+
+
+class _Bar:
+    """Progress over all processes: the main one counts the parts that are there."""
+
+    def __init__(self, parts: Parts, total: int) -> None:
+        self._parts = parts
+        self._bar = tqdm(
+            total=total,
+            initial=parts.images(),
+            unit="image",
+            desc="sampling",
+            disable=not is_main(),
+            dynamic_ncols=True,
+        )
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def step(self, done: int, steps: int) -> None:
+        """Show how far the batch is."""
+        self._bar.set_postfix_str(f"step {done}/{steps}", refresh=False)
+        self._bar.update(0)
+
+    def count(self) -> None:
+        """Look which parts have come."""
+        if is_main():
+            self._bar.update(self._parts.images() - self._bar.n)
+
+
+def _record(
+    args: argparse.Namespace, described: Export, recipe: Recipe, digest: str
+) -> dict[str, Any]:
+    """What a set depends on."""
+    values = described.values
+    vae = (args.vae or values.vae) if isinstance(values, LatentValues) else None
+    return {
+        "run": str(args.run),
+        "step": described.step,
+        "weights": digest,
+        "num": args.num,
+        "seed": args.seed,
+        "batch": args.batch,
+        "classes": args.classes,
+        "balanced": args.balanced,
+        "recipe": plain(recipe),
+        "vae": vae,
+        "png": None if args.png is None else str(args.png),
+    }
+
+
+def _write_png(folder: Path, part: Samples) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in zip(part.numbers, part.images, strict=True):
+        Image.fromarray(image).save(folder / f"{number:06d}.png")
+
+
+def _weights(args: argparse.Namespace) -> Path:
+    """The folder that holds the weights asked for. Raises ConfigError."""
+    folder = RunFolder(args.run).weights(args.checkpoint)
+    if args.checkpoint is None and folder != args.run:
+        say(f"{args.run} is not finished; taking its {folder.name}.", error=True)
+    return folder
+
+
+def _rows(
+    described: Export, wanted: Sequence[str] | None, most: int | None = 20
+) -> tuple[list[int], list[str]]:
+    """The labels to sample, at most so many where none are named, and their names.
+
+    Raises ConfigError.
+    """
+    known = described.class_names
+    if not described.model.n_classes:
+        if wanted:
+            raise ConfigError("--class: this run was trained without classes.")
+        return [0], [""]
+    if wanted is None:
+        rows = spread(len(known), most or len(known))
+        return rows, [known[r] for r in rows]
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(f"--class: {name!r} is not a class of this run{_near(name, known)}")
+    return [known.index(name) for name in wanted], list(wanted)
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    folded = {k.casefold(): k for k in known}
+    if name.casefold() in folded:
+        return f"; did you mean {folded[name.casefold()]!r}?"
+    return nearest(name, known if len(known) <= 20 else [*known[:20], "..."])

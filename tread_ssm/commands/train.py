@@ -1,0 +1,102 @@
+"""Train a model.
+
+    tread-ssm train --config quickstart
+Any key can be overridden: train.batch_size=512 routing.routes.0.drop=0.4. Rerun the command to
+resume from the newest checkpoint. Exit codes: 0 done (or saved after SIGTERM), 1 training failed
+or another process was lost, 2 the configuration cannot be used, 130 saved after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from collections.abc import Sequence
+
+from tread_ssm import command
+from tread_ssm.command import say
+from tread_ssm.config.check import check
+from tread_ssm.config.run import RunConfig, load_config
+from tread_ssm.config.strict import dump
+from tread_ssm.data import Data, MissingDataError
+from tread_ssm.errors import ConfigError
+from tread_ssm.processes import is_main
+from tread_ssm.report.plan import plan_text
+from tread_ssm.training.resume import check_folder
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = command.parser("train", __doc__)
+    parser.add_argument("--config", required=True, help="a YAML file, or a name, such as dim_l")
+    parser.add_argument("--dry-run", action="store_true", help="describe the run and stop")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    command.add_processes(parser)
+    args = parser.parse_intermixed_args(argv)
+    return command.run_on(args.processes, "train", argv, lambda: _run_alike(args))
+
+
+def _run_alike(args: argparse.Namespace) -> int:
+    """Run, where all processes meet an error of the configuration alike: one says it."""
+    try:
+        return _run(args)
+    except ConfigError as error:
+        say(f"error: {error}", error=True)
+        return 2
+    except KeyboardInterrupt:
+        say("Interrupted; rerun the command to resume.", error=True)
+        return 130
+
+
+def _run(args: argparse.Namespace) -> int:
+    config = load_config(args.config, args.overrides)
+    if args.dry_run:
+        return _describe(config)
+    data = check(config)
+    for note in (*data.notes, *check_folder(config, data)):
+        say(f"note: {note}", error=True)
+    return _train(config, data)
+
+
+def _describe(config: RunConfig) -> int:
+    try:
+        check(config)
+    except MissingDataError as error:
+        say(f"note: training cannot start yet: {error}", error=True)
+    say(f"{dump(config)}\n{plan_text(config)}")
+    return 0
+
+
+def _train(config: RunConfig, data: Data) -> int:
+    # Only now what takes seconds to import.
+    from tread_ssm.training.log import TrainingError
+    from tread_ssm.training.loop import is_finished, train
+
+    if is_finished(config):
+        say(
+            f"{config.folder.path} is finished ({config.train.steps} steps); raise train.steps to "
+            f"train longer, or choose another name."
+        )
+        if not config.folder.report.is_file():
+            _report(config)
+        return 0
+    try:
+        stopped = train(config, data)
+    except TrainingError as error:  # all processes meet it alike
+        say(f"error: {error}", error=True)
+        return 1
+    except (ConfigError, OSError) as error:  # perhaps one alone: a damaged image, a full disk
+        command.fail(error)
+        return 1
+    if stopped is not None:
+        say(f"Saved after {signal.Signals(stopped).name}; rerun the command to resume.")
+        return 130 if stopped == signal.SIGINT else 0
+    _report(config)
+    say(f"Done: {config.folder.path}")
+    return 0
+
+
+def _report(config: RunConfig) -> None:
+    if config.train.report and is_main():
+        from tread_ssm.report.report import write_report
+
+        say(f"Report: {write_report(config.folder.path)}")
