@@ -19,6 +19,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.glob("*.yaml"))
 EXPECTED = {
     *("quickstart", "dim_s", "dim_l", "dim_l_v1", "dim_h", "dit_b", "dit_xl"),
+    "dit_b_modern",
     *("dim2_b", "dim2_l", "dim3_l", "dim2_hybrid_l"),
 }
 
@@ -68,6 +69,12 @@ SIZES = {
         **LATENTS, dim=1024, depth=49, mixer=Mamba2Config(), attention_every=4
     ),
     "dit_b": DiTConfig(**LATENTS, dim=768, depth=12, heads=12),
+    "dit_b_modern": DiTConfig(
+        **{**LATENTS, "dim": 768, "depth": 12, "heads": 12, "norm": "rms", "mlp": "swiglu"},
+        qk_norm=True,
+        rope=True,
+        value_residual=True,
+    ),
     "dit_xl": DiTConfig(**LATENTS, dim=1152, depth=28, heads=16),
 }
 

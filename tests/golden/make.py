@@ -37,6 +37,12 @@ CONFIGS: dict[str, ModelConfig] = {
     "dim": DiMConfig(**SHAPE, dim=32, depth=7),
     "zigmamba": ZigMambaConfig(**SHAPE, dim=32, depth=8),
     "dit": DiTConfig(**SHAPE, dim=32, depth=6, heads=2),
+    "dit_modern": DiTConfig(
+        **{**SHAPE, "dim": 32, "depth": 6, "heads": 2, "norm": "rms", "mlp": "swiglu"},
+        qk_norm=True,
+        rope=True,
+        value_residual=True,
+    ),
     "dim_mamba2": DiMConfig(**SHAPE, dim=32, depth=7, mixer=Mamba2Config(**HEADS)),
     "dim_hybrid": DiMConfig(
         **{**SHAPE, "dim": 32, "depth": 7, "attention_every": 3},

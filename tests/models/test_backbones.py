@@ -25,10 +25,12 @@ from tread_ssm.routing.select import Cells, Rows, Segments
 BATCH, N = 3, 16
 SHAPE = {"image_size": 8, "channels": 2, "n_classes": 3}
 HEADS = {"d_state": 8, "head_dim": 8}
+MODERN = {"norm": "rms", "mlp": "swiglu", "qk_norm": True, "rope": True, "value_residual": True}
 CONFIGS: dict[str, ModelConfig] = {
     "dim": DiMConfig(**SHAPE, dim=16, depth=5, mixer=Mamba1Config(d_state=4)),
     "zigmamba": ZigMambaConfig(**SHAPE, dim=16, depth=5, mixer=Mamba1Config(d_state=4, d_conv=4)),
     "dit": DiTConfig(**SHAPE, dim=16, depth=5, heads=2),
+    "dit_modern": DiTConfig(**SHAPE, dim=16, depth=5, heads=2, **MODERN),
     "dim_mamba2": DiMConfig(**SHAPE, dim=16, depth=5, mixer=Mamba2Config(**HEADS)),
     "dim_hybrid": DiMConfig(
         **{**SHAPE, "dim": 16, "depth": 5, "attention_every": 2},
@@ -258,6 +260,9 @@ def test_a_draw_over_another_grid_is_refused(name: str) -> None:
         ("dit", {"mlp_ratio": float("nan")}, "mlp_ratio is nan"),
         ("dit", {"mlp_ratio": float("inf")}, "mlp_ratio is inf"),
         ("dit", {"mlp_ratio": 0.0}, r"mlp_ratio is 0\.0"),
+        ("dit", {"norm": "batch"}, "norm is 'batch'; use layer or rms"),
+        ("dit", {"mlp": "relu"}, "mlp is 'relu'; use gelu or swiglu"),
+        ("dit", {"rope": True, "heads": 8}, "dim 16 / heads 8 is 2"),
         ("dit", {"depth": 2.5}, r"depth is 2\.5; it must be at least 1, and a whole number"),
     ],
 )

@@ -7,12 +7,10 @@ import sys
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from tread_ssm.models import DiM, DiMConfig, Mamba1Config
-from tread_ssm.models.dit import DiTBlock, sincos_2d
+from tread_ssm.models.dit import sincos_2d
 from tread_ssm.models.embed import PatchEmbedding, sinusoid, unpatchify
-from tread_ssm.routing import Layout, TokenSubset
 
 
 def test_unpatchify_undoes_cutting_into_patches() -> None:
@@ -54,24 +52,6 @@ def test_position_embedding_tells_rows_from_columns() -> None:
     assert torch.equal(columns[0], columns[1]) and torch.equal(rows[:, 0], rows[:, 2])
     assert len(table.unique(dim=0)) == 6
     torch.testing.assert_close(table[4, :4], torch.sin(10000.0 ** (-torch.arange(4) / 4)))
-
-
-def test_attention_over_a_subset_is_dense_attention_with_dropped_keys_masked() -> None:
-    torch.manual_seed(0)
-    block = DiTBlock(16, 2, 2.0).double()
-    x = torch.randn(3, 12, 16, dtype=torch.float64)
-    cond = torch.randn(3, 16, dtype=torch.float64)
-    subset = TokenSubset.of(torch.stack([torch.randperm(12)[:5] for _ in range(3)]), 12)
-    routed = block(subset.take(x), cond, Layout((3, 4)).take(subset))
-
-    real, mask = F.scaled_dot_product_attention, subset.mask()[:, None, None]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            F, "scaled_dot_product_attention", lambda q, k, v: real(q, k, v, attn_mask=mask)
-        )
-        masked = block(x, cond, Layout((3, 4)))
-    torch.testing.assert_close(routed, subset.take(masked), rtol=1e-12, atol=1e-12)
-    assert not torch.allclose(routed, subset.take(block(x, cond, Layout((3, 4)))))
 
 
 def test_state_space_models_load_no_timm() -> None:

@@ -20,10 +20,12 @@ from tread_ssm.routing import Route, RoutePlan, TokenSubset
 
 SHAPE = {"image_size": 8, "channels": 3, "n_classes": 9}
 HEADS = {"d_state": 8, "head_dim": 8}
+MODERN = {"norm": "rms", "mlp": "swiglu", "qk_norm": True, "rope": True, "value_residual": True}
 CONFIGS: dict[str, ModelConfig] = {
     "dim": DiMConfig(**SHAPE, dim=16, depth=5, pads=1),
     "zigmamba": ZigMambaConfig(**SHAPE, dim=16, depth=4),
     "dit": DiTConfig(**SHAPE, dim=16, depth=2, heads=2),
+    "dit_modern": DiTConfig(**SHAPE, dim=16, depth=2, heads=2, **MODERN),
     "dim_hybrid": DiMConfig(
         **{**SHAPE, "dim": 16, "depth": 5, "attention_every": 2},
         mixer=Mamba2Config(**HEADS, gap_decay=True, true_distance_conv=True),

@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
-from tread_ssm.models import AttentionConfig, DiMConfig, Mamba2Config, Mamba3Config, ZigMambaConfig
+from tread_ssm.models import AttentionConfig, DiMConfig, DiTConfig, Mamba2Config, Mamba3Config
+from tread_ssm.models import ZigMambaConfig
 from tread_ssm.routing import Route, RoutePlan
 
 dist.init_process_group("gloo")
@@ -23,6 +24,7 @@ hybrid = {"attention_every": 2, "attention": AttentionConfig(head_dim=8)}
 for config in (
     DiMConfig(**shape, **hybrid, mixer=Mamba2Config(**heads)),
     ZigMambaConfig(**shape, mixer=Mamba3Config(**heads, norm=True, bidirectional=True)),
+    DiTConfig(**shape, heads=2, qk_norm=True, rope=True, value_residual=True, mlp="swiglu"),
 ):
     models = []
     for _ in range(2):

@@ -78,7 +78,16 @@ def from_published(
 
 
 def to_published(config: DiTConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The published layout of our DiT's state dict; its tensors are not copied."""
+    """The published layout of our DiT's state dict; its tensors are not copied.
+
+    Raises:
+        ValueError: The network is not the published one.
+    """
+    if not config.as_published:
+        raise ValueError(
+            "The published layout has no place for RMSNorm, SwiGLU, QK norm, rotary positions or "
+            "a value residual; only a DiT without these options can be converted."
+        )
     table = sincos_2d(config.grid, config.dim)[None]
     return {POSITION: table, **{_published(n): t for n, t in weights.items()}}
 

@@ -52,19 +52,43 @@ class AttentionConfig(BaseMixerConfig):
 
 
 class Attention(Mixer):
-    """x_BLD -> x_BLD; every token attends to every token of the stream, wherever it sits."""
+    """x_BLD -> x_BLD; every token attends to every token of the stream, wherever it sits.
 
-    def __init__(self, dim: int, heads: int, *, qk_norm: bool = False, rope: bool = False) -> None:
+    Args:
+        dim: D.
+        heads: A.
+        qk_norm: RMSNorm with a weight on queries and keys.
+        rope: queries and keys turn by the row and the column of their token.
+        value_residual: values are a * v + b * first, where `first` are values that all blocks of
+            the network share, and a and b are learned, 0.5 at the start (Zhou et al.,
+            arXiv 2410.17897, who share the values of the first block).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        qk_norm: bool = False,
+        rope: bool = False,
+        value_residual: bool = False,
+    ) -> None:
         super().__init__()
         self.heads, self.rope = heads, rope
         self.qkv = nn.Linear(dim, 3 * dim)
         self.q_norm = nn.RMSNorm(dim // heads, eps=1e-5) if qk_norm else None
         self.k_norm = nn.RMSNorm(dim // heads, eps=1e-5) if qk_norm else None
         self.out_proj = nn.Linear(dim, dim)
+        self.value_mix = nn.Parameter(torch.full((2,), 0.5)) if value_residual else None
 
-    def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        """x_BLD of the stream that `layout` describes -> x_BLD."""
+    def forward(self, x: Tensor, layout: Layout, first: Tensor | None = None) -> Tensor:
+        """x_BLD of the stream that `layout` describes -> x_BLD; first_BLD: see value_residual."""
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # B A L P
+        if self.value_mix is not None:
+            assert first is not None
+            own, shared = self.value_mix
+            first = first.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            v = (own * v + shared * first).to(v.dtype)
         if self.q_norm is not None and self.k_norm is not None:
             wide = self.q_norm.weight.dtype
             q, k = self.q_norm(q.to(wide)), self.k_norm(k.to(wide))
