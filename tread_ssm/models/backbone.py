@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -185,7 +186,7 @@ class Backbone(nn.Module):
         )
         return self.head(self.crop(stream), head_cond, self.grid)
 
-    def embed(self, x: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def embed(self, x: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Any, Tensor]:
         """The stream x_BLD, what the blocks are conditioned on, and the head's condition_BD."""
         cond = self.t_cond(t) + self.label_cond(labels)
         return as_stream(self.patches(x) + self.position), cond, cond
