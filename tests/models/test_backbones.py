@@ -269,3 +269,19 @@ def test_a_draw_over_another_grid_is_refused(name: str) -> None:
 def test_impossible_configs_are_refused(kind: str, change: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(CONFIGS[kind], **change)
+
+
+@every_backbone
+def test_taps_are_the_image_tokens_that_the_block_saw(name: str) -> None:
+    model, batch, routing = live(name), inputs(), draw(Route(1, 4))
+    out, (first, inside, last) = model(*batch, routing=routing, taps=(0, 2, 4))
+    assert torch.equal(out, model(*batch, routing=routing))
+    assert first.shape == last.shape == (BATCH, N, 16)
+    kept = routing[0][1]
+    assert inside.shape == (BATCH, kept.n_kept, 16)
+    # What the tokens of a stream are, is what the loop over the blocks makes of them.
+    seen = []
+    hook = model.blocks[2].register_forward_hook(lambda *a: seen.append(a[2]))
+    model(*batch, routing=routing)
+    hook.remove()
+    assert {tuple(row) for row in inside[0].tolist()} <= {tuple(r) for r in seen[0][0].tolist()}

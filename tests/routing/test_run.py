@@ -263,3 +263,25 @@ def test_what_does_not_belong_together_is_refused(
     c = case()
     with pytest.raises(ValueError, match=message):
         run_blocks(c.blocks, c.x, c.cond, Layout(grid, n_prefix=2), routing, skips=skips)
+
+
+def test_taps_give_what_a_block_puts_out_with_dropped_tokens_as_they_were() -> None:
+    c = case()
+    routing = draw(Route(2, 5), Route(6, 7))
+    plain = run_blocks(c.blocks, c.x, c.cond, c.layout, routing)
+    y, streams = run_blocks(c.blocks, c.x, c.cond, c.layout, routing, taps=(1, 4, 4, 7))
+    assert torch.equal(y, plain)
+    assert torch.equal(streams[3], y) and torch.equal(streams[1], streams[2])
+    kept = routing[0][1].with_prefix(2).mask()
+    assert bool((streams[1] != streams[0])[kept].all())
+    # Rejoining with the route's start puts the same there.
+    assert torch.equal(streams[1][~kept], streams[0][~kept])
+    front = run_blocks(c.blocks[:5], c.x, c.cond, c.layout, routing[:1])
+    assert torch.equal(streams[1], front)
+
+
+@pytest.mark.parametrize("tap", [-1, DEPTH, 1.0])
+def test_a_tap_that_is_no_block_is_refused(tap: float) -> None:
+    c = case()
+    with pytest.raises(ValueError, match="none of the 8 blocks"):
+        run_blocks(c.blocks, c.x, c.cond, c.layout, taps=(tap,))  # type: ignore[arg-type]

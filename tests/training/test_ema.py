@@ -50,7 +50,7 @@ def test_its_state_loads_into_the_model_and_into_another_average() -> None:
     with torch.no_grad():
         model[0].weight.normal_()
     ema.update(0)
-    state = ema.state(model)
+    state = ema.state()
     assert set(state) == set(model.state_dict())  # untrained parameters and buffers included
     other = make()
     other.load_state_dict(state)

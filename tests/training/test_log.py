@@ -14,11 +14,12 @@ from tread_ssm.config.run import TrainConfig
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.training.checkpoint import Progress
 from tread_ssm.training.log import Log, TrainingError
+from tread_ssm.training.step import logged
 
 
 def log(folder: Path, precision: str) -> Log:
     train = TrainConfig(steps=3, batch_size=2, precision=precision)  # type: ignore[arg-type]
-    return Log(train, RunFolder(folder), Accelerator(cpu=True), Progress(0, 0.0, []))
+    return Log(train, RunFolder(folder), Accelerator(cpu=True), Progress(0, 0.0, []), logged(()))
 
 
 def refuse(constant: str) -> float:

@@ -11,6 +11,7 @@ import torch
 
 from tread_ssm.config.run import EvalConfig, RunConfig
 from tread_ssm.data import Data, Pixels
+from tread_ssm.diffusion import Contrastive, Flow
 from tread_ssm.diffusion.sampler import check_sampler
 from tread_ssm.errors import ConfigError
 from tread_ssm.evaluation.metrics import METRICS
@@ -34,6 +35,7 @@ def check(config: RunConfig) -> Data:
     """
     _check_places(config)
     _check_routes(config)
+    _check_auxiliary(config)
     _check_machine(config)
     try:
         check_sampler(config.sample.sampler, config.objective)
@@ -90,6 +92,42 @@ def _check_routes(config: RunConfig) -> None:
                 f"routing.routes: drop {route.drop} of the route over blocks {route.start} to "
                 f"{route.stop - 1} drops nothing, because {route.select} goes by larger units on "
                 f"{rows} x {columns} tokens; raise drop, use smaller units, or set drop to 0."
+            )
+
+
+def _check_auxiliary(config: RunConfig) -> None:
+    train, depth = config.train, config.model.depth
+    kinds = [loss.kind for loss in config.auxiliary]
+    share = train.batch_size // int(os.environ.get("WORLD_SIZE", "1"))
+    for i, loss in enumerate(config.auxiliary):
+        where = f"auxiliary.{i}"
+        if loss.kind in kinds[:i]:
+            raise ConfigError(f"{where}: {loss.kind} stands there twice; once is enough.")
+        if isinstance(loss, Contrastive) and not isinstance(config.objective, Flow):
+            raise ConfigError(
+                f"{where}: contrastive flow matching compares velocities, which the objective "
+                f"{config.objective.kind} does not predict; use {{kind: flow}} or leave it out."
+            )
+        for name, size in (("train.batch_size", share), ("train.micro_batch", train.micro_batch)):
+            if size is not None and size % loss.together:
+                raise ConfigError(
+                    f"{where}: {loss.kind} compares {loss.together} samples with one another, but "
+                    f"{name} gives each process {size} at once; use a multiple of "
+                    f"{loss.together}."
+                )
+        if loss.block is None:
+            continue
+        if not -depth <= loss.block < depth:
+            raise ConfigError(
+                f"{where}: block is {loss.block}; the model has the blocks 0 to {depth - 1}."
+            )
+        block = loss.block % depth
+        route = next((r for r in config.plan.routes if r.start <= block < r.stop), None)
+        if loss.whole_grid and route is not None:
+            raise ConfigError(
+                f"{where}: the {loss.kind} loss has a convolution as its head, which needs the "
+                f"whole grid, but block {block} lies in the route over blocks {route.start} to "
+                f"{route.stop - 1}. Use projector: mlp, or a block outside."
             )
 
 

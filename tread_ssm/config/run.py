@@ -13,7 +13,7 @@ from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.config.shipped import find
 from tread_ssm.config.strict import build, read
 from tread_ssm.data import DataConfig
-from tread_ssm.diffusion import AllTokens, Objective, PerRoute
+from tread_ssm.diffusion import AllTokens, Auxiliary, Objective, PerRoute
 from tread_ssm.diffusion.sampler import SAMPLERS
 from tread_ssm.evaluation.metrics import check_metrics
 from tread_ssm.models import ModelConfig
@@ -180,6 +180,7 @@ class RunConfig:
         data: What to train on.
         model: The network.
         objective: What the network learns to predict, and along which noise schedule.
+        auxiliary: Losses beside the objective's, each kind at most once.
         routing: Token routing.
         train: Optimisation and bookkeeping.
         sample: Image grids during training.
@@ -192,6 +193,7 @@ class RunConfig:
     data: DataConfig
     model: ModelConfig
     objective: Objective
+    auxiliary: tuple[Auxiliary, ...] = ()
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     train: TrainConfig
     sample: SampleConfig = field(default_factory=SampleConfig)

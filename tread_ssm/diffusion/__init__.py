@@ -2,6 +2,8 @@
 
 from typing import TypeAlias
 
+from tread_ssm.diffusion.alignment import SRA2, Dispersive
+from tread_ssm.diffusion.contrastive import Contrastive
 from tread_ssm.diffusion.edm import EDM
 from tread_ssm.diffusion.flow import Flow
 from tread_ssm.diffusion.guidance import classifier_free, route_guidance
@@ -20,12 +22,17 @@ from tread_ssm.diffusion.sampler import (
 )
 
 Objective: TypeAlias = EDM | Flow | NoisePrediction
+Auxiliary: TypeAlias = SRA2 | Dispersive | Contrastive
 
 __all__ = [
     "EDM",
     "SAMPLERS",
+    "SRA2",
     "AllTokens",
+    "Auxiliary",
+    "Contrastive",
     "Denoiser",
+    "Dispersive",
     "Flow",
     "LossTerms",
     "Network",

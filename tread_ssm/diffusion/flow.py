@@ -108,8 +108,10 @@ class Flow:
         noisy = (1 - t_B111) * x + t_B111 * noise
         output = predict(model, noisy, 1000 * wide(t), labels, routing)
         if self.predict == "velocity":
-            return LossTerms((output - (noise - x)) ** 2, noisy - t_B111 * output, noisy)
-        return LossTerms(((output - x) / t_B111.clamp_min(T_MIN)) ** 2, output, noisy)
+            return LossTerms((output - (noise - x)) ** 2, noisy - t_B111 * output, noisy, output)
+        divisor = t_B111.clamp_min(T_MIN)
+        velocity = (noisy - output) / divisor
+        return LossTerms(((output - x) / divisor) ** 2, output, noisy, velocity)
 
     def denoiser(self, model: Network) -> Denoiser:
         """The estimate of x0: the network's output, or x - t * velocity."""

@@ -62,11 +62,13 @@ class LossTerms:
         loss_map: Weighted squared error of each element.
         reconstruction: The network's account of the image, for TREAD v1's term on routed patches.
         noisy: x at t, before any preconditioning.
+        velocity: The network's account of noise - x0. None where an objective has no such thing.
     """
 
     loss_map: Tensor
     reconstruction: Tensor
     noisy: Tensor
+    velocity: Tensor | None = None
 
 
 def wide(x: Tensor) -> Tensor:

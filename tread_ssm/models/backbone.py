@@ -6,7 +6,7 @@ stream, D channels of a token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from tread_ssm.models.embed import (
     as_stream,
 )
 from tread_ssm.models.mixers import AttentionConfig, Mixer, MixerConfig
-from tread_ssm.routing.plan import Draw
+from tread_ssm.routing.plan import Draw, kept_in
 from tread_ssm.routing.run import run_blocks
 from tread_ssm.scan.order import OrderName, rank_table
 from tread_ssm.tokens import Layout
@@ -117,7 +117,8 @@ class Backbone(nn.Module):
     """x_BCHW, t_B, labels_B -> prediction_BCHW: embed -> run_blocks -> head.
 
     A backbone makes its modules in its own __init__, in the order in which their random
-    initial values are sampled, and overrides what differs: `tables`, `embed`, `crop`, `on_stream`.
+    initial values are sampled, and overrides what differs: `tables`, `embed`, `image_tokens`,
+    `crop`, `on_stream`.
 
     Attributes:
         config: the BackboneConfig that it was built from.
@@ -154,7 +155,8 @@ class Backbone(nn.Module):
         *,
         routing: Draw = (),
         checkpoint: bool = False,
-    ) -> Tensor:
+        taps: Sequence[int] = (),
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
         """The network's prediction for a batch.
 
         Args:
@@ -163,10 +165,13 @@ class Backbone(nn.Module):
             labels: (B,) int64 in 0..n_classes; n_classes stands for "no class".
             routing: a draw over `grid`, from RoutePlan.draw; () runs the dense network.
             checkpoint: recompute the blocks' activations in the backward pass.
+            taps: numbers of blocks, from 0, whose output is wanted as well.
 
         Returns:
             (B, C, H, W) in float32 (float64 for a float64 model), also under autocast; DiT may
-            have other channels.
+            have other channels. With `taps`: that, and for each of these blocks the image tokens
+            (B, K, D) that it has put out; K are those that a route around the block keeps, see
+            `kept_in`.
 
         Raises:
             ValueError: shapes, labels or a draw that do not fit.
@@ -175,7 +180,7 @@ class Backbone(nn.Module):
         self._check(x, t, labels)
         stream, cond, head_cond = self.embed(x, t, labels)
         layout = Layout(self.stream_grid, n_prefix=self.n_prefix, orders=self._ranks())
-        stream = run_blocks(
+        out: Any = run_blocks(
             tuple(self.blocks),
             stream,
             cond,
@@ -183,17 +188,28 @@ class Backbone(nn.Module):
             self.on_stream(routing),
             skips=self.skips,
             checkpoint=checkpoint,
+            taps=taps,
         )
-        return self.head(self.crop(stream), head_cond, self.grid)
+        if not taps:
+            return self.head(self.crop(out), head_cond, self.grid)
+        stream, streams = out
+        features = [self.image_tokens(s) for s in streams]
+        kept = [kept_in(routing, block) for block in taps]
+        seen = (f if k is None else k.take(f) for f, k in zip(features, kept, strict=True))
+        return self.head(self.crop(stream), head_cond, self.grid), tuple(seen)
 
     def embed(self, x: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Any, Tensor]:
         """The stream x_BLD, what the blocks are conditioned on, and the head's condition_BD."""
         cond = self.t_cond(t) + self.label_cond(labels)
         return as_stream(self.patches(x) + self.position), cond, cond
 
-    def crop(self, stream: Tensor) -> Tensor:
-        """The image tokens x_BND of the stream x_BLD that left the last block."""
+    def image_tokens(self, stream: Tensor) -> Tensor:
+        """The image tokens x_BND among those of a stream x_BLD."""
         return stream
+
+    def crop(self, stream: Tensor) -> Tensor:
+        """What the head gets, x_BND, of the stream x_BLD that left the last block."""
+        return self.image_tokens(stream)
 
     def on_stream(self, routing: Draw) -> Draw:
         """A draw over the image tokens as one over the stream's grid."""

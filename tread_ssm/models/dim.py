@@ -178,11 +178,14 @@ class DiM(Backbone):
         head_cond = (t_token + label_token).to(self.modulation.weight.dtype)
         return self._stream(x, t_token, label_token), cond.unflatten(1, (3, dim)), head_cond
 
+    def image_tokens(self, stream: Tensor) -> Tensor:
+        """The image tokens x_BND among those of a stream x_BLD."""
+        image = stream[:, self.n_prefix :].unflatten(1, self.stream_grid)
+        return image[:, : self.grid[0], : self.grid[1]].flatten(1, 2)
+
     def crop(self, stream: Tensor) -> Tensor:
         """The image tokens x_BND of the stream x_BLD that left the last block, convolved."""
-        image = stream[:, self.n_prefix :].unflatten(1, self.stream_grid)
-        image = image[:, : self.grid[0], : self.grid[1]].flatten(1, 2)
-        return self._convolve(self.conv_out, image)
+        return self._convolve(self.conv_out, self.image_tokens(stream))
 
     def on_stream(self, routing: Draw) -> Draw:
         """A draw over the image tokens as one over the padded grid."""

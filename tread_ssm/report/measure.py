@@ -5,6 +5,7 @@ Shape legend: n images, H rows, W columns.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from tread_ssm.sampling.generate import Recipe, generate_all
 from tread_ssm.sampling.image_grid import decoder, to_uint8
 from tread_ssm.timing import median_of_pairs, take_turns
 from tread_ssm.training.batch import Batch, BatchMaker
+from tread_ssm.training.heads import with_heads
 from tread_ssm.training.step import Stepper
 
 # The global batch of a run on many devices would not fit into one.
@@ -69,7 +71,8 @@ def step_times(
         most: Turns at most.
     """
     stepper = _stepper(config, model)
-    size = min(config.train.batch_size, _MOST_IMAGES)
+    group = math.lcm(*(loss.together for loss in config.auxiliary))
+    size = min(config.train.batch_size, max(1, _MOST_IMAGES // group) * group)
     dense = _step(config, data, stepper, RoutePlan((), config.model.depth), size)
     sides = {"dense": dense}
     if config.plan.routes:
@@ -95,7 +98,7 @@ def _stepper(config: RunConfig, model: nn.Module) -> Stepper:
     accelerator = Accelerator(
         mixed_precision="no" if options.precision == "fp32" else options.precision
     )
-    model = model.train().requires_grad_(True)
+    model = with_heads(model, config.auxiliary).train().requires_grad_(True)
     # evaluation_mode: autocast as in training, but no wrapper that waits for other processes.
     module = accelerator.prepare_model(model, evaluation_mode=True)
     optimizer = accelerator.prepare_optimizer(config.train.optimizer.build(model))

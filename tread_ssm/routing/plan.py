@@ -103,6 +103,12 @@ Draw: TypeAlias = tuple[tuple[Route, TokenSubset], ...]
 """For each route, in the order of the blocks: the route (numbers resolved) and what it keeps."""
 
 
+def kept_in(draw: Draw, block: int) -> TokenSubset | None:
+    """What the route around a block, counted from 0, keeps; None: the block sees all tokens."""
+    found = [subset for route, subset in draw if route.start <= block < route.stop]
+    return found[0] if found else None
+
+
 @dataclass(frozen=True)
 class RoutePlan:
     """Routes for a stack of `depth` blocks, resolved, sorted and checked when it is made.

@@ -24,7 +24,8 @@ def run_blocks(
     *,
     skips: Sequence[tuple[int, int]] = (),
     checkpoint: bool = False,
-) -> Stream:
+    taps: Sequence[int] = (),
+) -> Stream | tuple[Stream, tuple[Stream, ...]]:
     """Run `blocks` over a stream; inside a route they see only the tokens that it keeps.
 
     Args:
@@ -38,17 +39,22 @@ def run_blocks(
             `target`. Where it crosses a route's end, the kept part is put back onto the stream
             as it was at the route's start; where it enters a route, it is taken.
         checkpoint: Recompute each block in the backward pass instead of keeping its activations.
+        taps: Numbers of blocks, from 0, whose output streams are wanted as well.
 
     Returns:
-        The stream with every token at its place.
+        The stream with every token at its place. With `taps`: that stream, and a tuple of the
+        streams behind those blocks; where a route drops tokens, they stand in it as they were at
+        the route's start.
 
     Raises:
         ValueError: Draw, blocks and stream do not belong together.
     """
     _check(len(blocks), x, layout, routing, skips)
+    _check_taps(len(blocks), taps)
     targets = dict(skips)
     routes = {route.start: (route, subset) for route, subset in routing}
     saved: dict[int, tuple[Stream, bool]] = {}  # by target: stream, whether inside a route
+    tapped: dict[int, Stream] = {}
     network_input, dense_layout = x, layout
     inside: OpenRoute | None = None
     for i, block in enumerate(blocks):
@@ -61,18 +67,28 @@ def run_blocks(
             skip, partial = saved.pop(i)
             arguments.append(skip if inside is None or partial else inside.enter(skip))
         x = _recomputed(block, arguments) if checkpoint else block(*arguments)
+        if i in taps:
+            tapped[i] = x if inside is None else inside.unroute(x)
         if i in targets:
             saved[targets[i]] = (x, inside is not None)
         if inside is not None and i + 1 == inside.route.stop:
             x, layout = inside.rejoin(x), dense_layout
             saved = {t: (inside.unroute(s) if part else s, False) for t, (s, part) in saved.items()}
             inside = None
-    return x
+    return (x, tuple(tapped[i] for i in taps)) if taps else x
 
 
 def _recomputed(block: Callable[..., Stream], arguments: list[Any]) -> Stream:
     # All randomness of a step is drawn before the model runs, so there is no state to restore.
     return recompute(block, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+
+def _check_taps(depth: int, taps: Sequence[int]) -> None:
+    for block in taps:
+        if not is_whole(block) or not 0 <= block < depth:
+            raise ValueError(
+                f"run_blocks: tap {block!r} is none of the {depth} blocks, which count from 0."
+            )
 
 
 def _check(

@@ -61,9 +61,9 @@ class Trained:
 
     Attributes:
         accelerator: Of this process; it holds the scaler of fp16.
-        model: The network.
+        model: The network, with the heads of auxiliary losses where there are any.
         optimizer: Of its parameters.
-        ema: Their moving average.
+        ema: The moving average of the network's.
     """
 
     accelerator: Accelerator
@@ -91,7 +91,7 @@ def save(
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     optimizer = _unwrapped(trained.optimizer)
     weights, moments = get_state_dict(trained.model, optimizer, options=options)
-    average = trained.ema.state(trained.model, gather=accelerator.is_main_process)
+    average = trained.ema.state(gather=accelerator.is_main_process)
     if accelerator.is_main_process:
         final = folder.checkpoint(progress.step)
         tidy(folder)

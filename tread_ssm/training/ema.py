@@ -20,15 +20,16 @@ class Ema:
     parameters have sharded averages: each process averages the parts that it holds.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, whole: nn.Module | None = None) -> None:
         """Start from the model's weights. Sharding replaces its parameters: shard first.
 
         Args:
             model: What is averaged.
             decay: 0 <= decay < 1, of the long run; the first steps forget faster.
+            whole: What was sharded, where the model is a part of it. None: the model.
         """
         self.decay = decay
-        self._model = model
+        self._model, self._whole = model, whole or model
         named = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._live: list[Tensor] = list(named.values())
         self.average: dict[str, Tensor] = {n: p.detach().clone() for n, p in named.items()}
@@ -44,17 +45,16 @@ class Ema:
         get_ema_multi_avg_fn(self.decay_at(step))(average, [local(p) for p in self._live], 0)
 
     @torch.no_grad()
-    def state(self, model: nn.Module, *, gather: bool = True) -> dict[str, Tensor]:
+    def state(self, *, gather: bool = True) -> dict[str, Tensor]:
         """The model's state dict with the averages in place of its trained parameters.
 
         Every process calls it: sharded tensors are gathered one by one, and come on the CPU.
 
         Args:
-            model: The one that is averaged.
             gather: False: take part, and get nothing.
         """
         state: dict[str, Tensor] = {}
-        for name, tensor in (model.state_dict() | self.average).items():
+        for name, tensor in (self._model.state_dict() | self.average).items():
             full = whole(tensor.detach())
             if gather:
                 state[name] = full.cpu() if is_sharded(tensor) else full
@@ -70,12 +70,12 @@ class Ema:
     @torch.no_grad()
     def applied(self) -> Iterator[None]:
         """The model carries the averaged weights inside; its own come back bit for bit."""
-        reshard(self._model)
+        reshard(self._whole)
         live = [local(p) for p in self._live]
         own = [p.clone() for p in live]
         torch._foreach_copy_(live, [local(t) for t in self.average.values()])
         try:
             yield
         finally:
-            reshard(self._model)
+            reshard(self._whole)
             torch._foreach_copy_(live, own)

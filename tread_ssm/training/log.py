@@ -6,7 +6,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,7 +18,6 @@ from tread_ssm.config.run import TrainConfig
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.training.checkpoint import Progress
 from tread_ssm.training.metrics import MetricsLog
-from tread_ssm.training.step import LOGGED
 
 # A loss so many times the usual one is no noise.
 _SPIKE = 100.0
@@ -35,9 +34,15 @@ class Log:
     """
 
     def __init__(
-        self, train: TrainConfig, folder: RunFolder, accelerator: Accelerator, start: Progress
+        self,
+        train: TrainConfig,
+        folder: RunFolder,
+        accelerator: Accelerator,
+        start: Progress,
+        names: Sequence[str],
     ) -> None:
-        self._train, self._folder = train, folder
+        """`names`: of the numbers of a step, see `tread_ssm.training.step.logged`."""
+        self._train, self._folder, self._names = train, folder, names
         self._accelerator = accelerator
         self._window = [
             torch.tensor(row, dtype=torch.float32, device=accelerator.device)
@@ -61,7 +66,7 @@ class Log:
         )
 
     def add(self, numbers: Tensor) -> None:
-        """Take in one step's LOGGED numbers (4,)."""
+        """Take in one step's numbers, one for each name."""
         self._window.append(numbers)
         self._recent = (self._recent[0] + self._train.batch_size, self._recent[1])
         self._bar.update()
@@ -95,7 +100,7 @@ class Log:
             "images": step * self._train.batch_size,
             "lr": lr,
         }
-        for name, column in zip(LOGGED, zip(*window, strict=True), strict=True):
+        for name, column in zip(self._names, zip(*window, strict=True), strict=True):
             # A step without routes has no routed loss; one that fp16 skips, no gradient norm.
             values = [v for v in column if math.isfinite(v)]
             row[name] = sum(values) / len(values) if values else None
@@ -124,13 +129,14 @@ class Log:
             return []
         window = self._accelerator.reduce(torch.stack(self._window), "mean").tolist()
         # With fp16 an overflowing gradient is normal: its step is skipped.
-        must = (0, 3) if self._train.precision != "fp16" else (0,)
+        must = ["loss", *self._names[4:]]
+        must += ["grad_norm"] if self._train.precision != "fp16" else []
         for i, row in enumerate(window):
-            for k in must:
+            for k in map(self._names.index, must):
                 if not math.isfinite(row[k]):
                     at = step - len(window) + i + 1
                     raise TrainingError(
-                        f"{LOGGED[k]} became {row[k]} at step {at}. {self._remedy()}"
+                        f"{self._names[k]} became {row[k]} at step {at}. {self._remedy()}"
                     )
         return [list(map(float, row)) for row in window]
 

@@ -21,6 +21,7 @@ from tread_ssm.training import checkpoint
 from tread_ssm.training.batch import Batch, BatchMaker, ahead
 from tread_ssm.training.checkpoint import Trained
 from tread_ssm.training.ema import Ema
+from tread_ssm.training.heads import with_heads
 from tread_ssm.training.lock import locked
 from tread_ssm.training.log import Log
 from tread_ssm.training.peers import Peers
@@ -28,7 +29,7 @@ from tread_ssm.training.resume import begin
 from tread_ssm.training.schedule import learning_rate
 from tread_ssm.training.sharding import fsdp_plugin, prepare
 from tread_ssm.training.signals import StopSignals
-from tread_ssm.training.step import Stepper
+from tread_ssm.training.step import Stepper, logged
 from tread_ssm.training.watch import Watch
 
 
@@ -60,16 +61,17 @@ def _train(config: RunConfig, data: Data) -> int | None:
     accelerator = _accelerator(config)
     torch.manual_seed(config.seed)
     model = config.model.build().to(accelerator.device)
-    module, optimizer = prepare(accelerator, model, options.optimizer.build(model))
-    ema = Ema(model, options.ema_decay)
-    trained = Trained(accelerator, model, optimizer, ema)
+    whole = with_heads(model, config.auxiliary)
+    module, optimizer = prepare(accelerator, whole, options.optimizer.build(whole))
+    ema = Ema(model, options.ema_decay, whole)
+    trained = Trained(accelerator, whole, optimizer, ema)
     start_from = None if options.start_from is None else Path(options.start_from)
     start = checkpoint.resume(config.folder, start_from, trained)
     if options.compile:
         module.compile()
     stepper = Stepper.of(config, accelerator, module, optimizer)
     run = _describe(config, data)
-    log = Log(options, config.folder, accelerator, start)
+    log = Log(options, config.folder, accelerator, start, logged(config.auxiliary))
     watch = Watch(config, run, data, trained, log, start.step)
     stopped = None
     # Peers inside: while it looks for a lost process, the launcher's SIGTERM must not be deadly.
@@ -92,7 +94,7 @@ def _train(config: RunConfig, data: Data) -> int | None:
             watch.look(done)
     log.close()
     if stopped is None:
-        weights = ema.state(model, gather=accelerator.is_main_process)
+        weights = ema.state(gather=accelerator.is_main_process)
         if accelerator.is_main_process:
             # Fewer steps may be asked for now than are done.
             described = replace(run, step=max(start.step, options.steps))

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tread_ssm.errors import ConfigError
-from tread_ssm.models import Backbone
+from tread_ssm.training.heads import backbone_of
 
 
 def fsdp_plugin() -> FullyShardedDataParallelPlugin | None:
@@ -48,7 +48,7 @@ def fsdp_plugin() -> FullyShardedDataParallelPlugin | None:
 
 
 def prepare(
-    accelerator: Accelerator, model: Backbone, optimizer: torch.optim.Optimizer
+    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """accelerate's `prepare`; under FSDP2 each block of the model is sharded by itself."""
     # Nobody here changes a model's output in place, and DDP copies small gradients just as well.
@@ -56,7 +56,7 @@ def prepare(
         warnings.filterwarnings("ignore", message=text)
     if accelerator.is_fsdp2:
         plugin = accelerator.state.fsdp_plugin
-        plugin.transformer_cls_names_to_wrap = [type(model.blocks[0]).__name__]
+        plugin.transformer_cls_names_to_wrap = [type(backbone_of(model).blocks[0]).__name__]
         if accelerator.mixed_precision != "no":  # accelerate leaves it to FSDP's casts
             half = {"bf16": torch.bfloat16, "fp16": torch.float16}[accelerator.mixed_precision]
             autocast = torch.autocast(accelerator.device.type, half)
