@@ -17,6 +17,7 @@ from tread_ssm.plots.runs import smooth
 from tread_ssm.pretrained import load_export
 from tread_ssm.report.markdown import code, literal
 from tread_ssm.report.measure import emoji_distances, step_times
+from tread_ssm.report.page import TIMELINE
 from tread_ssm.report.report import write_report
 from tread_ssm.training.loop import train
 from tread_ssm.training.metrics import read_metrics
@@ -72,7 +73,7 @@ def test_a_resumed_run_is_reported_as_one(routed: RunConfig) -> None:
 
 def test_every_picture_that_is_named_exists(routed: RunConfig) -> None:
     names = [part.split(")")[0] for part in text_of(routed).split("](")[1:]]
-    assert len(names) == 5
+    assert len(names) == 6
     for name in names:
         with Image.open(routed.folder.path / name) as picture:
             picture.load()
@@ -86,7 +87,7 @@ def test_costs_are_those_of_the_plan(routed: RunConfig) -> None:
     assert (
         f"| {sum(cost.dense.tokens)} | {sum(cost.routed.tokens)} | {cost.token_share:.1%} |" in text
     )
-    assert f"{cost.step_share:.2f} by FLOPs" in text
+    assert f"{cost.step_share:.2f} in FLOPs" in text
     assert cost.token_share < 1
 
 
@@ -191,9 +192,20 @@ def test_a_perfect_sampler_scores_as_real_images_do(routed: RunConfig) -> None:
     assert values["other real images"] < values["perfect"] < values["noise"] / 3
 
 
-def test_smoothing_keeps_lines_straight() -> None:
+def test_smoothing_is_of_logarithms_and_cuts_no_end_short() -> None:
     assert smooth([2.0] * 9, 2.0) == pytest.approx([2.0] * 9)
-    line = [float(i) for i in range(60)]
-    assert smooth(line, 3.0)[10:50] == pytest.approx(line[10:50])
-    bumpy = [(-1.0) ** i for i in range(60)]
+    falling = [1.3 * 0.95**i for i in range(60)]
+    assert smooth(falling, 3.0) == pytest.approx(falling)
+    line = [0.1 * i - 2 for i in range(60)]  # not all positive: plain means
+    assert smooth(line, 3.0) == pytest.approx(line)
+    bumpy = [(-1) ** i for i in range(60)]
     assert max(map(abs, smooth(bumpy, 3.0)[10:50])) < 0.01
+
+
+def test_the_page_holds_its_pictures_and_every_stage(routed: RunConfig) -> None:
+    text = routed.folder.page.read_text()
+    assert "http" not in text and TIMELINE not in text
+    assert text.count('src="data:image/webp;base64,') == 6
+    stages = json.loads(text.split('<script type="application/json">')[1].split("</script>")[0])
+    assert [stage["label"] for stage in stages] == [f"after {n} steps" for n in (4, 6, 8, 12)]
+    assert len({stage["pictures"][0] for stage in stages}) == 4

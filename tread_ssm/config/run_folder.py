@@ -63,6 +63,11 @@ class RunFolder:
         return self.path / "report.md"
 
     @property
+    def page(self) -> Path:
+        """The report as one HTML file that holds its pictures."""
+        return self.path / "report.html"
+
+    @property
     def pictures(self) -> Path:
         """The folder of the report's pictures."""
         return self.path / "report"

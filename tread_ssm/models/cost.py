@@ -24,3 +24,9 @@ def long_skips(config: BackboneConfig) -> tuple[tuple[int, int], ...]:
     with torch.device("meta"):
         model = config.build()
     return model.skips
+
+
+def count_parameters(config: BackboneConfig) -> int:
+    """Parameters of a backbone, which is built on the meta device only."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in config.build().parameters())

@@ -17,6 +17,8 @@ DROPPED = "#e08a2e"  # tokens that a route carries past its blocks
 PREFIX = "#7b5ea7"  # tokens without a place in the image
 DENSE = "#b8bec6"  # the network without routes, to compare with
 BACKBONE = {"dim": "#0f7c72", "dit": "#b5407a"}
+ARMS = ("#2a78c2", "#e08a2e", "#0f7c72", "#b5407a", "#7b5ea7", "#8a6d3b", "#5f6b76")
+"""Of runs that are compared, in turn."""
 
 
 def new_figure(

@@ -17,15 +17,18 @@ from tread_ssm.routing.cost import PlanCost
 def plot_losses(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Loss of kept and routed tokens over the steps: the logged means, and smoothed over them.
 
+    Below it, where there are routes, by how much the loss of routed tokens is above the other.
+
     Args:
         rows: Of metrics.jsonl. Rows without a routed loss (no routes, a dense tail) give a curve
             of all tokens.
     """
-    figure, (axes,) = new_figure(7.5, 3.8)
-    plain(axes)
-    width = max(1.0, len(rows) / 40)
     routed = [row for row in rows if row["routed_loss"] is not None]
     dense = [row for row in rows if row["routed_loss"] is None]
+    heights = [3, 1] if routed else [1]
+    size = 5.2 if routed else 3.8
+    figure, axes = new_figure(7.5, size, len(heights), height_ratios=heights, sharex=True)
+    width = max(1.0, len(rows) / 40)
     curves = [
         (routed, "kept_loss", "kept tokens", KEPT),
         (routed, "routed_loss", "routed tokens", DROPPED),
@@ -33,30 +36,82 @@ def plot_losses(rows: Sequence[Mapping[str, Any]]) -> Figure:
     ]
     for part, key, name, colour in curves:
         if part:
-            steps, values = [row["step"] for row in part], [row[key] for row in part]
-            axes.plot(steps, values, color=colour, alpha=0.3, linewidth=1)
-            dot = "o" if len(part) == 1 else None
-            mean = smooth(values, width)
-            axes.plot(steps, mean, color=colour, linewidth=2, marker=dot, label=name)
+            _draw_curve(axes[0], part, [row[key] for row in part], width, colour, name)
+    _upwards_log(axes[0])
+    axes[0].set(ylabel="loss (log scale)", xlim=(0, rows[-1]["step"]))
+    axes[0].legend(frameon=False)
+    if routed:
+        above = [100 * (row["routed_loss"] / row["kept_loss"] - 1) for row in routed]
+        _draw_curve(axes[1], routed, above, width, INK, "")
+        axes[1].axhline(0, color=DENSE, linewidth=1)
+        axes[1].set(ylabel="routed over kept, %")
+    axes[-1].set(xlabel="step")
+    return figure
+
+
+def plot_evals(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Figure:
+    """Each measure over the steps, on a logarithmic scale where all its values allow it.
+
+    Args:
+        rows: Of evals.jsonl.
+        names: Of the measures.
+    """
+    columns = min(len(names), 3)
+    lines = math.ceil(len(names) / columns)
+    figure, axes = new_figure(3.8 * columns, 3.0 * lines, lines, columns)
+    for place, name in zip(axes, names, strict=False):
+        there = [row for row in rows if row.get(name) is not None]
+        values = [row[name] for row in there]
+        plain(place)
+        place.plot([row["step"] for row in there], values, color=KEPT, marker="o", markersize=4)
+        if values and min(values) > 0:
+            _upwards_log(place)
+        place.set(xlabel="step", title=name)
+    for place in axes[len(names) :]:
+        place.set_visible(False)
+    return figure
+
+
+def _draw_curve(
+    axes: Axes,
+    rows: Sequence[Mapping[str, Any]],
+    values: Sequence[float],
+    width: float,
+    colour: str,
+    name: str,
+) -> None:
+    """Values thin, and smoothed thick."""
+    plain(axes)
+    steps = [row["step"] for row in rows]
+    axes.plot(steps, values, color=colour, alpha=0.3, linewidth=1)
+    dot = "o" if len(rows) == 1 else None
+    axes.plot(steps, smooth(values, width), color=colour, linewidth=2, marker=dot, label=name)
+
+
+def _upwards_log(axes: Axes) -> None:
     axes.set_yscale("log")
     # Plain numbers: losses rarely span a decade, and 6 x 10^-1 is hard to read.
     axes.yaxis.set_major_formatter("{x:.3g}")
     axes.yaxis.set_minor_formatter("{x:.3g}")
     axes.tick_params(axis="y", which="both", labelsize=8)
-    axes.set(xlabel="step", ylabel="loss (log scale)", xlim=(0, rows[-1]["step"]))
-    axes.legend(frameon=False)
-    return figure
 
 
 def smooth(values: Sequence[float], width: float) -> list[float]:
-    """Means around each value, with the weights of a Gaussian of standard deviation `width`."""
-    reach = round(3 * width)
+    """Means around each value, with the weights of a Gaussian of standard deviation `width`.
+
+    Positive values are averaged as logarithms: a loss falls by factors, and a plain mean of its
+    first values would lie far above them. Towards an end the window shrinks with the distance to
+    it, so that a falling curve is not cut short.
+    """
+    logs = all(v > 0 for v in values)
+    given = [math.log(v) for v in values] if logs else values
     smoothed = []
-    for i in range(len(values)):
-        near = range(max(0, i - reach), min(len(values), i + reach + 1))
+    for i in range(len(given)):
+        reach = min(round(3 * width), i, len(given) - 1 - i)
+        near = range(i - reach, i + reach + 1)
         weights = [math.exp(-0.5 * ((k - i) / width) ** 2) for k in near]
-        total = sum(w * values[k] for w, k in zip(weights, near, strict=True))
-        smoothed.append(total / sum(weights))
+        mean = sum(w * given[k] for w, k in zip(weights, near, strict=True)) / sum(weights)
+        smoothed.append(math.exp(mean) if logs else mean)
     return smoothed
 
 
@@ -89,11 +144,23 @@ def plot_routing(cost: PlanCost, measured: float) -> Figure:
 
 
 def plot_distances(distances: Mapping[str, float]) -> Figure:
-    """FD-emoji of each set of images as a bar; the last one is the reference for the eye."""
-    figure, (axes,) = new_figure(7.5, 0.6 + 0.5 * len(distances))
-    colours = [DENSE] + [KEPT] * (len(distances) - 2) + [DROPPED]
-    _bars(axes, distances, colours, "{:.1f}")
-    axes.set_xlabel("FD-emoji (lower is better)")
+    """FD-emoji of each set of images on a logarithmic axis; the last one is what can be reached."""
+    figure, (axes,) = new_figure(7.5, 0.8 + 0.5 * len(distances))
+    plain(axes)
+    values, places = list(distances.values()), range(len(distances))
+    colours = [DENSE] + [KEPT] * (len(values) - 2) + [DROPPED]
+    axes.scatter(values, places, color=colours, s=90, zorder=3)
+    for value, place in zip(values, places, strict=True):
+        axes.annotate(f"{value:.1f}", (value, place), (9, -4), textcoords="offset points")
+    axes.set_yticks(places, list(distances))
+    axes.invert_yaxis()
+    axes.margins(y=0.3)
+    axes.set_xscale("log")
+    axes.set_xlim(0.7 * min(values), 1.6 * max(values))
+    axes.xaxis.set_major_formatter("{x:.3g}")
+    axes.xaxis.set_minor_formatter("{x:.3g}")
+    axes.tick_params(axis="x", which="both", labelsize=8)
+    axes.set_xlabel("FD-emoji (log scale, lower is better)")
     return figure
 
 

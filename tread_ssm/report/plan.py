@@ -6,10 +6,8 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-import torch
-
 from tread_ssm.config.run import RunConfig
-from tread_ssm.models.cost import backbone_cost, long_skips
+from tread_ssm.models.cost import backbone_cost, count_parameters, long_skips
 from tread_ssm.report.estimate import estimate
 from tread_ssm.routing.advice import advice
 from tread_ssm.routing.cost import PlanCost
@@ -31,7 +29,7 @@ def plan_text(config: RunConfig, gpus: int | None = None) -> str:
     cost = backbone_cost(config.model, config.plan)
     rows, columns = config.grid
     parts = [
-        f"{config.name}: {config.model.kind}, {short(_parameters(config))} parameters, "
+        f"{config.name}: {config.model.kind}, {short(count_parameters(config.model))} parameters, "
         f"{config.model.depth} blocks, {rows} x {columns} image tokens",
         _routes(config),
         cost_table(cost),
@@ -91,11 +89,6 @@ def cost_table(cost: PlanCost) -> str:
         head,
         [[*r, *(f"{n / size:,.1f}" for n in c)] for r, c in zip(rows, counts, strict=True)],
     )
-
-
-def _parameters(config: RunConfig) -> int:
-    with torch.device("meta"):
-        return sum(p.numel() for p in config.model.build().parameters())
 
 
 def _routes(config: RunConfig) -> str:

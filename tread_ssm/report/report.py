@@ -1,4 +1,4 @@
-"""The report of a run: `report.md` in its folder, with pictures in `report/`.
+"""The report of a run: `report.md` in its folder, with pictures in `report/`, and as a page.
 
 Everything in it is read from the run folder, or measured when it is written.
 """
@@ -6,27 +6,25 @@ Everything in it is read from the run folder, or measured when it is written.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from tread_ssm.config.run import RunConfig, load_config
-from tread_ssm.config.run_folder import RunFolder
+from tread_ssm.config.run import RunConfig
 from tread_ssm.config.strict import plain
 from tread_ssm.data import EmojiData, Pixels
 from tread_ssm.errors import ConfigError
 from tread_ssm.files import replacing
 from tread_ssm.models.cost import backbone_cost
 from tread_ssm.pretrained import load_export
+from tread_ssm.report.grids import nearest_samples, timeline
+from tread_ssm.report.history import History
 from tread_ssm.report.measure import Distances, emoji_distances, generate_from, step_times
+from tread_ssm.report.page import write_page
 from tread_ssm.report.sections import Findings, sections
-from tread_ssm.training.metrics import read_metrics
-
-_LOGGED = ("images", "seconds", "images_per_second", "loss", "kept_loss")
 
 
 def write_report(run: str | Path, images: int = 256) -> Path:
@@ -43,64 +41,40 @@ def write_report(run: str | Path, images: int = 256) -> Path:
         ConfigError: The folder is no run, lacks checkpoints or metrics, or is damaged.
         ValueError: `images` are too few or too many.
     """
-    folder = RunFolder(Path(run))
-    if not folder.config.is_file():
-        raise ConfigError(f"{run} holds no config.yaml; it is no run folder.")
-    config = load_config(folder.config)
-    rows = _checked(folder.metrics, _LOGGED)
+    history = History.read(run)
+    folder, config = history.folder, history.config
     left = folder.checkpoints()
-    if not rows or not left:
-        missing = "metrics" if not rows else "checkpoint"
+    if not left:
         raise ConfigError(
-            f"{run} holds no {missing} yet; train it until the first log line and checkpoint "
-            f"(train.log_every={config.train.log_every}, "
-            f"train.save_every={config.train.save_every})."
+            f"{run} holds no checkpoint yet; train it until the first one "
+            f"(train.save_every={config.train.save_every})."
         )
     for checkpoint in left.values():
         _check_described(checkpoint / "config.json", config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = config.data.open()
     distances = None
-    times = step_times(config, data, load_export(left[max(left)], device)[0])
+    model, export = load_export(left[max(left)], device)
+    neighbours = nearest_samples(model, export, data, folder.pictures)
+    times = step_times(config, data, model)
     if isinstance(config.data, EmojiData) and isinstance(data, Pixels):
         distances = _distances(config, data, left, images, device)
     found = Findings(
-        folder=folder,
-        config=config,
+        history=history,
         data=data,
-        rows=rows,
-        evals=_checked(folder.evals, ("count",)),
         checkpoints=len(left),
         cost=backbone_cost(config.model, config.plan),
         times=times,
         distances=distances,
+        neighbours=neighbours,
         device=device,
     )
     _plot(found)
+    text = "\n\n".join(sections(found)) + "\n"
     with replacing(folder.report) as temporary:
-        temporary.write_text("\n\n".join(sections(found)) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
+    write_page(folder.page, text, timeline([config.name], [folder]))
     return folder.report
-
-
-def _checked(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of a metrics file. Raises ConfigError where they are no log of training."""
-    rows, before = read_metrics(path), 0
-    for number, row in enumerate(rows, 1):
-        fields = row if isinstance(row, dict) else {}
-        values = [fields.get(k) for k in ("step", *keys)]
-        values += [v for v in fields.values() if v is not None]
-        if not all(isinstance(v, (int, float)) and abs(v) < 1e300 for v in values):
-            raise ConfigError(
-                f"{path}: row {number} is damaged ({str(row)[:80]}); it needs finite numbers for "
-                f"step, {', '.join(keys)}. Remove that row."
-            )
-        if not before < row["step"] < 1e12:
-            raise ConfigError(
-                f"{path}: row {number} is of step {row['step']}, after one of step {before}; steps "
-                f"must rise. Remove that row."
-            )
-        before = row["step"]
-    return [{"routed_loss": None} | row for row in rows]
 
 
 def _check_described(path: Path, config: RunConfig) -> None:
@@ -139,11 +113,13 @@ def _distances(
 def _plot(found: Findings) -> None:
     # matplotlib takes a second to import; only a report pays for it.
     from tread_ssm.plots.colours import save
-    from tread_ssm.plots.runs import plot_distances, plot_losses, plot_routing
+    from tread_ssm.plots.runs import plot_distances, plot_evals, plot_losses, plot_routing
 
-    folder = found.folder.pictures
-    save(plot_losses(found.rows), folder / "losses.png")
+    folder = found.history.folder.pictures
+    save(plot_losses(found.history.rows), folder / "losses.png")
     if found.times.share is not None:
         save(plot_routing(found.cost, found.times.share), folder / "routing.png")
     if found.distances is not None:
         save(plot_distances(found.distances.values), folder / "distances.png")
+    if found.history.evals:
+        save(plot_evals(found.history.evals, found.measures), folder / "evaluations.png")

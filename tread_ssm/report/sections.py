@@ -7,17 +7,19 @@ import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import torch
 
 from tread_ssm.config.run import RunConfig
-from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.data import Data
+from tread_ssm.models.cost import count_parameters
+from tread_ssm.report.grids import grids_by_step
+from tread_ssm.report.history import History
 from tread_ssm.report.markdown import code, literal
 from tread_ssm.report.measure import SAMPLE_STEPS, Distances, StepTimes
+from tread_ssm.report.page import TIMELINE
 from tread_ssm.routing.cost import Cost, PlanCost
 from tread_ssm.scan.dispatch import choose_backend
 from tread_ssm.tables import markdown_table as table
@@ -28,28 +30,35 @@ class Findings:
     """All that a report says.
 
     Attributes:
-        folder: The run's folder.
-        config: Its configuration.
+        history: What the run has logged.
         data: Its data.
-        rows: Of metrics.jsonl.
-        evals: Rows of evals.jsonl.
         checkpoints: How many are left.
         cost: FLOPs and tokens, dense and routed.
         times: Measured training steps.
         distances: FD-emoji of samples. None: the data is not the embedded emoji.
+        neighbours: Whether samples stand beside the nearest training images in a picture.
         device: Where it was measured.
     """
 
-    folder: RunFolder
-    config: RunConfig
+    history: History
     data: Data
-    rows: Sequence[Mapping[str, Any]]
-    evals: Sequence[Mapping[str, Any]]
     checkpoints: int
     cost: PlanCost
     times: StepTimes
     distances: Distances | None
+    neighbours: bool
     device: torch.device
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's configuration."""
+        return self.history.config
+
+    @property
+    def measures(self) -> list[str]:
+        """What was evaluated during training, in the order of its rows."""
+        names = dict.fromkeys(name for row in self.history.evals for name in row)
+        return [name for name in names if name not in ("step", "count", "routed_loss")]
 
 
 def sections(found: Findings) -> list[str]:
@@ -57,22 +66,20 @@ def sections(found: Findings) -> list[str]:
     return [
         f"# Report of the run {literal(found.config.name)}",
         _summary(found),
-        _samples(found.folder),
-        _losses(found.rows),
+        _samples(found),
+        _losses(found.history.rows),
         _savings(found.cost, found.times),
-        _quality(found),
+        *_quality(found),
         *_evaluations(found),
     ]
 
 
 def _summary(found: Findings) -> str:
-    config, model, rows, times = found.config, found.config.model, found.rows, found.times
+    config, model, rows, times = found.config, found.config.model, found.history.rows, found.times
     last = rows[-1]
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in model.build().parameters())
     speed = statistics.median(row["images_per_second"] for row in rows)
     lines = {
-        "model": f"{model.kind}, {parameters:,} parameters, {model.depth} blocks, "
+        "model": f"{model.kind}, {count_parameters(model):,} parameters, {model.depth} blocks, "
         f"{config.grid[0]} x {config.grid[1]} image tokens",
         "data": f"{config.data.kind}, {len(found.data.labels):,} images of {model.image_size} x "
         f"{model.image_size}, {len(found.data.class_names)} classes",
@@ -82,38 +89,49 @@ def _summary(found: Findings) -> str:
     }
     if times.share is not None:
         lines["training step, routed / dense"] = (
-            f"{times.share:.2f} measured, {found.cost.step_share:.2f} by FLOPs"
+            f"{times.share:.2f} in time (median of {times.repeats} pairs of steps that took "
+            f"turns), {found.cost.step_share:.2f} in FLOPs"
         )
     if found.distances is not None:
         values = found.distances.values.items()
         lines["FD-emoji"] = ", ".join(f"{k} {v:.1f}" for k, v in values)
     lines["machine"] = _machine(config, found.device)
     lines["repeat with"] = code(
-        f"accelerate launch scripts/train.py --config {found.folder.config} "
+        f"accelerate launch scripts/train.py --config {found.history.folder.config} "
         f"name={config.name}-again"
     )
     return table(("", ""), [(f"**{k}**", v) for k, v in lines.items()])
 
 
-def _samples(folder: RunFolder) -> str:
-    grids = sorted(p for p in folder.samples.glob("*.png") if _step_of(p) is not None)
+def _samples(found: Findings) -> str:
+    grids = grids_by_step(found.history.folder)
     if not grids:
-        return "## Samples\n\nThis run sampled no image grids (`sample.every: 0`)."
-    ends = grids[:1] if len(grids) == 1 else [grids[0], grids[-1]]
-    pictures = table(
-        [f"after {_step_of(p):,} steps" for p in ends],
-        [[f"![samples](samples/{quote(p.name)})" for p in ends]],
-    )
-    return (
-        "## Samples\n\nThe first and the last image grid, from the averaged weights; one row per "
-        f"class.\n\n{pictures}"
-    )
+        text = "This run sampled no image grids (`sample.every: 0`)."
+    else:
+        ends = sorted({min(grids), max(grids)})
+        pictures = table(
+            [f"after {step:,} steps" for step in ends],
+            [[f"![samples](samples/{quote(grids[step].name)})" for step in ends]],
+        )
+        text = (
+            "The first and the last image grid, from the averaged weights; one row per class.\n\n"
+            f"{pictures}\n\nAll stages (a slider, on the page `report.html`):\n\n{TIMELINE}"
+        )
+    if found.neighbours:
+        text += (
+            "\n\n![samples, and the training images nearest to each](report/neighbours.png)\n\n"
+            "Each row starts with a sample of the newest weights. The training images nearest to "
+            "it follow, by the squared difference of their pixels. A sample that equals its "
+            "neighbour was learned by heart."
+        )
+    return f"## Samples\n\n{text}"
 
 
 def _losses(rows: Sequence[Mapping[str, Any]]) -> str:
     text = (
         "Kept tokens went through every block, routed ones skipped the blocks of their route. "
-        "Thin: means between two log lines; thick: smoothed over them."
+        "Thin: means between two log lines; thick: smoothed over them. Below: by how much the loss "
+        "of routed tokens is above that of kept ones."
     )
     if all(row["routed_loss"] is None for row in rows):
         text = "Thin: means between two log lines; thick: smoothed over them."
@@ -156,17 +174,17 @@ def _counts(
     return f"{dense * unit:,.4g}{name}", f"{routed * unit:,.4g}{name}", f"{routed / dense:.1%}"
 
 
-def _quality(found: Findings) -> str:
+def _quality(found: Findings) -> list[str]:
     distances, config = found.distances, found.config
     title = "## FD-emoji"
-    if distances is None:
-        return f"{title}\n\nNot computed: its features know the embedded emoji only."
+    if distances is None:  # its features know the embedded emoji only
+        return []
     size = config.model.image_size
     rows = [(k, f"{v:.2f}") for k, v in distances.values.items()]
     early = ""
     if found.checkpoints == 1:
         early = " No earlier weights are left (`train.retain`), so there is no early row."
-    return (
+    return [
         f"{title}\n\n![FD-emoji of noise, samples and real images](report/distances.png)\n\n"
         f"{table((f'{distances.images} images each', 'FD-emoji'), rows)}\n\n"
         f"The Frechet distance to {distances.reference:,} real emoji of {size} x {size}, over 64 "
@@ -176,20 +194,24 @@ def _quality(found: Findings) -> str:
         f"{SAMPLE_STEPS} steps and guidance {config.sample.guidance:g}, with the labels of the "
         f"{distances.images} real images in the last row. Those are not in the reference: their "
         f"distance is what a perfect sampler would reach.{early}"
-    )
+    ]
 
 
 def _evaluations(found: Findings) -> list[str]:
-    rows = found.evals
+    rows, names = found.history.evals, found.measures
     if not rows:
         return []
-    names = [name for name in rows[0] if name not in ("step", "count", "routed_loss")]
-    cells = [[f"{r['step']:,}", *(f"{r.get(n, float('nan')):.4g}" for n in names)] for r in rows]
+    cells = [[f"{r['step']:,}", *(_figure(r.get(n)) for n in names)] for r in rows]
     said = (
         f"## Evaluations\n\n{rows[-1]['count']:,} images each, always the same noise and classes, "
         f"{found.config.eval.extractor} features."
     )
-    return [f"{said}\n\n{table(['step', *map(literal, names)], cells)}"]
+    picture = "![measures over the steps](report/evaluations.png)"
+    return [f"{said}\n\n{picture}\n\n{table(['step', *map(literal, names)], cells)}"]
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
 
 
 def _last_losses(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -223,8 +245,3 @@ def _duration(seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
     minutes, seconds = divmod(rest, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
-
-
-def _step_of(path: Path) -> int | None:
-    digits = "".join(c for c in path.stem if c.isdigit())
-    return int(digits) if digits else None

@@ -1,0 +1,111 @@
+"""The image grids of a run's stages, and what stands beside its samples: real images.
+
+Shape legend: n images, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from tread_ssm.config.run_folder import RunFolder
+from tread_ssm.data import Data, PixelValues
+from tread_ssm.pretrained import Export
+from tread_ssm.report.page import Stage, Timeline
+from tread_ssm.sampling.generate import Recipe, generate_all
+from tread_ssm.sampling.image_grid import save_grid, spread, to_uint8
+
+_MOST_STAGES = 24  # a page stays small
+_MOST_SEARCHED = 20_000  # images that a neighbour is looked for among
+_AT_ONCE = 512
+_SAMPLES, _NEIGHBOURS = 8, 6
+
+
+def grids_by_step(folder: RunFolder) -> dict[int, Path]:
+    """The image grids that were sampled during training, by steps."""
+    found = {_step_of(p): p for p in folder.samples.glob("*.png")}
+    return {step: found[step] for step in sorted(s for s in found if s is not None)}
+
+
+def timeline(names: Sequence[str], folders: Sequence[RunFolder]) -> Timeline | None:
+    """The grids of several runs beside each other; None where a run has none.
+
+    A run that sampled no grid at a step shows the one before.
+    """
+    grids = [grids_by_step(folder) for folder in folders]
+    if not all(grids):
+        return None
+    steps = sorted({step for own in grids for step in own if step >= max(map(min, grids))})
+    stages = []
+    for step in (steps[i] for i in spread(len(steps), _MOST_STAGES)):
+        pictures = tuple(own[max(s for s in own if s <= step)] for own in grids)
+        stages.append(Stage(f"after {step:,} steps", pictures))
+    return Timeline(tuple(names), tuple(stages))
+
+
+def nearest_samples(model: nn.Module, run: Export, data: Data, folder: Path) -> bool:
+    """Write neighbours.png: samples, each with the training images nearest to it.
+
+    Args:
+        model, run: As load_export gives them.
+        data: The training data.
+        folder: Where the picture goes.
+
+    Returns:
+        Whether there is such a picture: the data must be pixels, and hold enough images.
+    """
+    values = data.values
+    if not isinstance(values, PixelValues) or len(data.labels) < _NEIGHBOURS:
+        return False
+    rows = spread(run.model.n_classes, _SAMPLES) if run.model.n_classes else [0] * _SAMPLES
+    samples = generate_all(
+        model,
+        run,
+        Recipe.of(run.sample),
+        torch.tensor(rows),
+        seed=0,
+        decode=lambda x: to_uint8(x, values),
+    )
+    beside = np.concatenate([samples[:, None], nearest_images(data, samples, _NEIGHBOURS)], axis=1)
+    names = [run.class_names[row] if run.class_names else "" for row in rows]
+    save_grid(folder / "neighbours.png", beside.reshape(-1, *samples.shape[1:]), names)
+    return True
+
+
+def nearest_images(data: Data, images: np.ndarray, count: int) -> np.ndarray:
+    """The training images nearest to each image, by the squared difference of their pixels.
+
+    Args:
+        data: The training data, pixels. Of a large set the first images are searched.
+        images: (n, H, W, 3) uint8.
+        count: Neighbours of each.
+
+    Returns:
+        (n, count, H, W, 3) uint8, the nearest first.
+    """
+    searched = min(len(data.labels), _MOST_SEARCHED)
+    wanted = torch.from_numpy(images).flatten(1).float()
+    parts = []
+    for start in range(0, searched, _AT_ONCE):
+        index = np.arange(start, min(start + _AT_ONCE, searched))
+        real = torch.from_numpy(to_uint8(_read(data, index), data.values)).flatten(1).float()
+        parts.append(torch.cdist(wanted, real))
+    nearest = torch.cat(parts, dim=1).topk(count, largest=False).indices
+    found = to_uint8(_read(data, nearest.flatten().numpy()), data.values)
+    return rearrange(found, "(n k) h w c -> n k h w c", k=count)
+
+
+def _read(data: Data, index: np.ndarray) -> Tensor:
+    """Images as they are: nothing mirrored."""
+    augmentation = data.sample_augmentation(len(index), torch.Generator().manual_seed(0))
+    return data.read(index, tuple(torch.zeros_like(a) for a in augmentation))
+
+
+def _step_of(path: Path) -> int | None:
+    digits = "".join(c for c in path.stem if c.isdigit())
+    return int(digits) if digits else None
