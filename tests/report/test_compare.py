@@ -1,6 +1,7 @@
 """Comparisons of real (tiny) runs: arms, curves, paired samples and the page."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,8 @@ import pytest
 from PIL import Image
 
 from tests.report.test_report import run
+from tread_ssm.commands.compare import main
 from tread_ssm.config.run import RunConfig
-from tread_ssm.errors import ConfigError
 from tread_ssm.models.cost import backbone_cost
 from tread_ssm.report.arms import arms_of, measures_of
 from tread_ssm.report.compare import write_comparison
@@ -32,7 +33,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[RunConfig]:
 @pytest.fixture(scope="module")
 def page(runs: list[RunConfig]) -> Path:
     out = runs[0].folder.path.parent / "out"
-    return write_comparison([config.folder.path for config in runs], out)
+    assert main([*(str(config.folder.path) for config in runs), "--out", str(out)]) == 0
+    return out / "comparison.html"
 
 
 def test_seeds_are_one_arm(runs: list[RunConfig], page: Path) -> None:
@@ -66,8 +68,6 @@ def test_curves_have_every_evaluation_at_its_cost(runs: list[RunConfig]) -> None
 
 def test_equal_weights_give_equal_rows(runs: list[RunConfig], tmp_path: Path) -> None:
     """The same noise and classes: a run beside a copy of itself under another name."""
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(runs[2].folder.path, copy)
     text = (copy / "config.yaml").read_text().replace("clip: 1.0", "clip: 0.5")
@@ -93,8 +93,11 @@ def test_the_page_needs_no_other_file(page: Path) -> None:
     assert 'src="curves.png"' not in text and 'src="samples.png"' not in text
 
 
-def test_one_run_is_no_comparison(runs: list[RunConfig], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="name two or more"):
-        write_comparison([runs[0].folder.path] * 2, tmp_path)
-    with pytest.raises(ConfigError, match="it is no run folder"):
-        write_comparison([runs[0].folder.path, tmp_path], tmp_path)
+def test_one_run_is_no_comparison(
+    runs: list[RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = str(runs[0].folder.path)
+    assert main([one, one, "--out", str(tmp_path)]) == 2
+    assert "name two or more" in capsys.readouterr().err
+    assert main([one, str(tmp_path)]) == 2
+    assert "it is no run folder" in capsys.readouterr().err
