@@ -27,7 +27,7 @@ SIZES: dict[str, tuple[ModelConfig, float]] = {  # with millions of parameters
     "dim_s of CIFAR": (DiMConfig(**CIFAR, dim=512, depth=25), 50.6),
     "dim_l": (model_of("dim_l"), 386.1),
     "dim_h": (model_of("dim_h"), 862.4),
-    "zigmamba_s": (ZigMambaConfig(**LATENT, dim=384, depth=24), 34.8),
+    "zigmamba_s": (ZigMambaConfig(**LATENT, dim=368, depth=24), 32.05),
     "zigmamba_b": (ZigMambaConfig(**LATENT, dim=768, depth=24), 136.0),
     "zigmamba_l": (ZigMambaConfig(**LATENT, dim=1024, depth=48), 475.9),
     "dit_s": (DiTConfig(**LATENT, dim=384, depth=12, heads=6, out_channels=8), 33.0),

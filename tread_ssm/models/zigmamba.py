@@ -1,7 +1,7 @@
 """A plain Mamba backbone in the style of ZigMa (Hu et al., arXiv 2403.13802).
 
 No padding tokens, no prefix, no long skips: one mixer a block, adaLN-zero, and the eight
-serpentine scans in turn.
+serpentine scans in turn. Blocks add their normalised input to the stream, as in ZigMa's code.
 
 Shape legend: B batch, N image tokens, L tokens of the stream, D channels of a token.
 """
@@ -35,7 +35,10 @@ class ZigMambaConfig(MixedConfig):
 
 
 class ZigMambaBlock(nn.Module):
-    """x + gate * Mixer(RMSNorm(x) * (1 + scale) + shift), all three from a Linear of cond_BD."""
+    """x + y + gate * Mixer(y * (1 + scale) + shift) with y = RMSNorm(x).
+
+    The three vectors come from a Linear of SiLU(cond_BD).
+    """
 
     def __init__(self, dim: int, mixer: Mixer) -> None:
         super().__init__()
@@ -45,7 +48,8 @@ class ZigMambaBlock(nn.Module):
 
     def forward(self, x: Tensor, cond: Tensor, layout: Layout) -> Tensor:
         shift, scale, gate = self.modulation(F.silu(cond)).chunk(3, dim=1)
-        return x + gate[:, None] * self.mixer(modulate(self.norm(x), shift, scale), layout)
+        y = self.norm(x)
+        return x + (y + gate[:, None] * self.mixer(modulate(y, shift, scale), layout))
 
 
 class ZigMamba(Backbone):
@@ -64,15 +68,18 @@ class ZigMamba(Backbone):
         self.blocks = nn.ModuleList(
             ZigMambaBlock(dim, config.build_mixer(i, ZIGZAGS[i % 8])) for i in range(self.depth)
         )
-        self.head = Head(nn.RMSNorm(dim, eps=1e-5), dim, config.patch, config.channels)
+        norm = nn.Sequential(
+            nn.RMSNorm(dim, eps=1e-5), nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
+        )
+        self.head = Head(norm, dim, config.patch, config.channels)
         self.init_weights()
 
     @torch.no_grad()
     def init_weights(self) -> None:
         """Set all initial values that are not PyTorch's defaults.
 
-        adaLN-zero: modulations and the head are zero, so that every block starts as the identity
-        and the network's output as zero.
+        adaLN-zero: modulations and the head are zero, so that every block starts as
+        x + RMSNorm(x) and the network's output as zero.
         """
         zero_biases(self)
         for block in self.blocks:
