@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tread_ssm import Layout, Route, RoutePlan, TokenSubset, run_blocks
+from tread_ssm import Fuse, Layout, Route, RoutePlan, TokenSubset, run_blocks
 from tread_ssm.routing import Draw
 
 GRID = (3, 4)
@@ -55,8 +55,24 @@ def draw(*routes: Route, batch: int = 3) -> Draw:
     return RoutePlan(routes, DEPTH).draw(batch, GRID, torch.Generator().manual_seed(1))
 
 
-def by_hand(c: Case, routing: Draw, skips: tuple[tuple[int, int], ...] = ()) -> Tensor:
+Maps = dict[tuple[int, int], Fuse]
+
+
+def live_maps(*spans: tuple[int, int], dim: int = 4) -> Maps:
+    """Maps with random weights."""
+    torch.manual_seed(2)
+    maps = {span: Fuse(dim).double() for span in spans}
+    for fuse in maps.values():
+        for parameter in fuse.parameters():
+            nn.init.normal_(parameter)
+    return maps
+
+
+def by_hand(
+    c: Case, routing: Draw, skips: tuple[tuple[int, int], ...] = (), maps: Maps | None = None
+) -> Tensor:
     """Sample by sample, token by token; skips are always kept as whole streams."""
+    maps = maps or {}
     results = []
     for b in range(c.x.shape[0]):
         whole = list(c.x[b].unbind(0))
@@ -65,6 +81,8 @@ def by_hand(c: Case, routing: Draw, skips: tuple[tuple[int, int], ...] = ()) -> 
         saved: dict[int, list[Tensor]] = {}
         start: list[Tensor] = []
         for i, block in enumerate(c.blocks):
+            if any(i == first for first, _ in maps):
+                start = list(whole)
             for route, subset in routing:
                 if route.start == i:
                     p = c.layout.n_prefix
@@ -81,10 +99,16 @@ def by_hand(c: Case, routing: Draw, skips: tuple[tuple[int, int], ...] = ()) -> 
             for source, target in skips:
                 if source == i:
                     saved[target] = list(whole)  # dropped places still hold the route's start
+            for (_, stop), fuse in maps.items():
+                if stop == i + 1:
+                    u, v = fuse.of_start.weight, fuse.of_end.weight
+                    for j in range(len(whole)):
+                        end = whole[j] if j in places else start[j] + fuse.mask_token
+                        whole[j] = end + u @ start[j] + v @ end
             for route, _ in routing:
                 if route.stop == i + 1:
                     for j in range(len(whole)):
-                        if j not in places:
+                        if j not in places and route.rejoin != "fuse":
                             whole[j] = {
                                 "start": start[j],
                                 "input": first[j],
@@ -108,7 +132,12 @@ PLANS = {
     "skips leave": (Route(0, 3),),
     "skips enter": (Route(5, 8),),
     "skips cross": (Route(1, 3), Route(4, 8)),
+    "fuse": (Route(2, 6, rejoin="fuse"),),
+    "two fuse": (Route(1, 4, 0.25, rejoin="fuse"), Route(4, 7, 0.75, rejoin="fuse")),
+    "fuse and start": (Route(0, 3, rejoin="fuse"), Route(5, 7)),
 }
+MORE_MAPS = {"none": ((1, 3), (3, 7)), "one": ((6, 8),), "fuse": ((0, 1),)}
+"""Blocks with a map that no route of the plan covers: they drop nothing."""
 
 
 @pytest.mark.parametrize("skips", [(), SKIPS], ids=["plain", "skips"])
@@ -118,11 +147,13 @@ def test_equals_the_loop_by_hand(
     name: str, n_prefix: int, skips: tuple[tuple[int, int], ...]
 ) -> None:
     c, routing = case(n_prefix), draw(*PLANS[name])
-    out = run_blocks(c.blocks, c.x, c.cond, c.layout, routing, skips=skips)
-    expected = by_hand(c, routing, skips)
+    fused = tuple((r.start, r.stop) for r in PLANS[name] if r.rejoin == "fuse")
+    maps = live_maps(*fused, *MORE_MAPS.get(name, ()))
+    out = run_blocks(c.blocks, c.x, c.cond, c.layout, routing, skips=skips, rejoins=maps)
+    expected = by_hand(c, routing, skips, maps)
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
     weight = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    parameters = [c.x, *c.blocks.parameters()]
+    parameters = [c.x, *c.blocks.parameters(), *(p for f in maps.values() for p in f.parameters())]
     ours = torch.autograd.grad((out * weight).sum(), parameters, allow_unused=True)
     theirs = torch.autograd.grad((expected * weight).sum(), parameters, allow_unused=True)
     for a, b in zip(ours, theirs, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -205,6 +205,13 @@ class RunConfig:
                 f"name is {self.name!r}; it becomes the name of a folder: at most 100 letters, "
                 f"digits, spaces and . _ - + = , @, the first one a letter, digit or _."
             )
+        object.__setattr__(self, "model", self._with_fused_routes())
+
+    def _with_fused_routes(self) -> ModelConfig:
+        """The network with a map for each route that rejoins with "fuse"."""
+        routes = [r for r in self.routing.routes if r.rejoin == "fuse"]
+        spans = {(r.start, r.stop) for r in RoutePlan(routes, self.model.depth).routes}
+        return replace(self.model, fuse=tuple(spans | set(self.model.fuse)))
 
     @property
     def folder(self) -> RunFolder:

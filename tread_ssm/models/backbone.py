@@ -20,6 +20,7 @@ from tread_ssm.models.embed import (
     as_stream,
 )
 from tread_ssm.models.mixers import AttentionConfig, Mixer, MixerConfig
+from tread_ssm.routing.fuse import Fuse, Span, resolved
 from tread_ssm.routing.plan import Draw, kept_in
 from tread_ssm.routing.run import run_blocks
 from tread_ssm.scan.order import OrderName, rank_table
@@ -39,6 +40,9 @@ class BackboneConfig:
         dim: channels of a token, even.
         depth: number of blocks.
         patch: side of the square of pixels that becomes a token; it divides image_size.
+        fuse: blocks [start, stop) whose start and end a learned map merges, for routes with rejoin
+            "fuse" (see `Fuse`); negative numbers count from the end. A run adds those of its
+            routes by itself.
 
     Raises:
         ValueError: a size that is not possible.
@@ -51,6 +55,7 @@ class BackboneConfig:
     dim: int
     depth: int
     patch: int = 2
+    fuse: tuple[Span, ...] = ()
 
     def __post_init__(self) -> None:
         name, least = type(self).__name__, {"n_classes": 0, "dim": 2}
@@ -68,6 +73,10 @@ class BackboneConfig:
             )
         if self.dim % 2:
             raise ValueError(f"{name}: dim is {self.dim}; the sinusoids need an even number.")
+        try:
+            object.__setattr__(self, "fuse", resolved(self.fuse, self.depth))
+        except ValueError as error:
+            raise ValueError(f"{name}: fuse: {error}") from None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -129,6 +138,7 @@ class Backbone(nn.Module):
         orders: the scan orders that its blocks ask for.
         skips: (source, target) blocks of long skips, as in run_blocks.
         blocks: the stack that run_blocks runs.
+        fuse: the maps of `config.fuse`, by "start-stop".
     """
 
     stream_grid: tuple[int, int]
@@ -146,6 +156,7 @@ class Backbone(nn.Module):
         self.config, self.grid, self.depth = config, config.grid, config.depth
         self.stream_grid = self.grid
         self.patches = PatchEmbedding(config.channels, config.patch, config.dim)
+        self.fuse = nn.ModuleDict({f"{a}-{b}": Fuse(config.dim) for a, b in config.fuse})
 
     def forward(
         self,
@@ -187,6 +198,7 @@ class Backbone(nn.Module):
             layout,
             self.on_stream(routing),
             skips=self.skips,
+            rejoins={(a, b): self.fuse[f"{a}-{b}"] for a, b in self.config.fuse},
             checkpoint=checkpoint,
             taps=taps,
         )

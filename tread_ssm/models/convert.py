@@ -88,6 +88,11 @@ def to_published(config: DiTConfig, weights: Mapping[str, Tensor]) -> dict[str, 
             "The published layout has no place for RMSNorm, SwiGLU, QK norm, rotary positions or "
             "a value residual; only a DiT without these options can be converted."
         )
+    if config.fuse:
+        raise ValueError(
+            f"The published layout has no place for the maps of fused routes (fuse={config.fuse}); "
+            f"only a DiT without them can be converted."
+        )
     table = sincos_2d(config.grid, config.dim)[None]
     return {POSITION: table, **{_published(n): t for n, t in weights.items()}}
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tread_ssm.models.backbone import Backbone, BackboneConfig, init_embeddings, zero_biases
 from tread_ssm.models.embed import Head, TimestepEmbedding, label_embedding, modulate
 from tread_ssm.models.mixers.attention import Attention
+from tread_ssm.routing.fuse import Change
 from tread_ssm.tokens import Layout, TokenSubset
 
 
@@ -199,7 +200,7 @@ class DiT(Backbone):
         values.
         """
         for module in self.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and not isinstance(module, Change):
                 nn.init.xavier_uniform_(module.weight)
         zero_biases(self)
         nn.init.xavier_uniform_(self.patches.projection.weight.flatten(1))  # a view: in place

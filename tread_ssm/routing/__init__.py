@@ -6,6 +6,7 @@ from tread_ssm.routing.attach.entry import attach
 from tread_ssm.routing.attach.guidance import guided_by_routes
 from tread_ssm.routing.attach.hooks import Attached
 from tread_ssm.routing.attach.per_token import PerToken
+from tread_ssm.routing.fuse import Fuse
 from tread_ssm.routing.plan import Draw, Route, RoutePlan, RouteSchedule
 from tread_ssm.routing.run import run_blocks
 from tread_ssm.routing.select import Cells, Frames, RandomTokens, Rows, Segments, Select, Tubes
@@ -17,6 +18,7 @@ __all__ = [
     "Cells",
     "Draw",
     "Frames",
+    "Fuse",
     "Layout",
     "PerToken",
     "RandomTokens",

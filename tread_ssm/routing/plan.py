@@ -18,7 +18,7 @@ from torch import Tensor
 from tread_ssm.routing.select import RandomTokens, Select
 from tread_ssm.tokens import Grid, TokenSubset, check_grid, grid_text, is_whole
 
-Rejoin = Literal["start", "input", "sum"]
+Rejoin = Literal["start", "input", "sum", "fuse"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Route:
         select: Which tokens stay.
         rejoin: What stands at a dropped token's place at `stop`: the token as it was at the
             route's start ("start", TREAD v2), the network's input token ("input"), or the sum
-            of both ("sum"); TREAD, arXiv 2501.04765.
+            of both ("sum"); TREAD, arXiv 2501.04765. "fuse": a learned map merges what the route's
+            start and its end know of every token, see `Fuse`; it starts as "start".
         keep: Raster positions that are never dropped; negative ones count from the end.
 
     Raises:

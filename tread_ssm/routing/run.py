@@ -10,8 +10,9 @@ from typing import Any
 
 from torch.utils.checkpoint import checkpoint as recompute
 
+from tread_ssm.routing.fuse import Rejoins, check_fused
 from tread_ssm.routing.plan import Draw
-from tread_ssm.routing.rejoin import OpenRoute, Stream
+from tread_ssm.routing.rejoin import OpenRoute, Stream, fused
 from tread_ssm.tokens import Layout, grid_text, is_whole
 
 
@@ -23,6 +24,7 @@ def run_blocks(
     routing: Draw = (),
     *,
     skips: Sequence[tuple[int, int]] = (),
+    rejoins: Rejoins | None = None,
     checkpoint: bool = False,
     taps: Sequence[int] = (),
 ) -> Stream | tuple[Stream, tuple[Stream, ...]]:
@@ -38,6 +40,8 @@ def run_blocks(
         skips: (source, target) pairs: the stream behind block `source` is handed to block
             `target`. Where it crosses a route's end, the kept part is put back onto the stream
             as it was at the route's start; where it enters a route, it is taken.
+        rejoins: The maps of routes that rejoin with "fuse", by (start, stop) of their blocks, as
+            {(2, 6): Fuse(dim)}. They are part of the network and run without a draw as well.
         checkpoint: Recompute each block in the backward pass instead of keeping its activations.
         taps: Numbers of blocks, from 0, whose output streams are wanted as well.
 
@@ -51,17 +55,25 @@ def run_blocks(
     """
     _check(len(blocks), x, layout, routing, skips)
     _check_taps(len(blocks), taps)
+    maps = dict(rejoins or {})
+    check_fused("run_blocks", len(blocks), routing, maps)
     targets = dict(skips)
     routes = {route.start: (route, subset) for route, subset in routing}
     saved: dict[int, tuple[Stream, bool]] = {}  # by target: stream, whether inside a route
     tapped: dict[int, Stream] = {}
     network_input, dense_layout = x, layout
     inside: OpenRoute | None = None
+    fuse_ends = {start: stop for start, stop in maps if start not in routes}  # dense ones
+    begun: dict[int, tuple[int, Stream]] = {}  # by their end: first block, stream in front of it
     for i, block in enumerate(blocks):
         if i in routes:
             route, subset = routes[i]
-            inside = OpenRoute(route, subset.with_prefix(layout.n_prefix), x, network_input)
-            x, layout = inside.enter(x), layout.take(subset)
+            subset = subset.with_prefix(layout.n_prefix)
+            fuse = maps.get((route.start, route.stop))
+            inside = OpenRoute(route, subset, x, network_input, fuse)
+            x, layout = inside.enter(x), layout.take(routes[i][1])
+        if i in fuse_ends:
+            begun[fuse_ends[i]] = i, x
         arguments = [x, cond, layout]
         if i in saved:
             skip, partial = saved.pop(i)
@@ -75,6 +87,9 @@ def run_blocks(
             x, layout = inside.rejoin(x), dense_layout
             saved = {t: (inside.unroute(s) if part else s, False) for t, (s, part) in saved.items()}
             inside = None
+        if i + 1 in begun:
+            first, start = begun.pop(i + 1)
+            x = fused(maps[first, i + 1], start, x)
     return (x, tuple(tapped[i] for i in taps)) if taps else x
 
 

@@ -15,7 +15,7 @@ import os
 import secrets
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_state_dict,
-    set_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
 )
 
 from tread_ssm.config.run_folder import RunFolder
@@ -202,13 +203,18 @@ def _load(path: Path, trained: Trained) -> Progress:
     mapped = accelerator.device.type != "cpu"
     stored = torch.load(path / "optimizer.pt", map_location="cpu", mmap=mapped, weights_only=True)
     options = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-    set_state_dict(
-        trained.model,
-        optimizer,
-        model_state_dict=dict(load_file(str(path / "model.safetensors"))),
-        optim_state_dict=stored["optimizer"],
-        options=StateDictOptions(full_state_dict=True),
+    whole = StateDictOptions(full_state_dict=True)
+    set_model_state_dict(
+        trained.model, dict(load_file(str(path / "model.safetensors"))), options=whole
     )
+    # A parameter that no step has used yet, such as a mask token of dense steps, has no state; it
+    # gets one here in passing, and must not keep it.
+    set_optimizer_state_dict(
+        trained.model, optimizer, stored["optimizer"], options=replace(whole, strict=False)
+    )
+    for name, parameter in trained.model.named_parameters():
+        if name not in stored["optimizer"]["state"]:
+            optimizer.state.pop(parameter, None)
     # The configuration says how to go on; a run that starts from another's may decay otherwise.
     for group, chosen in zip(optimizer.param_groups, options, strict=True):
         group.update(chosen)

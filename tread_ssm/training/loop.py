@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 
 from tread_ssm.config.run import RunConfig
 from tread_ssm.config.strict import plain
@@ -119,6 +119,10 @@ def _accelerator(config: RunConfig) -> Accelerator:
         log_with=list(options.trackers) or None,
         project_config=ProjectConfiguration(str(config.folder.path), str(config.folder.trackers)),
         fsdp_plugin=fsdp_plugin(),
+        # Steps without dropped tokens do not use a map's mask token.
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=bool(config.model.fuse))
+        ],
     )
     if options.trackers:
         accelerator.init_trackers(

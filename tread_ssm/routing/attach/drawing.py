@@ -12,6 +12,7 @@ from torch import distributed
 
 from tread_ssm.routing.attach.arguments import Blocks, Call
 from tread_ssm.routing.attach.per_token import How, PerToken, parsed
+from tread_ssm.routing.attach.unfit import refuse_routes
 from tread_ssm.routing.plan import Draw, Route, RoutePlan, RouteSchedule
 from tread_ssm.routing.select import RandomTokens
 from tread_ssm.tokens import Grid
@@ -59,6 +60,7 @@ class Drawing:
     """Draws for the passes of a training, made when they begin."""
 
     def __init__(self, config: SelfDrawing, depth: int) -> None:
+        refuse_routes(config.routes)
         self.config = config
         self.plan = RoutePlan(config.routes, depth)
         self._step, self._pass = 0, 0

@@ -23,7 +23,7 @@ from tread_ssm.routing.attach.arguments import Blocks, Call, argument_names, for
 from tread_ssm.routing.attach.drawing import Drawing
 from tread_ssm.routing.attach.leave import put_back, rejoined, stream_places
 from tread_ssm.routing.attach.recompute import Pass, Recomputations
-from tread_ssm.routing.attach.unfit import is_sequence_first, refuse_unfit
+from tread_ssm.routing.attach.unfit import is_sequence_first, refuse_routes, refuse_unfit
 from tread_ssm.routing.attach.verify import verify
 from tread_ssm.routing.plan import Draw, Route
 from tread_ssm.routing.rejoin import OpenRoute
@@ -360,6 +360,7 @@ class Attached:
                     self._fit.add(seen)
 
     def _check_routes(self, draw: Draw) -> None:
+        refuse_routes(route for route, _ in draw)
         free_from, depth = 0, len(self._blocks)
         for route, _ in draw:
             if not free_from <= route.start < route.stop <= depth:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from torch import nn
 
 from tread_ssm.routing.attach.arguments import Blocks
+from tread_ssm.routing.plan import Route
 from tread_ssm.tokens import TokenSubset
 
 _CONVOLUTIONS: tuple[tuple[type[nn.Module], ...], ...] = (
@@ -20,6 +22,17 @@ _POSITIONS = re.compile(
 )
 _TABLES = ("relative_position_bias_table", "relative_position_index", "rel_pos_h", "rel_indices")
 _WINDOWS = re.compile(r"window|maskunit|outlook|gpsa|spatialreduction", re.IGNORECASE)
+
+
+def refuse_routes(routes: Iterable[Route]) -> None:
+    """Raise ValueError for routes that hooks cannot run."""
+    for route in routes:
+        if route.rejoin == "fuse":
+            raise ValueError(
+                f"attach: Route(start={route.start}, stop={route.stop}, rejoin='fuse') merges by a "
+                f"map that belongs to the network, and attach adds nothing to a model; run its "
+                f"blocks by run_blocks(..., rejoins=...), or use rejoin='start'."
+            )
 
 
 def refuse_unfit(number: int, block: nn.Module, blocks: Blocks, subset: TokenSubset) -> None:

@@ -1,0 +1,90 @@
+"""Training with a map at the route's end: checkpoints, exports, dense steps, two processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from tests.training.test_loop import losses, run, tiny
+from tread_ssm.config.run import RunConfig
+from tread_ssm.config.strict import dump
+from tread_ssm.pretrained import load_export
+from tread_ssm.routing import Route, RouteSchedule
+from tread_ssm.training.metrics import read_metrics
+
+ROOT = Path(__file__).parents[2]
+KEY = "fuse.0-2.of_end.weight"
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def fused(out: Path, *, tail: float = 0.0, rejoin: str = "fuse", **options: object) -> RunConfig:
+    config = tiny(out, **options)
+    routes = (Route(0, -1, rejoin=rejoin),)
+    schedule = RouteSchedule(dense_tail=tail)
+    return replace(config, routing=replace(config.routing, routes=routes, schedule=schedule))
+
+
+def test_a_run_makes_the_maps_of_its_routes_and_learns_them(tmp_path: Path) -> None:
+    config = fused(tmp_path)
+    assert config.model.fuse == ((0, 2),)
+    rows = run(config)
+    plain = run(fused(tmp_path / "start", rejoin="start"))
+    assert torch.equal(losses(rows)[0, 0], losses(plain)[0, 0])  # the loss of step 1
+    assert not torch.equal(losses(rows)[2], losses(plain)[2])
+    model, described = load_export(config.folder.path)
+    assert described.model.fuse == ((0, 2),)
+    assert bool((model.state_dict()[KEY] != 0).any())
+
+
+@pytest.mark.parametrize("tail", [0.5, 1.0])
+def test_a_run_with_a_dense_tail_resumes_bit_for_bit(tmp_path: Path, tail: float) -> None:
+    """A tail of 1: the mask token never gets a gradient, so the optimiser has no state for it."""
+    whole = fused(tmp_path / "whole", tail=tail, save_every=2, retain=3)
+    run(whole)
+    again = replace(whole, out=str(tmp_path / "again"))
+    shutil.copytree(whole.folder.path, again.folder.path)
+    shutil.rmtree(again.folder.checkpoint(6))
+    (again.folder.path / "ema.safetensors").unlink()
+    run(again)
+    a, b = (load_file(c.folder.path / "ema.safetensors") for c in (whole, again))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert bool((a[KEY] != 0).any()), "dense steps train the map"
+    assert bool((a["fuse.0-2.mask_token"] != 0).any()) == (tail < 1)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_although_dense_steps_leave_the_mask_token_out(
+    tmp_path: Path,
+) -> None:
+    one, two = (fused(tmp_path / name, tail=0.5, micro_batch=1) for name in ("one", "two"))
+    run(one)
+    file = tmp_path / "two.yaml"
+    file.write_text(dump(two))
+    launch = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
+    done = subprocess.run(
+        [sys.executable, *launch, "scripts/train.py", "--config", str(file)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    a, b = (losses(read_metrics(c.folder.metrics)) for c in (one, two))
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
