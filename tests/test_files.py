@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tread_ssm.files import checksum, remove_left_over, replacing
+from tread_ssm.files import checksum, read_json, remove_left_over, replacing
 
 
 def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
@@ -123,3 +123,13 @@ def test_the_checksum_is_sha256(tmp_path: Path) -> None:
     content = bytes(range(256)) * 40_000  # more than one block
     (tmp_path / "a").write_bytes(content)
     assert checksum(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"{", b"[" * 3000 + b"]" * 3000])
+def test_what_is_no_json_is_a_value_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError):
+        read_json(path)
+    path.write_bytes(b'{"a": 1}')
+    assert read_json(path) == {"a": 1}

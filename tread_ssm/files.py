@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tread_ssm.errors import ConfigError
 
@@ -63,6 +64,19 @@ def remove_left_over(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not JSON, not UTF-8, or nested too deeply.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def checksum(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal.
 
@@ -95,7 +109,7 @@ def check_manifest(folder: Path, names: Iterable[str] | None = None) -> None:
     """
     path = folder / MANIFEST
     try:
-        sums = json.loads(path.read_text(encoding="utf-8"))["sha256"]
+        sums = read_json(path)["sha256"]
         wrong = [name for name in names or sums if checksum(folder / name) != sums[name]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -26,7 +26,7 @@ from tread_ssm.config.strict import Source, build, plain
 from tread_ssm.data import Values
 from tread_ssm.diffusion import Objective
 from tread_ssm.errors import ConfigError
-from tread_ssm.files import MANIFEST, check_manifest, replacing, write_manifest
+from tread_ssm.files import MANIFEST, check_manifest, read_json, replacing, write_manifest
 from tread_ssm.models import ModelConfig
 from tread_ssm.routing import Route
 
@@ -85,8 +85,7 @@ def export(
 def exported_step(folder: Path) -> int | None:
     """The training steps behind the weights in a folder; None where they are not whole."""
     try:
-        text = (folder / "config.json").read_text(encoding="utf-8")
-        step = int(json.loads(text)["step"])
+        step = int(read_json(folder / "config.json")["step"])
         check_manifest(folder, _COVERED)
     except (OSError, ValueError, KeyError, TypeError):  # ConfigError among them
         return None
@@ -104,9 +103,8 @@ def load_export(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.Mo
             raise ConfigError(f"{folder} holds no {name}; it is no finished run or checkpoint.")
     check_manifest(folder, _COVERED)
     try:
-        text = (folder / "config.json").read_text(encoding="utf-8")
-        source = Source(json.loads(text), str(folder / "config.json"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        source = Source(read_json(folder / "config.json"), str(folder / "config.json"))
+    except ValueError as error:
         raise ConfigError(f"{folder / 'config.json'}: not valid JSON: {error}.") from None
     description = build(Export, source)
     model = description.model.build()

@@ -182,7 +182,7 @@ def test_hidden_files_and_pipes_are_no_data(tmp_path: Path) -> None:
     found = list_images(tmp_path)
     assert found.paths == ("cat/a.png", "dog/b.png")
     assert found.class_names == ("cat", "dog")
-    assert found.skipped == ("dog/notes.txt",)
+    assert found.skipped == ("cat/pipe.png", "dog/gone.png", "dog/notes.txt")
 
 
 def test_links_in_a_circle_end(tmp_path: Path) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from tread_ssm.errors import ConfigError
+from tread_ssm.files import read_json
 
 _PREFIX = "step-"
 
@@ -117,7 +117,6 @@ class RunFolder:
         if not (self.path / "ema.safetensors").is_file():
             return True
         try:
-            described = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
-            return int(described["step"]) < step
+            return int(read_json(self.path / "config.json")["step"]) < step
         except (OSError, ValueError, KeyError, TypeError):
             return False  # damaged: whoever loads it says so

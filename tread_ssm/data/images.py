@@ -45,8 +45,9 @@ class ImageFolder:
         shown = ", ".join(self.skipped[:5]) + (", ..." if len(self.skipped) > 5 else "")
         total = len(self) + len(self.skipped)
         return (
-            f"{len(self.skipped)} of {total} files in {self.root} are not used, because their "
-            f"names do not end in {', '.join(SUFFIXES)}: {shown}.",
+            f"{len(self.skipped)} of {total} files in {self.root} are not used, because they "
+            f"are pipes or links to nothing, or their names do not end in "
+            f"{', '.join(SUFFIXES)}: {shown}.",
         )
 
     def sizes(self) -> list[int]:
@@ -68,8 +69,8 @@ def list_images(folder: str | Path) -> ImageFolder:
     if not root.is_dir():
         raise ValueError(f"{root} is no folder.")
     files = sorted(_files(root))
-    paths = tuple(path for path in files if path.lower().endswith(SUFFIXES))
-    skipped = tuple(path for path in files if not path.lower().endswith(SUFFIXES))
+    paths = tuple(path for path, whole in files if whole and path.lower().endswith(SUFFIXES))
+    skipped = tuple(sorted({path for path, _ in files}.difference(paths)))
     if not paths:
         raise ValueError(f"{root} holds no images ({', '.join(SUFFIXES)}).")
     tops = [path.split("/")[0] if "/" in path else None for path in paths]
@@ -87,8 +88,11 @@ def list_images(folder: str | Path) -> ImageFolder:
     return ImageFolder(root, paths, labels, tuple(names), skipped)
 
 
-def _files(root: Path) -> Iterator[str]:
-    """What lies below `root` and can be read: no pipes, no devices, nothing hidden."""
+def _files(root: Path) -> Iterator[tuple[str, bool]]:
+    """What lies below `root` but for what is hidden: (its place, whether it can be read).
+
+    Pipes, devices and links to nothing cannot.
+    """
     # os.scandir knows what is a file without asking for each of ImageNet's million.
     waiting = [""]
     while waiting:
@@ -98,9 +102,9 @@ def _files(root: Path) -> Iterator[str]:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_file():
-                    yield inside + entry.name
-                elif entry.is_dir() and not _leads_back(entry, here):
+                if not entry.is_dir():
+                    yield inside + entry.name, entry.is_file()
+                elif not _leads_back(entry, here):
                     waiting.append(f"{inside}{entry.name}/")
 
 

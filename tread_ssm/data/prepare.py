@@ -31,7 +31,7 @@ from tread_ssm.data.shards import (
     write_array,
     write_manifest,
 )
-from tread_ssm.files import remove_left_over, replacing
+from tread_ssm.files import read_json, remove_left_over, replacing
 
 UNREADABLE = "unreadable.txt"
 _JOB, _PARTS = "job.json", "parts"
@@ -324,7 +324,7 @@ def _stored(moments: Tensor, part: range) -> np.ndarray:
 def _read_json(path: Path) -> dict[str, Any] | None:
     """None: there is no such file, or it was damaged."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from tread_ssm.files import checksum, replacing
+from tread_ssm.files import checksum, read_json, replacing
 
 MANIFEST, LABELS = "manifest.json", "labels.npy"
 _VERSION = 1
@@ -150,7 +150,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"prepare_latents.py was interrupted; rerun the command to resume."
         )
     try:
-        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        raw: dict[str, Any] = read_json(path)
         if raw["version"] != _VERSION:
             raise ValueError(f"its version is {raw['version']}, this package reads {_VERSION}")
         for key in ("shards", "mirrored"):

@@ -5,7 +5,6 @@ Everything in it is read from the run folder, or measured when it is written.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from tread_ssm.config.run import RunConfig
 from tread_ssm.config.strict import plain
 from tread_ssm.data import EmojiData, Pixels
 from tread_ssm.errors import ConfigError
-from tread_ssm.files import replacing
+from tread_ssm.files import read_json, replacing
 from tread_ssm.models.cost import backbone_cost
 from tread_ssm.pretrained import load_export
 from tread_ssm.report.grids import nearest_samples, timeline
@@ -80,8 +79,8 @@ def write_report(run: str | Path, images: int = 256) -> Path:
 def _check_described(path: Path, config: RunConfig) -> None:
     """Raises ConfigError where a checkpoint describes another model than the run's."""
     try:
-        model = json.loads(path.read_text(encoding="utf-8"))["model"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        model = read_json(path)["model"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(
             f"{path} is damaged ({type(error).__name__}); remove {path.parent}, if there are other "
             f"checkpoints."

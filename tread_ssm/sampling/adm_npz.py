@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 from tread_ssm.errors import ConfigError
-from tread_ssm.files import replacing
+from tread_ssm.files import read_json, replacing
 
 Record = Mapping[str, Any]
 """How a set is sampled, as JSON takes it."""
@@ -165,7 +165,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
 
 def _read(path: Path) -> Record:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
     except (OSError, ValueError):  # none, or none of ours
         return {}
     return record if isinstance(record, dict) else {}

@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.errors import ConfigError
-from tread_ssm.files import check_manifest, replacing
+from tread_ssm.files import check_manifest, read_json, replacing
 from tread_ssm.pretrained import UNREADABLE, Export, export
 from tread_ssm.processes import gathered, world
 from tread_ssm.training.ema import Ema
@@ -221,7 +221,7 @@ def _load(path: Path, trained: Trained) -> Progress:
     if accelerator.scaler is not None and stored["scaler"] is not None:
         accelerator.scaler.load_state_dict(stored["scaler"])
     trained.ema.load(load_file(str(path / "ema.safetensors")))
-    return Progress(**json.loads((path / "state.json").read_text(encoding="utf-8")))
+    return Progress(**read_json(path / "state.json"))
 
 
 def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -37,7 +37,7 @@ def _rows(path: Path) -> list[tuple[dict[str, Any], str]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append((row, line))

@@ -10,7 +10,7 @@ from tread_ssm.config.run import RunConfig, load_config
 from tread_ssm.config.strict import dump, plain
 from tread_ssm.data import Data
 from tread_ssm.errors import ConfigError
-from tread_ssm.files import remove_left_over, replacing
+from tread_ssm.files import read_json, remove_left_over, replacing
 
 # What may change in the middle of a run: where it stands, what it says, how it computes.
 _MAY_CHANGE = (
@@ -86,7 +86,7 @@ def begin(config: RunConfig, data: Data) -> None:
 def _recorded(path: Path) -> Any:
     """The description of the data that an earlier command wrote. Raises ConfigError."""
     try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))
+        recorded = read_json(path)
     except ValueError:  # neither JSON nor UTF-8
         recorded = None
     if not isinstance(recorded, dict):

@@ -73,7 +73,7 @@ def _labels(path: Path, text: bytes, names: Sequence[str]) -> np.ndarray | None:
         if held is None:
             return None
         known: dict[str | int, int] = {str(name): int(label) for name, label in held}
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise ValueError(f"{where} has no usable labels ({error!r}).") from None
     keys: Sequence[str | int] = names
     if known.keys().isdisjoint(names):
