@@ -26,13 +26,16 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 PRELOADED = (
     "accelerate",
-    "diffusers",
-    "matplotlib.figure",
-    "torch",
+    "diffusers.models.autoencoders.autoencoder_kl",
+    "matplotlib.backends.backend_agg",
     "torch._dynamo",
+    "tread_ssm.data.importers",
+    "tread_ssm.data.prepare",
     "tread_ssm.evaluation",
+    "tread_ssm.plots.sweep",
     "tread_ssm.pretrained",
     "tread_ssm.report.report",
+    "tread_ssm.sampling.adm_npz",
     "tread_ssm.training.loop",
 )
 
