@@ -35,7 +35,8 @@ def _zeros(path: Path) -> None:
 
 def _flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
-    content[len(content) * 3 // 4] ^= 0x10
+    if content:
+        content[len(content) * 3 // 4] ^= 0x10
     path.write_bytes(content)
 
 
