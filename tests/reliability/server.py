@@ -29,14 +29,14 @@ PRELOADED = (
     "diffusers.models.autoencoders.autoencoder_kl",
     "matplotlib.backends.backend_agg",
     "torch._dynamo",
-    "tread_ssm.data.importers",
-    "tread_ssm.data.prepare",
-    "tread_ssm.evaluation",
+    "tread_ssm.commands.convert",
+    "tread_ssm.commands.evaluate",
+    "tread_ssm.commands.plan",
+    "tread_ssm.commands.prepare",
+    "tread_ssm.commands.report",
+    "tread_ssm.commands.sample",
+    "tread_ssm.commands.train",
     "tread_ssm.plots.sweep",
-    "tread_ssm.pretrained",
-    "tread_ssm.report.report",
-    "tread_ssm.sampling.adm_npz",
-    "tread_ssm.training.loop",
 )
 
 

@@ -35,7 +35,7 @@ from tread_ssm.evaluation import (
     save_statistics,
 )
 from tread_ssm.evaluation.evaluator import Evaluator, Scored
-from tread_ssm.files import checksum, replacing
+from tread_ssm.files import checksum, read_json, replacing
 from tread_ssm.pretrained import Export, load_export
 from tread_ssm.processes import gathered
 from tread_ssm.sampling.adm_npz import check_same
@@ -228,7 +228,7 @@ def _done(out: Path, record: Mapping[str, Any]) -> dict[float, Mapping[str, floa
     if not out.exists():
         return {}
     try:
-        held = json.loads(out.read_text(encoding="utf-8"))
+        held = read_json(out)
         before, rows = held["record"], {value: row for value, row in held["rows"]}
     except (ValueError, KeyError, TypeError):
         raise ConfigError(
@@ -241,7 +241,7 @@ def _done(out: Path, record: Mapping[str, Any]) -> dict[float, Mapping[str, floa
 def _sampled(samples: Path) -> Any:
     """How the command sample made the samples, where it did."""
     try:
-        return json.loads(samples.with_name(samples.name + ".json").read_text(encoding="utf-8"))
+        return read_json(samples.with_name(samples.name + ".json"))
     except (OSError, ValueError):
         return None
 
