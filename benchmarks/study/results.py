@@ -1,0 +1,37 @@
+"""The file of finished runs: one JSON object a line, appended when the run ends."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[1] / "results" / "study.jsonl"
+
+Row = Mapping[str, Any]
+
+
+def read(path: Path = RESULTS) -> list[dict[str, Any]]:
+    """The rows, in the order in which the runs ended; none where there is no file."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def append(path: Path, row: Row) -> None:
+    """Add a row in one write, so that another process may do the same."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def by_arm(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each arm, by their seeds."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda r: r["seed"]):
+        found.setdefault(row["arm"], []).append(row)
+    return found
