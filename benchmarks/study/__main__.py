@@ -1,12 +1,12 @@
 """Does routing pay on state-space models? Every run is recorded when it ends.
 
     python benchmarks/study                          # make the runs that are missing, in order
-    python benchmarks/study --only dim-50 --seeds 3  # one row, again or anew
+    python benchmarks/study --only dim-50 --seeds 3 --steps 600  # one row
     python benchmarks/study --table                  # what is recorded
 
 One thread a run. A run is trained, measured on held-out images and appended to the results as one
-line; an interrupted one resumes from its checkpoint. Seconds are CPU time of the training process,
-which other work on the machine changes little.
+line; runs of more steps go on from it, and an interrupted one resumes from its checkpoint. Seconds
+are CPU time of the training process, which other work on the machine changes little.
 """
 
 from __future__ import annotations
@@ -14,47 +14,60 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import sys
+from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.study import results
-from benchmarks.study.arms import Arm, arm_of, jobs
+from benchmarks.study.arms import TOY_STEPS, Job, arm_of, jobs
 from benchmarks.study.run import run
 from benchmarks.study.tables import table
 
 
-def wanted(only: list[str], seeds: list[int], rows: list[dict[str, Any]]) -> list[tuple[Arm, int]]:
-    """The runs that are asked for and not recorded, in the order of the study."""
-    if only and seeds:
-        chosen = [(arm_of(name), seed) for seed in seeds for name in only]
-    else:
-        known = {arm_of(name).name for name in only}  # a name that is none is refused
-        chosen = [job for job in jobs() if not only or job[0].name in known]
-        chosen = [job for job in chosen if not seeds or job[1] in seeds]
-    done = {(row["arm"], row["seed"]) for row in rows}
-    return [(arm, seed) for arm, seed in chosen if (arm.name, seed) not in done]
+def wanted(only: list[str], seeds: list[int], steps: int | None) -> list[Job]:
+    """The runs that are asked for, in the order of the study.
+
+    Args:
+        only: Names of arms; none: all.
+        seeds: Seeds; none: those of the study.
+        steps: Steps; None: those of the study.
+    """
+    known = {arm_of(name).name for name in only}  # a name that is none is refused
+    chosen = [job for job in jobs() if not only or job.arm.name in known]
+    if only and seeds and steps:
+        chosen = [Job(arm_of(name), seed, steps) for seed in seeds for name in only]
+    chosen = [job for job in chosen if job.seed in (seeds or [job.seed])]
+    return [job for job in chosen if job.steps == (steps or job.steps)]
 
 
-def make(todo: list[tuple[Arm, int]], work: Path, out: Path, workers: int, small: bool) -> None:
-    """Make the runs, `workers` at a time, each in a process of its own."""
-    # A fresh process a run: its CPU time, its memory and its threads are its own.
+def make(todo: list[Job], work: Path, out: Path, workers: int, small: bool) -> None:
+    """Make the runs, `workers` at a time, and record each when it ends."""
     context: Any = multiprocessing.get_context("spawn")
     waiting = list(todo)
-    with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
-        running: dict[Future[dict[str, Any]], str] = {}
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        running: dict[Future[dict[str, Any]], Job] = {}
         while waiting or running:
-            while waiting and len(running) < workers:
-                arm, seed = waiting.pop(0)
-                print(f"{arm.name}, seed {seed}: begins", flush=True)
-                running[pool.submit(run, work, arm, seed, small)] = f"{arm.name}, seed {seed}"
+            for job in list(waiting):
+                if len(running) < workers and not _blocked(job, running.values()):
+                    waiting.remove(job)
+                    running[pool.submit(run, work, job, small)] = job
             for ended in wait(running, return_when=FIRST_COMPLETED).done:
+                del running[ended]
                 row = ended.result()
                 results.append(out, row)
-                figures = f"loss {row['loss'][-1]:.4f}, FD-emoji {row['distance'][-1:]}"
-                print(f"{running.pop(ended)}: {figures}, {row['cpu_seconds']} s", flush=True)
+                what = f"{row['arm']}, seed {row['seed']}, {row['steps']} steps"
+                figures = f"loss {row['loss']:.4f}, FD-emoji {row['distance']}"
+                print(f"{what}: {figures}, {row['cpu_seconds']} CPU s", flush=True)
+
+
+def _blocked(job: Job, running: Iterable[Job]) -> bool:
+    """Whether the run waits for its own checkpoint of fewer steps, or for its trunk's."""
+    names = (job.arm.name, job.arm.trunk)
+    return any(other.seed == job.seed and other.arm.name in names for other in running)
 
 
 def main() -> None:
@@ -62,6 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", default=[], metavar="ARM", help="these arms alone")
     parser.add_argument("--seeds", nargs="+", type=int, default=[], help="these seeds alone")
+    parser.add_argument("--steps", type=int, help="this number of steps alone")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time")
     parser.add_argument("--table", action="store_true", help="print what is recorded")
     parser.add_argument("--results", type=Path, default=results.RESULTS)
@@ -69,7 +83,11 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true", help="tiny runs, to see that it works")
     options = parser.parse_args()
     if not options.table:
-        todo = wanted(options.only, options.seeds, results.read(options.results))
+        done = set(map(results.key, results.read(options.results)))
+        chosen = wanted(options.only, options.seeds, options.steps)
+        if options.toy:
+            chosen = list(dict.fromkeys(replace(job, steps=TOY_STEPS) for job in chosen))
+        todo = [job for job in chosen if (job.arm.name, job.seed, job.steps) not in done]
         make(todo, options.work.resolve(), options.results, options.workers, options.toy)
     print(table(results.read(options.results)))
 

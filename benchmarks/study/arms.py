@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from tread_ssm.config.run import RunConfig, load_config
+from tread_ssm.config.run_folder import RunFolder
 
 BASE = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
@@ -17,21 +18,19 @@ class Setting:
 
     Attributes:
         image_size: Side of the emoji, in pixels.
-        steps: Training steps; None: each arm says its own.
-        points: Evaluated checkpoints of a run, evenly spaced: held-out loss.
-        distances: How many of them, the last ones, are measured by FD-emoji as well.
         held: Images held out of training: for the loss, and as many samples for FD-emoji.
         sample_steps: Steps of DPM-Solver++.
+        distance_from: FD-emoji is measured of runs of at least so many steps.
+        save_every: Steps between checkpoints.
         overrides: Keys of the configuration; arms may change them.
         last: Keys that no arm changes.
     """
 
     image_size: int
-    steps: int | None
-    points: int
-    distances: int
     held: int
     sample_steps: int
+    distance_from: int
+    save_every: int
     overrides: tuple[str, ...] = ()
     last: tuple[str, ...] = ()
 
@@ -39,9 +38,8 @@ class Setting:
 # A constant rate and averaged weights make each checkpoint a fair end of a shorter run.
 _EVEN = ("train.schedule=constant", "train.ema_decay=0.995", "routing.schedule.dense_tail=0")
 SETTINGS = {
-    "tokens256": Setting(32, 1200, 4, 3, 512, 10, _EVEN),
-    "rates": Setting(32, 300, 1, 0, 512, 10, _EVEN),
-    "quickstart": Setting(16, None, 2, 1, 512, 16),
+    "tokens256": Setting(32, 512, 10, 600, 150, _EVEN),
+    "quickstart": Setting(16, 512, 16, 0, 500),
 }
 
 
@@ -55,9 +53,8 @@ class Arm:
         setting: Key of SETTINGS.
         overrides: What it changes of the setting's configuration.
         partner: The arm that it is compared with; None: it is one itself.
-        steps: Where the setting leaves them to the arm.
-        trunk: Start from the checkpoint of this arm where the dense tail begins, with the same
-            seed, instead of training the same steps again.
+        trunk: It starts from the checkpoint of this arm, with the same seed, where its dense tail
+            begins, instead of training the same steps again.
     """
 
     name: str
@@ -65,13 +62,24 @@ class Arm:
     setting: str
     overrides: tuple[str, ...] = ()
     partner: str | None = None
-    steps: int | None = None
     trunk: str | None = None
 
     @property
     def backbone(self) -> Literal["dim", "dit"]:
         """Which colour it has in plots."""
         return "dit" if self.name.startswith("dit") else "dim"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row to be made: an arm and a seed, trained to `steps` steps.
+
+    With a constant rate it resumes where the row of fewer steps ended.
+    """
+
+    arm: Arm
+    seed: int
+    steps: int
 
 
 def _routes(drop: float, more: str = "") -> str:
@@ -117,24 +125,23 @@ ARMS = (
     *_family("hybrid", "DiM, Mamba-2 and attention", _RATE, _MAMBA2, *_HYBRID),
     Arm("dim-rows", "DiM, whole rows", "tokens256", _select("kind: rows"), "dim-dense"),
     Arm("dim-cells", "DiM, 2 x 2 cells", "tokens256", _select("kind: cells, size: 2"), "dim-dense"),
-    # The mixer of the quickstart: a quarter of its steps with Mamba-1, for the others what their
-    # steps (60.8, 75.5, 98.6 and 73.5 ms of CPU time, interleaved) leave of the same time.
-    Arm("quick-mamba1", "Mamba-1", "quickstart", steps=1000),
-    Arm("quick-mamba2", "Mamba-2", "quickstart", (_MAMBA2,), "quick-mamba1", steps=810),
-    Arm("quick-mamba3", "Mamba-3", "quickstart", (_MAMBA3,), "quick-mamba1", steps=620),
-    Arm("quick-hybrid", "hybrid", "quickstart", (_MAMBA2, *_HYBRID), "quick-mamba1", steps=830),
+    # The mixer of the quickstart.
+    Arm("quick-mamba1", "quickstart, Mamba-1", "quickstart"),
+    Arm("quick-mamba2", "quickstart, Mamba-2", "quickstart", (_MAMBA2,), "quick-mamba1"),
+    Arm("quick-mamba3", "quickstart, Mamba-3", "quickstart", (_MAMBA3,), "quick-mamba1"),
+    Arm("quick-hybrid", "quickstart, hybrid", "quickstart", (_MAMBA2, *_HYBRID), "quick-mamba1"),
 )
 
 
 def rate_arms() -> list[Arm]:
-    """Short runs at several learning rates, dense and routed apart."""
+    """Arms at other learning rates, dense and routed apart."""
     found = []
     for arm in ARMS:
         if arm.name in ("dim-dense", "dim-50", "dit-dense", "dit-50"):
-            for rate in ("1e-3", "2e-3", "4e-3"):
+            for rate in ("1e-3", "4e-3"):
                 more = (*arm.overrides, f"train.optimizer.lr={rate}")
-                short = replace(arm, name=f"{arm.name}-lr{rate}", setting="rates", overrides=more)
-                found.append(replace(short, label=f"{arm.label}, lr {rate}", partner=None))
+                label = f"{arm.label}, lr {rate}"
+                found.append(replace(arm, name=f"{arm.name}-lr{rate}", label=label, overrides=more))
     return found
 
 
@@ -150,57 +157,65 @@ def arm_of(name: str) -> Arm:
     return known[name]
 
 
-# Each line is finished, seed by seed, before the next begins; so the seeds of what is done balance.
-_ORDER: tuple[tuple[tuple[int, ...], tuple[str, ...]], ...] = (
-    ((0,), ("quick-mamba1", "quick-mamba2", "quick-hybrid", "quick-mamba3")),
-    ((9,), ("dim-dense-lr2e-3", "dim-50-lr2e-3", "dim-dense-lr4e-3", "dim-50-lr4e-3")),
-    ((0,), ("dim-dense", "dim-50", "dim-75")),
-    ((1,), ("quick-mamba1", "quick-mamba2", "quick-hybrid", "quick-mamba3")),
-    ((1, 2), ("dim-dense", "dim-50", "dim-75")),
-    ((9,), ("dit-dense-lr2e-3", "dit-50-lr2e-3", "dit-dense-lr4e-3", "dit-50-lr4e-3")),
-    ((0, 1), ("dit-dense", "dit-50")),
-    ((0, 1, 2), ("dim-50-tail",)),
-    ((0, 1), ("dim2-dense", "dim2-50")),
-    ((2,), ("dit-dense", "dit-50", "dim2-dense", "dim2-50")),
-    ((2,), ("quick-mamba1", "quick-mamba2", "quick-hybrid", "quick-mamba3")),
-    ((9,), ("dim-dense-lr1e-3", "dim-50-lr1e-3")),
-    ((0,), ("hybrid-dense", "hybrid-50", "dim-rows", "dim-cells", "dim3-dense", "dim3-50")),
+# A quarter of the quickstart's steps with Mamba-1, and for the other mixers what their steps leave
+# of the same time (60.8, 75.5, 98.6 and 73.5 ms of CPU time, taking turns).
+_QUICK = {"quick-mamba1": 1000, "quick-mamba2": 810, "quick-mamba3": 620, "quick-hybrid": 830}
+# What is done at any moment is balanced over the seeds: (arms, seeds, steps).
+_ORDER: tuple[tuple[tuple[str, ...], tuple[int, ...], int], ...] = (
+    (("dim-dense", "dim-50"), (0, 1, 2), 300),
+    (("dim-dense", "dim-50"), (0, 1, 2), 600),
+    (("dim-75",), (0, 1, 2), 300),
+    (("dim-75",), (0, 1, 2), 600),
+    (("dim-dense-lr4e-3", "dim-50-lr4e-3", "dim-dense-lr1e-3", "dim-50-lr1e-3"), (0,), 300),
+    (("dim-50-tail",), (0, 1, 2), 600),
+    (("dit-dense", "dit-50"), (0, 1), 600),
+    (("dim2-dense", "dim2-50"), (0, 1), 600),
+    (("dim-dense", "dim-50", "dim-75"), (0, 1, 2), 1200),
+    (("dit-dense-lr4e-3", "dit-50-lr4e-3", "dit-dense-lr1e-3", "dit-50-lr1e-3"), (0,), 300),
+    (("dit-dense", "dit-50", "dim2-dense", "dim2-50"), (2,), 600),
+    (("dit-dense", "dit-50", "dim2-dense", "dim2-50"), (0, 1, 2), 1200),
+    (("dim-50-tail", "dit-50-tail"), (0, 1, 2), 1200),
+    (("hybrid-dense", "hybrid-50", "dim3-dense", "dim3-50", "dim-rows", "dim-cells"), (0,), 1200),
 )
 
 
-def jobs() -> list[tuple[Arm, int]]:
-    """Every run of the study, an arm and its seed, in the order in which they are made."""
-    return [(arm_of(n), seed) for seeds, names in _ORDER for seed in seeds for n in names]
+def jobs() -> list[Job]:
+    """Every run of the study in the order in which they are made."""
+    quick = [Job(arm_of(name), seed, n) for seed in (0, 1, 2) for name, n in _QUICK.items()]
+    rest = [Job(arm_of(n), seed, steps) for a, seeds, steps in _ORDER for seed in seeds for n in a]
+    return quick[:4] + rest[:6] + quick[4:8] + rest[6:18] + quick[8:] + rest[18:]
+
+
+TOY_STEPS = 8
 
 
 def toy(setting: Setting) -> Setting:
     """The same at a size that only shows that it works."""
     small = ("model.dim=16", "train.log_every=2", "train.warmup=2")
-    smaller = replace(setting, image_size=16, steps=8, points=4, distances=2, last=small)
-    return replace(smaller, held=72, sample_steps=2)
+    smaller = replace(setting, image_size=16, held=72, sample_steps=2, distance_from=0)
+    return replace(smaller, save_every=1, last=small)
 
 
-def configure(work: Path, setting: Setting, arm: Arm, seed: int) -> RunConfig:
-    """The configuration of a run whose folder is made in `work`.
-
-    Raises:
-        ValueError: Neither the setting nor the arm says how many steps to train.
-    """
-    steps = setting.steps or arm.steps
-    if steps is None:
-        raise ValueError(f"{arm.name} says no steps, and its setting {arm.setting} says none.")
-    size = setting.image_size
+def configure(work: Path, setting: Setting, job: Job) -> RunConfig:
+    """The configuration of a run whose folder is made in `work`."""
+    arm, size, steps = job.arm, setting.image_size, job.steps
     given = [
-        f"name={arm.name}-{seed}",
+        f"name={arm.name}-{job.seed}",
         f"out={work}",
-        f"seed={seed}",
+        f"seed={job.seed}",
         f"data={{kind: array, path: {work / f'training_images_{size}.npz'}}}",
         f"train.steps={steps}",
-        f"train.save_every={steps // setting.points}",
+        f"train.save_every={setting.save_every}",
         f"train.retain={steps}",
         "train.threads=1",
         "train.report=false",
         "sample.every=0",
     ]
     last = [f"model.image_size={size}", *setting.last]
-    return load_config(BASE, [*given, *setting.overrides, *arm.overrides, *last])
+    config = load_config(BASE, [*given, *setting.overrides, *arm.overrides, *last])
+    if arm.trunk is None:
+        return config
+    begin = steps - round(config.routing.schedule.dense_tail * steps)
+    trunk = RunFolder(work / f"{arm.trunk}-{job.seed}").checkpoint(begin)
+    started = replace(config.train, start_from=str(trunk))
+    return replace(config, name=f"{config.name}-{steps}", train=started)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parents[1] / "results" / "study.jsonl"
 
 Row = Mapping[str, Any]
+Key = tuple[str, int, int]
+"""Arm, seed, steps."""
 
 
 def read(path: Path = RESULTS) -> list[dict[str, Any]]:
@@ -29,9 +31,12 @@ def append(path: Path, row: Row) -> None:
         os.fsync(file.fileno())
 
 
-def by_arm(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The rows of each arm, by their seeds."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in sorted(rows, key=lambda r: r["seed"]):
-        found.setdefault(row["arm"], []).append(row)
-    return found
+def key(row: Row) -> Key:
+    """What tells a row from the others."""
+    return row["arm"], row["seed"], row["steps"]
+
+
+def at(rows: Iterable[Row], arm: str, steps: int) -> dict[int, Row]:
+    """The rows of an arm at a number of steps, by seed."""
+    found = {r["seed"]: r for r in rows if r["arm"] == arm and r["steps"] == steps}
+    return dict(sorted(found.items()))

@@ -5,17 +5,15 @@ from __future__ import annotations
 import platform
 import subprocess
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.study.arms import SETTINGS, Arm, Setting, configure, toy
+from benchmarks.study.arms import SETTINGS, Job, Setting, configure, toy
 from benchmarks.study.measure import distance_of, held_out, loss_of, split_data
 from tread_ssm.config.check import check
 from tread_ssm.config.run import RunConfig
-from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.models.cost import backbone_cost
 from tread_ssm.sampling.generate import Recipe
 from tread_ssm.training.loop import is_finished, train
@@ -24,71 +22,67 @@ from tread_ssm.training.metrics import read_metrics
 ROOT = Path(__file__).parents[2]
 
 
-def run(work: Path, arm: Arm, seed: int, small: bool) -> dict[str, Any]:
-    """Train an arm with one thread, measure its checkpoints; returns its row.
+def run(work: Path, job: Job, small: bool) -> dict[str, Any]:
+    """Train with one thread from the newest checkpoint, measure; returns the row.
 
     Args:
         work: Folder of the run folders.
-        arm: What to train.
-        seed: Of the run.
-        small: Only show that it works.
+        job: What to train, and how far.
+        small: With a tiny network and few images, to show that it works.
+
+    Returns:
+        `start`: the step from which this run trained; `cpu_seconds`, `wall_seconds`: of the steps
+        behind it; `flops`: of all steps from 0, those of a trunk included.
     """
     torch.set_num_threads(1)
-    setting = toy(SETTINGS[arm.setting]) if small else SETTINGS[arm.setting]
+    setting = toy(SETTINGS[job.arm.setting]) if small else SETTINGS[job.arm.setting]
     split_data(work, setting.image_size, setting.held)
-    config = configure(work, setting, arm, seed)
-    start = 0
-    if arm.trunk:
-        tail = config.routing.schedule.dense_tail * config.train.steps
-        start = config.train.steps - round(tail)
-        trunk = RunFolder(work / f"{arm.trunk}-{seed}").checkpoint(start)
-        started = replace(arm, overrides=(*arm.overrides, f"train.start_from={trunk}"))
-        config = configure(work, setting, started, seed)
+    config = configure(work, setting, job)
     data = check(config)
+    start = _done(config)
     cpu, wall = time.process_time(), time.time()
-    resumed = bool(config.folder.checkpoints())
     if not is_finished(config) and train(config, data) is not None:
         raise SystemExit(130)
-    seconds = {"cpu_seconds": time.process_time() - cpu, "wall_seconds": time.time() - wall}
-    # Of a run that was interrupted, nobody knows the whole time.
-    spent = {k: None if resumed else round(v, 1) for k, v in seconds.items()}
-    what: dict[str, Any] = {
-        "arm": arm.name,
-        "seed": seed,
-        "trained_steps": config.train.steps - start,
-    }
+    cpu, wall = time.process_time() - cpu, time.time() - wall
+    what = {"arm": job.arm.name, "seed": job.seed, "steps": job.steps, "start": start}
+    spent = {"cpu_seconds": round(cpu, 1), "wall_seconds": round(wall, 1)}
     return what | spent | _cost(config) | _measured(work, setting, config) | origin()
 
 
+def _done(config: RunConfig) -> int:
+    """Steps behind the checkpoint from which training resumes."""
+    newest = max(config.folder.checkpoints(), default=0)
+    if newest == 0 and config.train.start_from is not None:
+        return int(config.train.start_from.rpartition("-")[2])
+    return newest
+
+
 def _cost(config: RunConfig) -> dict[str, Any]:
-    """Size of the network, and training FLOPs spent at each checkpoint."""
+    """Size of the network, and its training FLOPs."""
     with torch.device("meta"):
         parameters = sum(p.numel() for p in config.model.build().parameters())
-    steps, batch = config.train.steps, config.train.batch_size
-    per_step: list[float] = []
-    known: dict[str, float] = {}
+    steps, known = config.train.steps, dict[str, float]()
+    total = 0.0
     for step in range(steps):
         plan = config.routing.schedule.at(config.plan, step, steps)
         if str(plan) not in known:
-            known[str(plan)] = backbone_cost(config.model, plan, batch).routed.training
-        per_step.append(known[str(plan)])
-    return {"parameters": parameters, "flops": sum(per_step), "flops_first_step": per_step[0]}
+            cost = backbone_cost(config.model, plan, config.train.batch_size)
+            known[str(plan)] = cost.routed.training
+        total += known[str(plan)]
+    return {"parameters": parameters, "flops": total}
 
 
 def _measured(work: Path, setting: Setting, config: RunConfig) -> dict[str, Any]:
-    """Loss at every checkpoint and FD-emoji of unguided samples at the last ones."""
-    held = held_out(work, config, setting.held)
-    found = config.folder.checkpoints()
-    last = list(found.items())[len(found) - setting.distances :]
+    """Held-out loss, and FD-emoji of samples without guidance, of the averaged weights."""
+    steps, held = config.train.steps, held_out(work, config, setting.held)
+    folder = config.folder.checkpoint(steps)
     recipe = Recipe(steps=setting.sample_steps, sampler="dpm_solver_pp")
-    logged = read_metrics(config.folder.metrics)
+    logged = next(row for row in read_metrics(config.folder.metrics) if row["step"] == steps)
+    measured = steps >= setting.distance_from
     return {
-        "training_steps": [row["step"] for row in logged],
-        "training_loss": [round(row["loss"], 5) for row in logged],
-        "steps": list(found),
-        "loss": [round(loss_of(folder, held), 6) for folder in found.values()],
-        "distance_steps": [step for step, _ in last],
-        "distance": [round(distance_of(folder, held, recipe), 4) for _, folder in last],
+        "training_loss": round(logged["loss"], 5),
+        "loss": round(loss_of(folder, held), 6),
+        "distance": round(distance_of(folder, held, recipe), 4) if measured else None,
     }
 
 
