@@ -165,16 +165,17 @@ def estimates() -> str:
 
 
 def comparison() -> str:
-    """The recorded comparison of DiM and DiT, at equal steps, FLOPs and seconds."""
-    from benchmarks import curves
+    """DiM and DiT at 64 tokens, dense and routed, at equal steps, FLOPs and seconds."""
+    from benchmarks.study import curves, results, tables
 
-    recorded = curves.read_comparison(ROOT / "benchmarks" / "results" / "comparison.json")
-    pairs = [("dim-dense", "dim-routed"), ("dit-dense", "dit-routed")]
-    tables = {
-        "Held-out loss": curves.matched_table(recorded, pairs, "loss"),
-        "FD-emoji": curves.matched_table(recorded, pairs, "distance"),
-    }
-    return "\n\n".join(f"{title}:\n\n{table}" for title, table in tables.items())
+    arms = curves.recorded(results.read())
+    pairs = [("t64-dim-dense", "t64-dim-50"), ("t64-dit-dense", "t64-dit-50")]
+    return "\n\n".join(
+        (
+            f"Held-out loss:\n\n{tables.matched_table(arms, pairs, 'loss')}",
+            f"FD-emoji:\n\n{tables.matched_table(arms, pairs, 'distance')}",
+        )
+    )
 
 
 def presets() -> str:

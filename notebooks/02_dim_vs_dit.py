@@ -48,9 +48,9 @@
 #
 # ## Parameters
 #
-# By default the recorded results in `benchmarks/results/comparison.json` are shown.
-# `AGAIN = True` trains everything anew first (about an hour on one core; what is finished is not
-# repeated), and `FAST = True` a toy version of it that only proves that the code runs.
+# By default the recorded runs in `benchmarks/results/study.jsonl` are shown, one line a run; any of
+# them can be made again by `python benchmarks/study --only ARM --seeds SEED --steps STEPS`.
+# `FAST = True` makes toy runs first, which only prove that the code runs.
 
 # %%
 # %matplotlib inline
@@ -65,21 +65,22 @@ import tread_ssm
 from tread_ssm.data import load_emoji
 
 FAST = os.environ.get("TREAD_SSM_FAST") == "1"
-AGAIN = FAST
 ROOT = Path(tread_ssm.__file__).parents[1]
 sys.path.append(str(ROOT))
-from benchmarks import curves  # noqa: E402
+from benchmarks.study import curves, plots, results, tables  # noqa: E402
 
-RESULTS = ROOT / "benchmarks" / "results" / "comparison.json"
+MAIN = ["t64-dim-dense", "t64-dim-50", "t64-dit-dense", "t64-dit-50"]
+TAIL = ["t64-dim-50-tail", "t64-dit-50-tail"]
+SIDE = ["t64-dim-75", "t64-dim-last", "t64-dim-cells", "t64-dim-rows", "t64-dit-75"]
 
-if AGAIN:
-    work = Path("runs") / "comparison"
-    RESULTS = work / "comparison.json"
-    script = [sys.executable, ROOT / "benchmarks" / "comparison.py", "--work", work]
-    command = [*script, "--out", RESULTS, *(["--fast"] if FAST else [])]
+path = results.RESULTS
+if FAST:
+    path = Path("runs") / "study.jsonl"
+    script = [sys.executable, ROOT / "benchmarks" / "study", "--toy", "--workers", "1"]
+    command = [*script, "--results", path, "--seeds", "0", "--only", *MAIN, *TAIL, *SIDE]
     subprocess.run(command, check=True, capture_output=True)
-comparison = curves.read_comparison(RESULTS)
-facts = comparison.facts
+rows = results.read(path)
+arms = curves.recorded(rows)
 
 # %% [markdown]
 # ## The set-up
@@ -92,27 +93,20 @@ facts = comparison.facts
 # - **Training**: as `configs/quickstart.yaml` (flow matching, AdamW), but with a constant learning
 #   rate after 100 steps of warm-up and averaged weights (decay 0.995), so that every checkpoint is
 #   a fair end of a shorter run. All arms of a seed see the same batches and noise.
-# - **Held-out loss**: the dense network with averaged weights, on one fixed (image, noise, level)
+# - **Held-out loss**: the dense network with averaged weights, on one fixed (image, noise, t)
 #   for each of the 512 images; the same for every arm, seed and step.
 # - **FD-emoji**: 512 unguided samples with the labels of the held-out images, 10 steps of
-#   DPM-Solver++, against the training images.
-# - **Time**: steps times the median of an arm's step time, all arms taking turns on one idle CPU
-#   thread.
+#   DPM-Solver++, against the training images. Noise has 91.6, the held-out images have 0.5.
+# - **Time**: steps times an arm's CPU time of a step, with one thread.
 #
 # The learning rate was tuned on the dense networks, equally for both, and taken over for the routed
 # ones. The losing settings:
 
 # %%
-MAIN = ["dim-dense", "dim-routed", "dit-dense", "dit-routed"]
-TAIL = [n for n in ("dim-tail", "dit-tail") if n in comparison.arms]
-SIDE = [n for n in comparison.arms if n not in MAIN + TAIL]
-print(facts["machine"])
-print(f"FD-emoji of noise: {facts['distance_of_noise']:.1f}")
-print(f"FD-emoji of the held-out images: {facts['distance_of_held_out_images']:.1f}")
-Markdown(curves.rates_table(comparison))
+Markdown(tables.rates_table(rows, ["t64-dim-dense", "t64-dit-dense"], 400))
 
 # %%
-Markdown(curves.cost_table(comparison, MAIN + TAIL + SIDE))
+Markdown(tables.cost_table(arms, MAIN + TAIL + SIDE))
 
 # %% [markdown]
 # ## Loss and FD-emoji over steps, FLOPs and seconds
@@ -121,7 +115,7 @@ Markdown(curves.cost_table(comparison, MAIN + TAIL + SIDE))
 # whose last 250 steps went without routes. Bands reach from the best to the worst seed.
 
 # %%
-curves.plot_curves(comparison, MAIN + TAIL)
+plots.plot_curves(arms, MAIN + TAIL)
 
 # %% [markdown]
 # ## What a route changes, at equal cost
@@ -129,16 +123,16 @@ curves.plot_curves(comparison, MAIN + TAIL)
 # Each routed arm against its dense partner, seed by seed, where the cheaper one of the two ends.
 
 # %%
-PAIRS = [("dim-dense", "dim-routed"), ("dit-dense", "dit-routed")]
-TAILS = [(f"{n.partition('-')[0]}-dense", n) for n in TAIL]
-curves.plot_changes(comparison, PAIRS + TAILS)
+PAIRS = [("t64-dim-dense", "t64-dim-50"), ("t64-dit-dense", "t64-dit-50")]
+TAILS = [(arms[n].arm.partner, n) for n in TAIL]
+plots.plot_changes(arms, PAIRS + TAILS)
 
 # %%
-ACROSS = [("dit-dense", "dim-dense"), ("dit-routed", "dim-routed")]
-Markdown(curves.matched_table(comparison, [*PAIRS, *TAILS, *ACROSS], "loss"))
+ACROSS = [("t64-dit-dense", "t64-dim-dense"), ("t64-dit-50", "t64-dim-50")]
+Markdown(tables.matched_table(arms, [*PAIRS, *TAILS, *ACROSS], "loss"))
 
 # %%
-Markdown(curves.matched_table(comparison, [*PAIRS, *TAILS, *ACROSS], "distance"))
+Markdown(tables.matched_table(arms, [*PAIRS, *TAILS, *ACROSS], "distance"))
 
 # %% [markdown]
 # ## Samples
@@ -147,7 +141,7 @@ Markdown(curves.matched_table(comparison, [*PAIRS, *TAILS, *ACROSS], "distance")
 # tell apart by eye.
 
 # %%
-curves.plot_samples(comparison, MAIN, load_emoji(16)[2])
+plots.plot_samples(arms, MAIN, results.PICTURES, load_emoji(16)[2])
 
 # %% [markdown]
 # ## Do not judge by the training loss
@@ -156,7 +150,7 @@ curves.plot_samples(comparison, MAIN, load_emoji(16)[2])
 # harder task (left). What counts is the dense network that one samples from (right).
 
 # %%
-curves.plot_training_loss(comparison, MAIN)
+plots.plot_training_loss(arms, MAIN)
 
 # %% [markdown]
 # ## What did not work, and what else was tried
@@ -175,11 +169,11 @@ curves.plot_training_loss(comparison, MAIN)
 # - **DiT** gains nothing that three seeds could show.
 
 # %%
-curves.plot_ends(comparison, MAIN + TAIL + SIDE)
+plots.plot_ends(arms, MAIN + TAIL + SIDE)
 
 # %%
-SIDES = [(f"{n.partition('-')[0]}-dense", n) for n in SIDE]
-Markdown(curves.matched_table(comparison, SIDES, "loss"))
+SIDES = [(arms[n].arm.partner, n) for n in SIDE]
+Markdown(tables.matched_table(arms, SIDES, "loss"))
 
 # %%
-Markdown(curves.matched_table(comparison, SIDES, "distance"))
+Markdown(tables.matched_table(arms, SIDES, "distance"))

@@ -8,7 +8,7 @@ import jupytext
 import nbformat
 import pytest
 
-from benchmarks import curves
+from benchmarks.study import curves, results, tables
 from tests.loading import module_of
 
 ROOT = Path(__file__).parents[1]
@@ -74,11 +74,11 @@ def test_stored_outputs_are_whole_and_of_no_particular_machine(name: str) -> Non
 
 
 def test_the_comparison_shows_the_recorded_numbers() -> None:
-    recorded = curves.read_comparison(ROOT / "benchmarks" / "results" / "comparison.json")
+    recorded = curves.recorded(results.read())
     data = [o.get("data", {}) for o in outputs(stored("02_dim_vs_dit"))]
     shown = [d["text/markdown"] for d in data if "text/markdown" in d]
     for measure in ("loss", "distance"):
-        pairs = [("dim-dense", "dim-routed"), ("dit-dense", "dit-routed")]
-        table = curves.matched_table(recorded, pairs, measure)
+        pairs = [("t64-dim-dense", "t64-dim-50"), ("t64-dit-dense", "t64-dit-50")]
+        table = tables.matched_table(recorded, pairs, measure)
         for line in table.splitlines():
             assert any(line in text for text in shown), f"not in the notebook: {line}"

@@ -23,25 +23,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.study import results
-from benchmarks.study.arms import TOY_STEPS, Job, arm_of, jobs
+from benchmarks.study.jobs import TOY_STEPS, Job, missing, wanted
 from benchmarks.study.run import run
 from benchmarks.study.tables import table
-
-
-def wanted(only: list[str], seeds: list[int], steps: int | None) -> list[Job]:
-    """The runs that are asked for, in the order of the study.
-
-    Args:
-        only: Names of arms; none: all.
-        seeds: Seeds; none: those of the study.
-        steps: Steps; None: those of the study.
-    """
-    known = {arm_of(name).name for name in only}  # a name that is none is refused
-    chosen = [job for job in jobs() if not only or job.arm.name in known]
-    if only and seeds and steps:
-        chosen = [Job(arm_of(name), seed, steps) for seed in seeds for name in only]
-    chosen = [job for job in chosen if job.seed in (seeds or [job.seed])]
-    return [job for job in chosen if job.steps == (steps or job.steps)]
 
 
 def make(todo: list[Job], work: Path, out: Path, workers: int, small: bool) -> None:
@@ -83,11 +67,10 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true", help="tiny runs, to see that it works")
     options = parser.parse_args()
     if not options.table:
-        done = set(map(results.key, results.read(options.results)))
         chosen = wanted(options.only, options.seeds, options.steps)
         if options.toy:
             chosen = list(dict.fromkeys(replace(job, steps=TOY_STEPS) for job in chosen))
-        todo = [job for job in chosen if (job.arm.name, job.seed, job.steps) not in done]
+        todo = missing(chosen, results.read(options.results))
         make(todo, options.work.resolve(), options.results, options.workers, options.toy)
     print(table(results.read(options.results)))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tread_ssm.config.run import RunConfig
-from tread_ssm.data import PixelValues, load_emoji
+from tread_ssm.data import load_emoji
 from tread_ssm.evaluation import (
     EmojiFeatures,
     FeatureMoments,
@@ -23,7 +23,7 @@ from tread_ssm.files import replacing
 from tread_ssm.pretrained import load_export
 from tread_ssm.randomness import generator
 from tread_ssm.sampling.generate import Recipe, generate_all
-from tread_ssm.sampling.image_grid import decoder, to_uint8
+from tread_ssm.sampling.image_grid import decoder
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,3 @@ def distance_of(folder: Path, held: Held, recipe: Recipe, seed: int = 0) -> floa
 def distance(images: np.ndarray, held: Held) -> float:
     """FD-emoji of uint8 (n, H, W, 3) from the training images."""
     return frechet_distance(feature_moments(EmojiFeatures(), to_batch(images)), held.reference)
-
-
-def limits(held: Held) -> dict[str, float]:
-    """FD-emoji of noise and of the held-out images: what is worst and what is best."""
-    sets = {"noise": held.noise, "held_out_images": held.x}
-    return {name: distance(to_uint8(x, PixelValues()), held) for name, x in sets.items()}

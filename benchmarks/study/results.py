@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parents[1] / "results" / "study.jsonl"
+PICTURES = RESULTS.with_suffix("")
 
 Row = Mapping[str, Any]
 Key = tuple[str, int, int]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import platform
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.study.arms import SETTINGS, Job, Setting, configure, toy
+from benchmarks.study.arms import SETTINGS, Setting
+from benchmarks.study.jobs import Job, configure, toy
 from benchmarks.study.measure import distance_of, held_out, loss_of, split_data
 from tread_ssm.config.check import check
 from tread_ssm.config.run import RunConfig
@@ -46,7 +48,7 @@ def run(work: Path, job: Job, small: bool) -> dict[str, Any]:
     cpu, wall = time.process_time() - cpu, time.time() - wall
     what = {"arm": job.arm.name, "seed": job.seed, "steps": job.steps, "start": start}
     spent = {"cpu_seconds": round(cpu, 1), "wall_seconds": round(wall, 1)}
-    return what | spent | _cost(config) | _measured(work, setting, config) | origin()
+    return what | spent | cost_of(config) | _measured(work, setting, config) | origin()
 
 
 def _done(config: RunConfig) -> int:
@@ -57,18 +59,14 @@ def _done(config: RunConfig) -> int:
     return newest
 
 
-def _cost(config: RunConfig) -> dict[str, Any]:
+def cost_of(config: RunConfig) -> dict[str, Any]:
     """Size of the network, and its training FLOPs."""
     with torch.device("meta"):
         parameters = sum(p.numel() for p in config.model.build().parameters())
-    steps, known = config.train.steps, dict[str, float]()
-    total = 0.0
-    for step in range(steps):
-        plan = config.routing.schedule.at(config.plan, step, steps)
-        if str(plan) not in known:
-            cost = backbone_cost(config.model, plan, config.train.batch_size)
-            known[str(plan)] = cost.routed.training
-        total += known[str(plan)]
+    steps, batch, schedule = config.train.steps, config.train.batch_size, config.routing.schedule
+    shares = Counter(schedule.share(step, steps) for step in range(steps))
+    costs = {x: backbone_cost(config.model, config.plan.scaled(x), batch) for x in shares}
+    total = sum(n * costs[x].routed.training for x, n in shares.items())
     return {"parameters": parameters, "flops": total}
 
 
@@ -78,7 +76,7 @@ def _measured(work: Path, setting: Setting, config: RunConfig) -> dict[str, Any]
     folder = config.folder.checkpoint(steps)
     recipe = Recipe(steps=setting.sample_steps, sampler="dpm_solver_pp")
     logged = next(row for row in read_metrics(config.folder.metrics) if row["step"] == steps)
-    measured = steps >= setting.distance_from
+    measured = steps % setting.distance_every == 0
     return {
         "training_loss": round(logged["loss"], 5),
         "loss": round(loss_of(folder, held), 6),

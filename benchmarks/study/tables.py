@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from benchmarks.study.arms import arm_of
+import numpy as np
+
+from benchmarks.study.arms import arm_of, rate_arms
+from benchmarks.study.curves import (
+    AXES,
+    NAMES,
+    Measure,
+    Recorded,
+    change,
+    matched,
+    share_of_flops,
+)
 from benchmarks.study.results import Row, at
 from tread_ssm.tables import markdown_table
 
@@ -36,3 +47,77 @@ def spread(values: Sequence[float], digits: int) -> str:
         return ""
     mean = f"{statistics.mean(values):.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def matched_table(
+    arms: Mapping[str, Recorded], pairs: Sequence[tuple[str, str]], measure: Measure
+) -> str:
+    """Markdown: for pairs of arms (from, to), both values and the change at equal cost.
+
+    Means over seeds; behind +-, the standard deviation of the change over seeds.
+    """
+    lines = [
+        "| " + NAMES[measure] + " | " + " | ".join(f"equal {NAMES[x]}" for x in AXES) + " |",
+        "|---" * (len(AXES) + 1) + "|",
+    ]
+    for first, second in pairs:
+        a, b = arms[first], arms[second]
+        cells = []
+        for axis in AXES:
+            before, after = matched(a.curve(measure), b.curve(measure), axis)
+            by = 100 * change(before, after)
+            if np.isnan(by).any():
+                cells.append("not measured")
+                continue
+            spread = f" ± {statistics.stdev(by):.1f}" if len(by) > 1 else " (one seed)"
+            cells.append(f"{before.mean():.3g} → {after.mean():.3g} ({by.mean():+.1f}{spread} %)")
+        lines.append(f"| {a.label} → {b.label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def cost_table(arms: Mapping[str, Recorded], names: Sequence[str]) -> str:
+    """Markdown: size of each arm, FLOPs and time of a step (a mean, where they change)."""
+    lines = [
+        "| arm | parameters | GFLOPs per step | of dense | ms per step | of dense | seeds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in names:
+        arm = arms[name]
+        dense = arms[arm.arm.partner or name].loss
+        steps, flops, seconds = (arm.loss.spent(x)[-1] for x in AXES)
+        lines.append(
+            f"| {arm.label} | {arm.parameters:,} | {flops / steps / 1e9:.2f} "
+            f"| {share_of_flops(arms, name):.2f} | {seconds / steps * 1e3:.0f} "
+            f"| {seconds / steps / (dense.seconds[-1] / dense.steps[-1]):.2f} "
+            f"| {len(arm.loss.values)} |"
+        )
+    return "\n".join(lines)
+
+
+def rates_table(rows: Sequence[Row], names: Sequence[str], steps: int) -> str:
+    """Markdown: held-out loss of arms after a short run at each learning rate that was tried.
+
+    Args:
+        rows: The recorded runs.
+        names: Arms at their own rate; `rate_arms` are the others.
+        steps: Steps of the short runs.
+    """
+    found = {name: _tried(rows, name, steps) for name in names}
+    rates = sorted({rate for tried in found.values() for rate in tried})
+    lines = []
+    for name, tried in found.items():
+        best = min(tried.values(), default=None)
+        cells = [f"{tried[r]:.4f}" if r in tried else "" for r in rates]
+        bold = [
+            f"**{c}**" if c and tried[r] == best else c for c, r in zip(cells, rates, strict=True)
+        ]
+        lines.append([arm_of(name).label, *bold])
+    title = f"held-out loss after {steps} steps, by learning rate"
+    return markdown_table([title, *(f"{rate:g}" for rate in rates)], lines)
+
+
+def _tried(rows: Sequence[Row], name: str, steps: int) -> dict[float, float]:
+    """Loss by learning rate, of seed 0."""
+    arms = (arm_of(name), *rate_arms(name))
+    found = {arm.rate: at(rows, arm.name, steps).get(0) for arm in arms}
+    return {rate: row["loss"] for rate, row in found.items() if row is not None}

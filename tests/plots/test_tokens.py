@@ -100,6 +100,6 @@ def test_missing_tokens_of_a_stream_are_blank() -> None:
 
 
 def test_pictures_touch_no_global_figures() -> None:
-    code = "import tread_ssm.plots.tokens, benchmarks.curves, sys; print(*sys.modules)"
+    code = "import tread_ssm.plots.tokens, benchmarks.study.plots, sys; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "matplotlib.figure" in run.stdout and "pyplot" not in run.stdout
