@@ -6,6 +6,11 @@ For a DiM and a DiT that are large enough to be bound by compute it prints the s
 routed network over that of the dense one, measured with both sides taking turns, beside the
 ratio of FLOPs that tread_ssm.routing.cost predicts.
 
+`python benchmarks/models.py widths`
+
+The same for small DiMs at 256 tokens and several widths, by CPU time, beside what a step costs at 4
+tokens: the part that no route saves.
+
 `python benchmarks/models.py throughput --size dim_l --batch 256`
 
 Images per second of training steps with each scan backend that runs here, compiled and not.
@@ -18,6 +23,7 @@ import json
 import os
 import platform
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -31,6 +37,7 @@ from tread_ssm.models import DiTConfig, ModelConfig
 from tread_ssm.models.cost import backbone_cost
 from tread_ssm.scan import BACKENDS
 from tread_ssm.scan.dispatch import ENVIRONMENT_VARIABLE, unavailable
+from tread_ssm.tables import markdown_table
 from tread_ssm.timing import median_of_pairs, take_turns
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -108,6 +115,30 @@ def compare(name: str, config: ModelConfig, route: Route, batch: int, repeats: i
     )
 
 
+def widths(dims: list[int], batch: int, repeats: int) -> str:
+    """Markdown: CPU time of a step by width, dense and routed, medians over turns."""
+    plan = RoutePlan((Route(2, 6),), 7)
+    plans = {"dense": plan.with_drop(0), "0.5": plan, "0.75": plan.with_drop(0.75)}
+    lines = []
+    for kind in ("mamba1", "mamba2"):
+        for dim in dims:
+            small = [f"model.dim={dim}", f"model.mixer={{kind: {kind}}}", "data.size=32"]
+            quickstart = CONFIGS / "quickstart.yaml"
+            config = load_config(quickstart, [*small, "model.image_size=32"]).model
+            tiny = load_config(quickstart, [*small, "model.image_size=4"]).model
+            sides = {name: training_step(config, p, batch) for name, p in plans.items()}
+            sides["4 tokens"] = training_step(tiny, plans["dense"], batch)
+            seconds = take_turns(sides, repeats, time.process_time)
+            for drop in ("0.5", "0.75"):
+                predicted = backbone_cost(config, plans[drop], batch).step_share
+                measured = median_of_pairs(seconds[drop], seconds["dense"])
+                ms = (f"{1e3 * statistics.median(seconds[n]):.0f}" for n in ("dense", "4 tokens"))
+                shares = (f"{measured:.3f}", f"{predicted:.3f}", f"{measured / predicted - 1:+.1%}")
+                lines.append([kind, str(dim), *ms, drop, *shares])
+    head = ["mixer", "channels", "dense ms", "ms at 4 tokens", "drop", "measured", "FLOPs predict"]
+    return markdown_table([*head, "deviation"], lines)
+
+
 def images_per_second(step: Callable[[], None], batch: int, repeats: int) -> float:
     """From the median of the steps' times."""
     return batch / statistics.median(take_turns({"step": step}, repeats)["step"])
@@ -159,8 +190,9 @@ def table(rows: list[Row]) -> str:
 def main() -> None:
     """Parse arguments, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["routing", "throughput"])
+    parser.add_argument("what", choices=["routing", "widths", "throughput"])
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--dims", type=int, nargs="+", default=[64, 128, 192], help="widths")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, help="also write the rows as JSON")
     parser.add_argument("--size", default="dim_l", help="throughput: a file of configs/")
@@ -168,6 +200,9 @@ def main() -> None:
     parser.add_argument("--checkpoint", action="store_true", help="throughput: recompute blocks")
     options = parser.parse_args()
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    if options.what == "widths":
+        print(widths(options.dims, options.batch, options.repeats))
+        return
     if options.what == "throughput":
         throughput(
             options.size,
