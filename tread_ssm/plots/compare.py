@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from tread_ssm.plots.colours import ARMS, new_figure, plain
+from tread_ssm.plots.runs import upwards_log
 
 AXES = ("steps", "FLOPs", "seconds")
 
@@ -45,10 +46,7 @@ def plot_curves(measures: Mapping[str, Sequence[Curve]]) -> Figure:
                 place.plot(
                     curve.at[axis], curve.values, color=colours[curve.arm], marker=dot, markersize=4
                 )
-            place.set_yscale("log")
-            place.yaxis.set_major_formatter("{x:.3g}")
-            place.yaxis.set_minor_formatter("{x:.3g}")
-            place.tick_params(axis="y", which="both", labelsize=8)
+            upwards_log(place)
             place.set_xlim(left=0)
             place.set_xlabel(f"training {axis}" if axis == "FLOPs" else axis)
             if column == 0:

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from tread_ssm.plots.colours import DENSE, DROPPED, INK, KEPT, new_figure, plain
 from tread_ssm.routing.cost import PlanCost
@@ -37,7 +37,7 @@ def plot_losses(rows: Sequence[Mapping[str, Any]]) -> Figure:
     for part, key, name, colour in curves:
         if part:
             _draw_curve(axes[0], part, [row[key] for row in part], width, colour, name)
-    _upwards_log(axes[0])
+    upwards_log(axes[0])
     axes[0].set(ylabel="loss (log scale)", xlim=(0, rows[-1]["step"]))
     axes[0].legend(frameon=False)
     if routed:
@@ -65,7 +65,7 @@ def plot_evals(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Figur
         plain(place)
         place.plot([row["step"] for row in there], values, color=KEPT, marker="o", markersize=4)
         if values and min(values) > 0:
-            _upwards_log(place)
+            upwards_log(place)
         place.set(xlabel="step", title=name)
     for place in axes[len(names) :]:
         place.set_visible(False)
@@ -88,10 +88,13 @@ def _draw_curve(
     axes.plot(steps, smooth(values, width), color=colour, linewidth=2, marker=dot, label=name)
 
 
-def _upwards_log(axes: Axes) -> None:
+def upwards_log(axes: Axes) -> None:
+    """A logarithmic y axis with plain numbers: 6 x 10^-1 is hard to read."""
     axes.set_yscale("log")
-    # Plain numbers: losses rarely span a decade, and 6 x 10^-1 is hard to read.
+    low, high = axes.get_ylim()
     axes.yaxis.set_major_formatter("{x:.3g}")
+    # Between decades there is room for numbers only where there are few decades.
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 4, 6) if high < 10 * low else (2, 5)))
     axes.yaxis.set_minor_formatter("{x:.3g}")
     axes.tick_params(axis="y", which="both", labelsize=8)
 
