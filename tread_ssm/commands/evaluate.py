@@ -35,6 +35,7 @@ from tread_ssm.evaluation import (
     save_statistics,
 )
 from tread_ssm.evaluation.evaluator import Evaluator, Scored
+from tread_ssm.evaluation.metrics import title_of
 from tread_ssm.files import checksum, read_json, replacing
 from tread_ssm.pretrained import Export, load_export
 from tread_ssm.processes import gathered
@@ -193,7 +194,8 @@ def _sweep(args: argparse.Namespace, evaluator: Evaluator) -> None:
         text = _table((name,), [((f"{v:g}",), rows[v]) for v in points], evaluator)
         with replacing(out.with_suffix(".md")) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
-        curves = {_title(m, evaluator): [rows[v][m] for v in points] for m in evaluator.metrics}
+        titles = {m: title_of(m, evaluator.extractor.name) for m in evaluator.metrics}
+        curves = {title: [rows[v][m] for v in points] for m, title in titles.items()}
         save(plot_sweep(name.replace("_", " "), points, curves), out.with_suffix(".png"))
         print(f"{text}\n\n{out}, and beside it the table (.md) and the plot (.png)")
 
@@ -265,12 +267,6 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _title(metric: str, evaluator: Evaluator) -> str:
-    """FID is a name for Inception's features alone."""
-    name, extractor = METRICS[metric].title, evaluator.extractor.name
-    return name if extractor == "inception" else f"{name} ({extractor})"
-
-
 def _table(
     head: Sequence[str],
     rows: Sequence[tuple[Sequence[str], Mapping[str, float]]],
@@ -278,7 +274,7 @@ def _table(
 ) -> str:
     """What the rows are of, then the metrics."""
     return markdown_table(
-        [*head, *(_title(m, evaluator) for m in evaluator.metrics)],
+        [*head, *(title_of(m, evaluator.extractor.name) for m in evaluator.metrics)],
         [[*first, *(f"{v[m]:.4g}" for m in evaluator.metrics)] for first, v in rows],
     )
 

@@ -59,6 +59,12 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
+def title_of(metric: str, extractor: str) -> str:
+    """How tables and plots name a metric of these features: FID is one of Inception's alone."""
+    title = METRICS[metric].title if metric in METRICS else metric
+    return title if extractor == "inception" or metric not in METRICS else f"{title} ({extractor})"
+
+
 def check_metrics(names: Sequence[str]) -> None:
     """Check the names of metrics.
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tread_ssm.config.run import RunConfig
+from tread_ssm.evaluation.metrics import title_of
 from tread_ssm.plots.compare import Curve
 from tread_ssm.plots.runs import smooth
 from tread_ssm.report.history import History, Row, training_flops
@@ -77,7 +78,8 @@ def measures_of(arms: Sequence[Arm]) -> dict[str, list[Curve]]:
             for name in dict.fromkeys(k for row in run.evals for k in row):
                 if name in _NOT_MEASURES or not _names(run.evals, name):
                     continue
-                found.setdefault(name, []).append(_evaluated(arm, run, run.evals, name))
+                title = title_of(name, run.config.eval.extractor)
+                found.setdefault(title, []).append(_evaluated(arm, run, run.evals, name))
     return found
 
 

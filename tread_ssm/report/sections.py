@@ -14,6 +14,7 @@ import torch
 
 from tread_ssm.config.run import RunConfig
 from tread_ssm.data import Data
+from tread_ssm.evaluation.metrics import title_of
 from tread_ssm.models.cost import count_parameters
 from tread_ssm.report.grids import grids_by_step
 from tread_ssm.report.history import History
@@ -207,7 +208,8 @@ def _evaluations(found: Findings) -> list[str]:
         f"{found.config.eval.extractor} features."
     )
     picture = "![measures over the steps](report/evaluations.png)"
-    return [f"{said}\n\n{picture}\n\n{table(['step', *map(literal, names)], cells)}"]
+    titles = [literal(title_of(name, found.config.eval.extractor)) for name in names]
+    return [f"{said}\n\n{picture}\n\n{table(['step', *titles], cells)}"]
 
 
 def _figure(value: float | None) -> str:
