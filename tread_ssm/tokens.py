@@ -49,6 +49,7 @@ class TokenSubset:
     """The K of N tokens that stay in a stream; the others are dropped from it.
 
     `TokenSubset.of` sorts and checks ids from outside; the bare constructor trusts its caller.
+    K = 0 stands for a route whose blocks are skipped altogether, by prefix and padding tokens too.
 
     Attributes:
         index: (B, K) int64, ascending raster positions in [0, N).
@@ -101,6 +102,11 @@ class TokenSubset:
         """Whether nothing is dropped."""
         return self.n_kept == self.length
 
+    @property
+    def is_none(self) -> bool:
+        """Whether everything is dropped."""
+        return self.n_kept == 0
+
     def take(self, x: Tensor) -> Tensor:
         """x_BN... -> the kept tokens x_BK..., in raster order.
 
@@ -128,9 +134,11 @@ class TokenSubset:
         return kept.scatter(1, self.index, True)
 
     def with_prefix(self, n: int) -> TokenSubset:
-        """The same subset of a stream that has n more tokens in front, all kept."""
+        """The same subset of a stream that has n more tokens in front, all kept (unless K is 0)."""
         if n == 0:
             return self
+        if self.is_none:
+            return TokenSubset(self.index, self.length + n)
         prefix = torch.arange(n, device=self.index.device).expand(self.index.shape[0], n)
         return TokenSubset(torch.cat([prefix, self.index + n], dim=1), self.length + n)
 
@@ -140,8 +148,11 @@ class TokenSubset:
         Args:
             positions: (N,) int64, where token i sits among `length` tokens, ascending.
             length: Tokens of the larger grid.
-            also: (E,) int64, tokens of the larger grid that are kept in every sample.
+            also: (E,) int64, tokens of the larger grid that are kept in every sample, unless K is
+                0.
         """
+        if self.is_none:
+            return TokenSubset(self.index, length)
         extra = also.expand(self.index.shape[0], -1)
         index = torch.cat([positions[self.index], extra], dim=1).sort(dim=1).values
         return TokenSubset(index, length)

@@ -112,6 +112,18 @@ def test_without_dropped_tokens_the_loss_is_plain(
     assert float(alone.total) == float(beside.total)
 
 
+@pytest.mark.parametrize("loss", [AllTokens(), PerRoute()])
+def test_a_dropped_path_counts_as_all_tokens_alike(loss: AllTokens | PerRoute) -> None:
+    t, batch = terms(), draw()[0][1].index.shape[0]
+    skipped = RoutePlan((Route(1, 3),), 4).skipping(batch, (3, 4))
+    losses = route_loss(t, skipped, P, loss)
+    assert float(losses.total) == pytest.approx(float(t.loss_map.mean()))
+    assert math.isnan(float(losses.kept)) and math.isnan(float(losses.routed))
+    alone, beside = route_loss(t, draw(), P, loss), route_loss(t, draw() + skipped, P, loss)
+    assert float(alone.total) == float(beside.total)
+    assert float(alone.kept) == float(beside.kept)
+
+
 def test_gradients_reach_kept_patches_of_the_loss_and_dropped_ones_of_the_reconstruction() -> None:
     t = terms()
     one = draw()[:1]

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.models.test_backbones import CONFIGS, draw, every_backbone, gradients, inputs
+from tests.models.test_backbones import BATCH, CONFIGS, draw, every_backbone, gradients, inputs
 from tread_ssm.models.convert import to_published
-from tread_ssm.routing import Route
+from tread_ssm.routing import Route, RoutePlan
 
 FUSED = Route(1, 4, rejoin="fuse")
 
@@ -55,6 +55,24 @@ def test_a_map_that_has_learned_belongs_to_the_dense_network(name: str) -> None:
             parameter.zero_()
     assert not torch.allclose(model(*inputs()), dense)
     assert not torch.allclose(model(*inputs(), routing=draw(FUSED)), routed)
+
+
+@every_backbone
+@pytest.mark.parametrize("rejoin", ["start", "fuse"])
+def test_a_dropped_path_skips_blocks_with_prefix_and_padding(name: str, rejoin: str) -> None:
+    model = built(name, ((1, 4),) if rejoin == "fuse" else (), noise=0.1)
+    plan = RoutePlan((Route(1, 4, rejoin=rejoin),), 5)
+    calls: list[int] = []
+    for i, block in enumerate(model.blocks):
+        block.register_forward_hook(lambda *_, i=i: calls.append(i))
+    out = model(*inputs(), routing=plan.skipping(BATCH, model.grid))
+    assert calls == [0, 4]
+    assert not torch.allclose(out, model(*inputs()))
+    weight = torch.randn(out.shape)
+    grads = torch.autograd.grad((out * weight).sum(), list(model.parameters()), allow_unused=True)
+    unused = {n for (n, _), g in zip(model.named_parameters(), grads, strict=True) if g is None}
+    assert {n.split(".")[1] for n in unused if n.startswith("blocks")} == {"1", "2", "3"}
+    assert not any(n.startswith("fuse") for n in unused)
 
 
 @every_backbone

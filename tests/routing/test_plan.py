@@ -130,3 +130,39 @@ def test_default_schedule_is_constant() -> None:
 def test_impossible_schedules_are_refused(field: str) -> None:
     with pytest.raises(ValueError, match=f"{field} is 1.5"):
         RouteSchedule(**{field: 1.5})
+
+
+def test_a_path_is_dropped_with_its_probability_and_drawn_with_the_draw() -> None:
+    plan = RoutePlan((Route(1, 3, path_drop=0.25), Route(4, 6)), 8)
+    draws = [plan.draw(3, (4, 5), generator(seed)) for seed in range(400)]
+    dropped = [subset.is_none for ((_, subset), _) in draws]
+    assert 0.19 < sum(dropped) / 400 < 0.31
+    again = [plan.draw(3, (4, 5), generator(seed)) for seed in range(400)]
+    assert dropped == [subset.is_none for ((_, subset), _) in again]
+    for (_, first), (_, second) in draws:
+        assert first.index.shape == ((3, 0) if first.is_none else (3, 10))
+        assert second.index.shape == (3, 10)
+    certain = plan.without_path_drop().draw(3, (4, 5), generator())
+    assert [subset.n_kept for _, subset in certain] == [10, 10]
+    assert [r.path_drop for r in plan.with_drop(0.3).routes] == [0.0, 0.0]
+
+
+def test_a_plan_without_path_drop_draws_what_it_did_before_there_was_one() -> None:
+    ((_, subset),) = RoutePlan((Route(1, 3),), 8).draw(2, (3, 3), generator())
+    alone = Route(1, 3).select.draw(2, (3, 3), 0.5, None, generator())
+    assert torch.equal(subset.index, alone.index)
+
+
+def test_skipping_keeps_nothing_of_any_route() -> None:
+    draw = RoutePlan((Route(1, 3), Route(4, 6, drop=0.0)), 8).skipping(2, (3, 5))
+    assert [(r.start, s.length, s.n_kept, s.is_none) for r, s in draw] == [
+        (1, 15, 0, True),
+        (4, 15, 0, True),
+    ]
+    assert not draw[0][1].mask().any()
+
+
+@pytest.mark.parametrize("path_drop", [-0.1, 1.0, float("nan"), "0.5"])
+def test_impossible_path_drops_are_refused(path_drop: float) -> None:
+    with pytest.raises(ValueError, match=r"path_drop is .* 0 <= path_drop < 1"):
+        Route(1, 3, path_drop=path_drop)

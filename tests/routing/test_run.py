@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tread_ssm import Fuse, Layout, Route, RoutePlan, TokenSubset, run_blocks
 from tread_ssm.routing import Draw
+from tread_ssm.routing.plan import Rejoin
 
 GRID = (3, 4)
 N = 12
@@ -192,6 +193,28 @@ def test_blocks_in_a_route_see_only_the_kept_tokens() -> None:
 
     run_blocks([spy(b) for b in c.blocks], c.x, c.cond, c.layout, routing)
     assert seen == [14, 14, 8, 8, 8, 8, 14, 14]
+
+
+@pytest.mark.parametrize("n_prefix", [0, 2])
+@pytest.mark.parametrize("rejoin", ["start", "input", "sum", "fuse"])
+def test_a_route_that_keeps_nothing_skips_its_blocks(rejoin: Rejoin, n_prefix: int) -> None:
+    """The prefix skips them as well; of a long skip that begins inside, the start is left."""
+    c = case(n_prefix)
+    plan, maps = RoutePlan((Route(2, 6, rejoin=rejoin),), DEPTH), None
+    start = run_blocks(c.blocks[:2], c.x, c.cond, c.layout)
+    expected = {"start": start, "input": c.x, "sum": start + c.x}.get(rejoin)
+    if expected is None:
+        maps = live_maps((2, 6))
+        fuse = maps[2, 6]
+        end = start + fuse.mask_token
+        expected = end + start @ fuse.of_start.weight.T + end @ fuse.of_end.weight.T
+    first = run_blocks(c.blocks[:1], c.x, c.cond, c.layout)
+    after = c.blocks[6](expected, c.cond, c.layout, start)  # from block 4, which is skipped
+    after = c.blocks[7](after, c.cond, c.layout, first)
+    skips = ((0, 7), (1, 3), (4, 6))
+    draws = plan.skipping(3, GRID)
+    out = run_blocks(c.blocks, c.x, c.cond, c.layout, draws, skips=skips, rejoins=maps)
+    torch.testing.assert_close(out, after, rtol=1e-12, atol=1e-12)
 
 
 def test_order_of_ids_from_outside_does_not_matter() -> None:

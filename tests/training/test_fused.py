@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,9 +33,17 @@ def fresh_accelerate() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def fused(out: Path, *, tail: float = 0.0, rejoin: str = "fuse", **options: object) -> RunConfig:
-    config = tiny(out, **options)
-    routes = (Route(0, -1, rejoin=rejoin),)
+def fused(
+    out: Path,
+    *,
+    tail: float = 0.0,
+    rejoin: str = "fuse",
+    path_drop: float = 0.0,
+    seed: int = 0,
+    **options: object,
+) -> RunConfig:
+    config = replace(tiny(out, **options), seed=seed)
+    routes = (Route(0, -1, rejoin=rejoin, path_drop=path_drop),)
     schedule = RouteSchedule(dense_tail=tail)
     return replace(config, routing=replace(config.routing, routes=routes, schedule=schedule))
 
@@ -51,14 +60,21 @@ def test_a_run_makes_the_maps_of_its_routes_and_learns_them(tmp_path: Path) -> N
     assert bool((model.state_dict()[KEY] != 0).any())
 
 
-@pytest.mark.parametrize("tail", [0.5, 1.0])
-def test_a_run_with_a_dense_tail_resumes_bit_for_bit(tmp_path: Path, tail: float) -> None:
-    """A tail of 1: the mask token never gets a gradient, so the optimiser has no state for it."""
-    whole = fused(tmp_path / "whole", tail=tail, save_every=2, retain=3)
-    run(whole)
+@pytest.mark.parametrize(("tail", "path_drop"), [(0.5, 0.0), (1.0, 0.0), (0.0, 0.7)])
+def test_steps_that_leave_parameters_out_resume_bit_for_bit(
+    tmp_path: Path, tail: float, path_drop: float
+) -> None:
+    """A tail of 1: the mask token never gets a gradient, so the optimiser has no state for it.
+    Dropped paths: nor have the blocks of the route after the first steps."""
+    options: dict[str, Any] = {"tail": tail, "path_drop": path_drop, "seed": 3}
+    whole = fused(tmp_path / "whole", **options, save_every=1, retain=6)
+    rows = run(whole)
+    assert [r["kept_loss"] is None for r in rows][:2] == [path_drop > 0] * 2
+    assert any(r["kept_loss"] is not None for r in rows)
     again = replace(whole, out=str(tmp_path / "again"))
     shutil.copytree(whole.folder.path, again.folder.path)
-    shutil.rmtree(again.folder.checkpoint(6))
+    for step in (2, 3, 4, 5, 6):
+        shutil.rmtree(again.folder.checkpoint(step))
     (again.folder.path / "ema.safetensors").unlink()
     run(again)
     a, b = (load_file(c.folder.path / "ema.safetensors") for c in (whole, again))
@@ -68,11 +84,13 @@ def test_a_run_with_a_dense_tail_resumes_bit_for_bit(tmp_path: Path, tail: float
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_although_dense_steps_leave_the_mask_token_out(
+def test_two_processes_train_as_one_although_steps_leave_parameters_out(
     tmp_path: Path,
 ) -> None:
-    one, two = (fused(tmp_path / name, tail=0.5, micro_batch=1) for name in ("one", "two"))
-    run(one)
+    options: dict[str, Any] = {"tail": 0.4, "path_drop": 0.7, "seed": 3, "micro_batch": 1}
+    one, two = (fused(tmp_path / name, **options) for name in ("one", "two"))
+    skipped = [r["kept_loss"] is None for r in run(one)]
+    assert any(skipped) and not all(skipped)
     file = tmp_path / "two.yaml"
     file.write_text(dump(two))
     launch = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")

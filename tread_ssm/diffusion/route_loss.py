@@ -59,8 +59,9 @@ class RouteLosses:
     Attributes:
         total: (), what to minimise.
         kept: (), the objective's loss on kept patches, averaged over the routes. Where nothing is
-            dropped: the plain mean.
-        routed: (), the same on dropped patches. Where nothing is dropped: nan.
+            dropped: the plain mean. Where the path of each route is dropped: nan.
+        routed: (), the same on dropped patches. Where nothing is dropped: nan, and also where
+            the path of each route is dropped.
         kept_per_route: (R,), `kept` of each route that drops something, in the draw's order.
         routed_per_route: (R,), `routed` of the same routes.
     """
@@ -76,7 +77,8 @@ def route_loss(terms: LossTerms, draw: Draw, patch: int, loss: AllTokens | PerRo
     """The loss of one step under a draw of routes.
 
     A route that drops nothing counts as absent, here as in `RoutePlan.draw`; without routes both
-    losses are the plain mean.
+    losses are the plain mean. So does one whose path is dropped, which keeps nothing: the blocks
+    outside it worked on all tokens alike.
 
     Args:
         terms: Of the batch that the draw was made for, on the draw's device.
@@ -90,12 +92,14 @@ def route_loss(terms: LossTerms, draw: Draw, patch: int, loss: AllTokens | PerRo
     if not isinstance(loss, (AllTokens, PerRoute)):
         raise ValueError(f"route_loss: loss is {loss!r}; pass AllTokens() or PerRoute().")
     token_loss = patchify(terms.loss_map, patch).mean(dim=2)  # (B, N)
-    subsets = [subset for _, subset in draw if not subset.is_all]
-    _check(subsets, token_loss)
+    dropping = [subset for _, subset in draw if not subset.is_all]
+    _check(dropping, token_loss)
+    subsets = [subset for subset in dropping if not subset.is_none]
     mean = token_loss.mean()
     if not subsets:
         none = token_loss.new_empty(0)
-        return RouteLosses(mean, mean.detach(), torch.full_like(none.sum(), torch.nan), none, none)
+        nan = torch.full_like(mean.detach(), torch.nan)
+        return RouteLosses(mean, nan if dropping else mean.detach(), nan, none, none)
     dropped = [~subset.mask() for subset in subsets]
     kept = torch.stack([subset.take(token_loss).mean() for subset in subsets])
     routed = torch.stack([_mean_where(token_loss.detach(), d) for d in dropped])

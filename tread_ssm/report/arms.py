@@ -67,7 +67,8 @@ def measures_of(arms: Sequence[Arm]) -> dict[str, list[Curve]]:
     found: dict[str, list[Curve]] = {}
     for arm in arms:
         for run, flops in zip(arm.runs, arm.flops, strict=True):
-            losses = [row["kept_loss"] for row in run.rows]
+            # A row whose steps all dropped the path has no loss of kept tokens.
+            losses = [row["kept_loss"] or row["loss"] for row in run.rows]
             if min(losses) > 0:
                 smoothed = smooth(losses, max(1.0, len(losses) / 40))
                 found.setdefault("training loss", []).append(

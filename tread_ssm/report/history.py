@@ -13,7 +13,7 @@ from tread_ssm.errors import ConfigError
 from tread_ssm.models.cost import backbone_cost
 from tread_ssm.training.metrics import read_metrics
 
-_LOGGED = ("images", "seconds", "images_per_second", "loss", "kept_loss")
+_LOGGED = ("images", "seconds", "images_per_second", "loss")
 
 Row = Mapping[str, Any]
 
@@ -100,4 +100,4 @@ def _checked(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
                 f"must rise. Remove that row."
             )
         before = row["step"]
-    return [{"routed_loss": None} | row for row in rows]
+    return [{"kept_loss": None, "routed_loss": None} | row for row in rows]

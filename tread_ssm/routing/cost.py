@@ -73,7 +73,7 @@ class Routed(Protocol):
 
 
 def plan_cost(network: Routed, plan: RoutePlan, inputs: Sequence[Tensor]) -> PlanCost:
-    """Count a network with and without the routes of `plan`.
+    """Count a network with and without the routes of `plan`, whose path is not dropped.
 
     Args:
         network: Called as network(*inputs, routing=draw); its gradients are cleared afterwards.
@@ -81,7 +81,8 @@ def plan_cost(network: Routed, plan: RoutePlan, inputs: Sequence[Tensor]) -> Pla
         inputs: One batch, on the network's device; only shapes matter.
     """
     batch, device = inputs[0].shape[0], inputs[0].device
-    draw = plan.draw(batch, network.grid, torch.Generator().manual_seed(0), device=device)
+    generator = torch.Generator().manual_seed(0)
+    draw = plan.without_path_drop().draw(batch, network.grid, generator, device=device)
     return PlanCost(dense=_count(network, inputs, ()), routed=_count(network, inputs, draw))
 
 

@@ -36,6 +36,8 @@ class Route:
             of both ("sum"); TREAD, arXiv 2501.04765. "fuse": a learned map merges what the route's
             start and its end know of every token, see `Fuse`; it starts as "start".
         keep: Raster positions that are never dropped; negative ones count from the end.
+        path_drop: Probability, 0 <= path_drop < 1, that a step skips the blocks altogether, for all
+            tokens of all samples; SPRINT, arXiv 2510.21986, has 0.1. Path guidance needs it.
 
     Raises:
         ValueError: A value is of the wrong type or out of its range.
@@ -47,6 +49,7 @@ class Route:
     select: Select = field(default_factory=RandomTokens)
     rejoin: Rejoin = "start"
     keep: tuple[int, ...] = ()
+    path_drop: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("start", "stop"):
@@ -65,6 +68,11 @@ class Route:
             raise ValueError(
                 f"{self._name()}: drop is {self.drop!r}; it is the share of tokens that skip the "
                 f"blocks and must satisfy 0 <= drop < 1."
+            )
+        if not isinstance(self.path_drop, (int, float)) or not 0 <= self.path_drop < 1:
+            raise ValueError(
+                f"{self._name()}: path_drop is {self.path_drop!r}; it is the probability that a "
+                f"step skips the blocks and must satisfy 0 <= path_drop < 1."
             )
         if self.rejoin not in get_args(Rejoin):
             raise ValueError(
@@ -148,10 +156,15 @@ class RoutePlan:
         return RoutePlan(scaled, self.depth)
 
     def with_drop(self, drop: float) -> RoutePlan:
-        """The plan with the same drop for every route; 0 gives a plan without routes."""
+        """The plan with the same drop for every route, without path drop; 0 leaves no routes."""
         if drop == 0:
             return RoutePlan((), self.depth)
-        return RoutePlan(tuple(replace(r, drop=drop) for r in self.routes), self.depth)
+        routes = self.without_path_drop().routes
+        return RoutePlan(tuple(replace(r, drop=drop) for r in routes), self.depth)
+
+    def without_path_drop(self) -> RoutePlan:
+        """The plan in which no step skips the blocks of a route altogether."""
+        return RoutePlan(tuple(replace(r, path_drop=0.0) for r in self.routes), self.depth)
 
     def n_kept(self, grid: Grid) -> tuple[int, ...]:
         """K of every route on a grid.
@@ -193,7 +206,8 @@ class RoutePlan:
     ) -> Draw:
         """Which tokens each route keeps for a batch.
 
-        A route that drops nothing on this grid is left out: it is the dense network.
+        A route that drops nothing on this grid is left out: it is the dense network. One whose
+        path is dropped keeps nothing.
 
         Args:
             batch: B, samples; each has a draw of its own.
@@ -218,6 +232,9 @@ class RoutePlan:
             )
         drawn = []
         for route, k in zip(self.routes, self.n_kept(grid), strict=True):
+            if route.path_drop and float(torch.rand((), generator=generator)) < route.path_drop:
+                drawn.append((route, _nothing(batch, grid, device)))
+                continue
             if k == n:
                 continue
             forced = _forced(route.keep, keep, batch, n)
@@ -225,6 +242,22 @@ class RoutePlan:
             subset = replace(subset, full_grid=tuple(grid))
             drawn.append((route, subset if device is None else subset.to(device)))
         return tuple(drawn)
+
+    def skipping(self, batch: int, grid: Grid, *, device: torch.device | str | None = None) -> Draw:
+        """The draw in which every route keeps nothing, so that its blocks are skipped.
+
+        Args:
+            batch: B, samples.
+            grid: Of the image tokens, as for `draw`.
+            device: Where the result's index goes.
+        """
+        check_grid("RoutePlan.skipping", grid)
+        return tuple((route, _nothing(batch, grid, device)) for route in self.routes)
+
+
+def _nothing(batch: int, grid: Grid, device: torch.device | str | None) -> TokenSubset:
+    index = torch.empty(batch, 0, dtype=torch.int64, device=device)
+    return TokenSubset(index, math.prod(grid), full_grid=tuple(grid))
 
 
 def _forced(positions: tuple[int, ...], keep: Tensor | None, batch: int, n: int) -> Tensor | None:

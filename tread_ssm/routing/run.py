@@ -36,7 +36,8 @@ def run_blocks(
         x: x_BSD in raster order behind the prefix, or a tuple of such tensors.
         cond: Conditioning, handed to every block untouched.
         layout: Where the tokens of x sit; blocks in a route get the layout of what is left.
-        routing: A draw over the image tokens of `layout`; () runs the dense network.
+        routing: A draw over the image tokens of `layout`; () runs the dense network. The blocks of
+            a route that keeps nothing are not called.
         skips: (source, target) pairs: the stream behind block `source` is handed to block
             `target`. Where it crosses a route's end, the kept part is put back onto the stream
             as it was at the route's start; where it enters a route, it is taken.
@@ -78,7 +79,8 @@ def run_blocks(
         if i in saved:
             skip, partial = saved.pop(i)
             arguments.append(skip if inside is None or partial else inside.enter(skip))
-        x = _recomputed(block, arguments) if checkpoint else block(*arguments)
+        if inside is None or not inside.subset.is_none:
+            x = _recomputed(block, arguments) if checkpoint else block(*arguments)
         if i in taps:
             tapped[i] = x if inside is None else inside.unroute(x)
         if i in targets:

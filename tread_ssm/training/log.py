@@ -101,7 +101,8 @@ class Log:
             "lr": lr,
         }
         for name, column in zip(self._names, zip(*window, strict=True), strict=True):
-            # A step without routes has no routed loss; one that fp16 skips, no gradient norm.
+            # A step without routes has no routed loss, one that skips a route's blocks no kept
+            # loss, and one that fp16 skips no gradient norm.
             values = [v for v in column if math.isfinite(v)]
             row[name] = sum(values) / len(values) if values else None
         row["images_per_second"] = images / max(now - then, 1e-9)
@@ -109,9 +110,10 @@ class Log:
         if self._metrics is not None:
             self._metrics.write(row)
         self._accelerator.log({k: v for k, v in row.items() if v is not None}, step=step)
-        shown = {"img/s": row["images_per_second"], "kept": row["kept_loss"]}
-        if row["routed_loss"] is not None:
-            shown["routed"] = row["routed_loss"]
+        shown = {"img/s": row["images_per_second"]}
+        for name in ("kept", "routed"):
+            if row[f"{name}_loss"] is not None:
+                shown[name] = row[f"{name}_loss"]
         self._bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items()}, refresh=False)
 
     def checked(self, step: int) -> list[list[float]]:

@@ -119,10 +119,7 @@ def _accelerator(config: RunConfig) -> Accelerator:
         log_with=list(options.trackers) or None,
         project_config=ProjectConfiguration(str(config.folder.path), str(config.folder.trackers)),
         fsdp_plugin=fsdp_plugin(),
-        # Steps without dropped tokens do not use a map's mask token.
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(find_unused_parameters=bool(config.model.fuse))
-        ],
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=_leaves_out(config))],
     )
     if options.trackers:
         accelerator.init_trackers(
@@ -131,6 +128,12 @@ def _accelerator(config: RunConfig) -> Accelerator:
             init_kwargs={"wandb": {"name": config.name}, "trackio": {"name": config.name}},
         )
     return accelerator
+
+
+def _leaves_out(config: RunConfig) -> bool:
+    """Whether some steps use only a part of the parameters: none of a skipped route's blocks, or,
+    where nothing is dropped, no mask token of a map."""
+    return bool(config.model.fuse) or any(r.path_drop for r in config.routing.routes)
 
 
 def _set_threads(threads: int | None) -> None:

@@ -122,8 +122,9 @@ class Stepper:
                 losses = route_loss(terms, part.draw, self.patch, self.loss)
                 apart = self._auxiliary(part, terms, features)
                 total = losses.total
-                for loss, value in zip(self.auxiliary, apart, strict=True):
-                    total = total + loss.weight * value
+                for loss, block, value in zip(self.auxiliary, self.blocks, apart, strict=True):
+                    if block is None or not _is_skipped(part.draw, block):
+                        total = total + loss.weight * value
                 self.accelerator.backward(total * weight)
             numbers = torch.stack([losses.total, losses.kept, losses.routed, *apart])
             sums += weight * numbers.detach()
@@ -152,10 +153,14 @@ class Stepper:
     def _auxiliary(
         self, part: Batch, terms: LossTerms, features: tuple[Tensor, ...]
     ) -> list[Tensor]:
-        """The value of each auxiliary loss, ()."""
+        """The value of each auxiliary loss, (); nan where its block was skipped."""
         behind = iter(features)
         values = []
         for loss, block in zip(self.auxiliary, self.blocks, strict=True):
+            if block is not None and _is_skipped(part.draw, block):
+                next(behind)
+                values.append(terms.loss_map.new_tensor(torch.nan))
+                continue
             seen = Seen(
                 x=part.x,
                 noise=part.noise,
@@ -166,3 +171,9 @@ class Stepper:
             )
             values.append(loss.loss(seen))
         return values
+
+
+def _is_skipped(draw: Draw, block: int) -> bool:
+    """Whether the draw skips the route around a block altogether."""
+    kept = kept_in(draw, block)
+    return kept is not None and kept.is_none

@@ -362,7 +362,13 @@ class Attached:
     def _check_routes(self, draw: Draw) -> None:
         refuse_routes(route for route, _ in draw)
         free_from, depth = 0, len(self._blocks)
-        for route, _ in draw:
+        for route, subset in draw:
+            if subset.is_none:
+                raise ValueError(
+                    f"attach: the draw keeps no token of Route(start={route.start}, stop="
+                    f"{route.stop}), and hooks cannot keep a model from calling blocks; use "
+                    f"run_blocks."
+                )
             if not free_from <= route.start < route.stop <= depth:
                 raise ValueError(
                     f"attach: Route(start={route.start}, stop={route.stop}) does not fit: routes "

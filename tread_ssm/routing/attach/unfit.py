@@ -33,6 +33,12 @@ def refuse_routes(routes: Iterable[Route]) -> None:
                 f"map that belongs to the network, and attach adds nothing to a model; run its "
                 f"blocks by run_blocks(..., rejoins=...), or use rejoin='start'."
             )
+        if route.path_drop:
+            raise ValueError(
+                f"attach: Route(start={route.start}, stop={route.stop}, path_drop="
+                f"{route.path_drop}) skips blocks, and hooks cannot keep a model from calling "
+                f"them; run its blocks by run_blocks, or leave path_drop out."
+            )
 
 
 def refuse_unfit(number: int, block: nn.Module, blocks: Blocks, subset: TokenSubset) -> None:
