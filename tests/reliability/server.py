@@ -128,6 +128,8 @@ def serve() -> None:
 
 def _run(trial: Trial) -> Outcome:
     notes = Path(tempfile.mkdtemp())
+    for name in ("out", "err"):  # the child may die before it opens them
+        (notes / name).touch()
     start = time.monotonic()
     child = os.fork()
     if child == 0:
@@ -160,7 +162,7 @@ def _child(trial: Trial, notes: Path) -> None:
     try:
         os.setsid()
         for number, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(notes / name, os.O_WRONLY | os.O_CREAT), number)
+            os.dup2(os.open(notes / name, os.O_WRONLY), number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         sys.stdin, sys.stdout, sys.stderr = (
             os.fdopen(0),
