@@ -82,7 +82,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "model.image_size": ("0", "-8", "9", "16", "x", "8.5"),
     "model.channels": ("0", "1", "x"),
     "model.n_classes": ("-1", "3", "x"),
-    "model.dim": ("0", "-1", "x", "2.5"),
+    "model.dim": ("0", "-1", "x", "2.5", "1000000"),
     "model.depth": ("0", "2", "4", "-1", "x", "1000000001"),
     "model.patch": ("0", "3", "-1", "x"),
     "model.pads": ("2", "-1", "x"),
@@ -211,9 +211,9 @@ def _npz(**arrays: np.ndarray) -> bytes:
 def options() -> Iterator[Line]:
     """Options of sample, evaluate, prepare, plan, report and convert."""
     for option, values in {
-        "--num": ("0", "-1", "x", "1.5"),
+        "--num": ("0", "-1", "x", "1.5", "1000000000000"),
         "--batch": ("0", "-1", "x"),
-        "--per-class": ("0", "-1", "x"),
+        "--per-class": ("0", "-1", "x", "1000000000000"),
         "--steps": ("0", "-1", "x"),
         "--guidance": ("nan", "inf", "x"),
         "--sampler": ("ddim", "HEUN"),
@@ -281,6 +281,8 @@ def options() -> Iterator[Line]:
     ):
         line = (*SCORE, "--run", "given/tiny", "--num", "66", "--sweep", sweep, *real)
         yield Line(f"evaluate: sweep {sweep}", line, "sweep|guidance|steps")
+    line = (*SCORE, "--run", "given/tiny", "--num", "1000000000000", "--sweep", "guidance=1", *real)
+    yield Line("evaluate: more images than memory", line, "num.* memory")
     prepare = ("scripts/prepare_latents.py", "--device", "cpu")
     small = ("--resolution", "16")
     made = (*prepare, "--out", "l", "--data", "images", "--vae", "vae")

@@ -37,6 +37,7 @@ from tread_ssm.evaluation import (
 from tread_ssm.evaluation.evaluator import Evaluator, Scored
 from tread_ssm.evaluation.metrics import title_of
 from tread_ssm.files import checksum, read_json, replacing
+from tread_ssm.machine import check_memory
 from tread_ssm.pretrained import Export, load_export
 from tread_ssm.processes import gathered
 from tread_ssm.sampling.adm_npz import check_same
@@ -156,6 +157,7 @@ def _sweep(args: argparse.Namespace, evaluator: Evaluator) -> None:
     base = recipe_of(described, args)
     _check_points(name, points, base, described)
     decode = decoder(described.values, args.vae, evaluator.device)
+    check_memory(16 * args.num, f"--num: the labels of {args.num:,} images", "Ask for fewer.")
     labels = sample_labels(args.num, range(max(1, described.model.n_classes)), args.seed)
     out = args.out or args.run / f"sweep_{name}.json"
     record = _described(args, evaluator) | {

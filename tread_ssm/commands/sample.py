@@ -27,6 +27,7 @@ from tread_ssm.config.strict import nearest, plain
 from tread_ssm.data import LatentValues
 from tread_ssm.errors import ConfigError
 from tread_ssm.files import checksum
+from tread_ssm.machine import check_disk, check_memory
 from tread_ssm.pretrained import Export, load_export
 from tread_ssm.processes import gathered, world
 from tread_ssm.sampling.adm_npz import Parts
@@ -94,6 +95,11 @@ def _sample_grid(args: argparse.Namespace) -> None:
         return
     model, described = load_export(_weights(args), place)
     rows, names = _rows(described, args.classes)
+    check_memory(
+        (8 + _pixel_bytes(described)) * len(rows) * args.per_class,
+        f"--per-class: {len(rows)} rows of {args.per_class:,} images",
+        "Ask for fewer, or for a set with --num and --npz.",
+    )
     labels = torch.tensor(rows).repeat_interleave(args.per_class)
     recipe, decode = recipe_of(described, args), _grid_decoder(described, args.vae, place)
     total = len(shares(len(labels), args.batch)) * recipe.steps
@@ -143,6 +149,7 @@ def _sample_set(args: argparse.Namespace) -> None:
             parts.tidy()
         say(f"{args.npz} is there already; remove it to sample it anew.")
         return
+    _check_fits(args, described, parts)
     decode = decoder(described.values, args.vae, place)
     if is_main():
         if args.png is not None and not parts.begun() and any(args.png.glob("*.png")):
@@ -172,6 +179,19 @@ def _sample_set(args: argparse.Namespace) -> None:
     if is_main():
         shape = parts.join(shares(args.num, args.batch), labels.numpy())
         print(f"{args.npz}: {' x '.join(map(str, shape))} after {described.step} training steps")
+
+
+def _check_fits(args: argparse.Namespace, described: Export, parts: Parts) -> None:
+    """Raises ConfigError where the set has no room: its labels, and the parts beside the whole."""
+    what, remedy = f"--num: a set of {args.num:,} images", "Ask for fewer."
+    check_memory(16 * args.num, what, remedy)
+    images = 2 * args.num - parts.images()
+    check_disk(args.npz.parent, images * _pixel_bytes(described), what, remedy)
+
+
+def _pixel_bytes(described: Export) -> int:
+    """Bytes of an image, at least: a latent has fewer numbers than its pixels."""
+    return 3 * described.model.image_size**2
 
 
 class _Bar:

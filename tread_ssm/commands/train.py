@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from tread_ssm import command
 from tread_ssm.command import say
-from tread_ssm.config.check import check
+from tread_ssm.config.check import check, check_memory_for
 from tread_ssm.config.run import RunConfig, load_config
 from tread_ssm.config.strict import dump
 from tread_ssm.data import Data, MissingDataError
@@ -52,6 +52,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _describe(config)
     data = check(config)
+    check_memory_for(config, data)
     for note in (*data.notes, *check_folder(config, data)):
         say(f"note: {note}", error=True)
     return _train(config, data)

@@ -16,7 +16,10 @@ from tread_ssm.diffusion.sampler import check_sampler
 from tread_ssm.errors import ConfigError
 from tread_ssm.evaluation.metrics import METRICS
 from tread_ssm.files import MANIFEST
+from tread_ssm.machine import check_memory
 from tread_ssm.models import DiTConfig
+from tread_ssm.models.cost import count_parameters
+from tread_ssm.tables import short
 
 _MOST_BLOCKS = 1000
 _MOST_GIGABYTES = 64
@@ -66,6 +69,36 @@ def check(config: RunConfig) -> Data:
     _check_memory(config, data)
     _check_evaluation(config.eval, data)
     return data
+
+
+def check_memory_for(config: RunConfig, data: Data) -> None:
+    """Refuse a model or a batch that this machine cannot hold, by what they take at least.
+
+    The state is weights, gradients, their average and one moment of the optimiser in float32.
+    FSDP shares it among the processes.
+
+    Raises:
+        ConfigError: It cannot fit.
+    """
+    world, local = (int(os.environ.get(n, "1")) for n in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    parameters = count_parameters(config.model)
+    state = 16 * parameters / (world if sharded else 1)
+    have = None
+    if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU") != "true":
+        have = torch.cuda.get_device_properties(0).total_memory
+    check_memory(
+        state if have else state * local,
+        f"model: training its {short(parameters)} parameters",
+        "Make model.dim or model.depth smaller.",
+        have,
+    )
+    batch = config.train.batch_size
+    check_memory(
+        4 * batch * math.prod(data.shape) * local,
+        f"train.batch_size is {batch:,}: the noise of a batch, which every process makes,",
+        "Make it smaller.",
+    )
 
 
 def _check_places(config: RunConfig) -> None:
