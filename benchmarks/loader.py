@@ -33,6 +33,7 @@ from tread_ssm.data.importers import Imported
 from tread_ssm.data.latents import Latents, sample_posterior
 from tread_ssm.data.order import batch_index
 from tread_ssm.data.prepare import begin, finish, missing, write_shard
+from tread_ssm.data.values import LatentValues
 from tread_ssm.randomness import generator
 
 RESULTS = Path(__file__).parent / "results"
@@ -45,7 +46,7 @@ def write_all(folder: Path, n: int) -> None:
     # Random bits are slow to make for 20,000 samples; a few hundred in turns read the same.
     some = np.random.default_rng(0).normal(size=(min(n, 500), *SHAPE)).astype(np.float32)
     labels = np.arange(n) % 1000
-    source = Imported(n, labels, lambda i: some[i % len(some)], 0.18215)
+    source = Imported(n, labels, lambda i: some[i % len(some)], LatentValues())
     begin(folder / "shards", {})
     for part in missing(folder / "shards", n, SHARD):
         write_shard(source, folder / "shards", part, SHARD, int)
@@ -134,7 +135,7 @@ def _webdataset(folder: Path, batches: int) -> Iterator[np.ndarray]:
 def sample(moments: np.ndarray) -> Tensor:
     """What `Latents` does with moments."""
     noise = torch.randn(len(moments), SHAPE[0] // 2, *SHAPE[1:])
-    return sample_posterior(torch.from_numpy(moments), noise, 0.18215)
+    return sample_posterior(torch.from_numpy(moments), noise, LatentValues())
 
 
 def _used(batch: np.ndarray | Tensor) -> None:

@@ -20,7 +20,10 @@ VAES = {
     "maskdit": None,
     "tread": None,
     "edm2": "stabilityai/sd-vae-ft-mse",
+    "repa": "stabilityai/sd-vae-ft-mse",
+    "va-vae": None,
 }
+SCALES = {"edm2": 0.5, "va-vae": 1.0}
 
 
 def command(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -54,16 +57,19 @@ def test_what_is_imported_is_what_the_project_held(name: str, latents: Path) -> 
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["vae"] == VAES[name]
     assert manifest["count"] == len(LABELS)
-    assert manifest["scale"] == pytest.approx(0.18215)
+    assert manifest["scale"] == pytest.approx(SCALES.get(name, 0.18215))
+    assert manifest["pixels"] == ([0, 1] if name == "edm2" else [-1, 1])
+    assert len(manifest["mean"]) == (4 if name in SCALES else 0)
+    assert len(manifest["mirrored"]) == (3 if name == "va-vae" else 0)
     assert manifest["shape"] == [8, SIDE, SIDE]
     assert np.load(out / "labels.npy").tolist() == LABELS.tolist()
     shards = [np.load(out / f"moments-{i:05d}.npy") for i in range(3)]
     assert [len(shard) for shard in shards] == [5, 5, 2]
     mean, log_variance = np.split(np.concatenate(shards).astype(np.float32), 2, axis=1)
     assert np.abs(mean - MEAN).max() < 0.01  # float16, up to 20
-    if name == "fast-dit":
+    if name in ("fast-dit", "va-vae"):
         assert (log_variance == -30).all()
-        assert "note: fast-DiT kept one sample of each posterior and no variance" in said
+        assert "one sample of each posterior and no variance" in said
     else:
         assert np.abs(np.exp(log_variance / 2) / DEVIATION - 1).max() < 0.01
     assert ("note: Nothing says which autoencoder" in said) == (VAES[name] is None)

@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.glob("*.yaml"))
 EXPECTED = {
     *("quickstart", "dim_s", "dim_l", "dim_l_v1", "dim_h", "dit_b", "dit_xl"),
-    "dit_b_modern",
+    *("dit_b_modern", "dit_b_f16", "dim_l_f16"),
     *("dim2_b", "dim2_l", "dim3_l", "dim2_hybrid_l"),
 }
 
@@ -57,6 +57,11 @@ def test_the_dense_partner_is_two_overrides_away(name: str) -> None:
 
 
 LATENTS = {"image_size": 32, "channels": 4, "n_classes": 1000}
+F16 = {"image_size": 16, "channels": 32, "n_classes": 1000, "patch": 1}
+MODERN_B = {
+    **{"dim": 768, "depth": 12, "heads": 12, "norm": "rms", "mlp": "swiglu"},
+    **{"qk_norm": True, "rope": True, "value_residual": True},
+}
 SIZES = {
     "dim_s": DiMConfig(**LATENTS, dim=512, depth=25),
     "dim_l": DiMConfig(**LATENTS, dim=1024, depth=49),
@@ -69,12 +74,9 @@ SIZES = {
         **LATENTS, dim=1024, depth=49, mixer=Mamba2Config(), attention_every=4
     ),
     "dit_b": DiTConfig(**LATENTS, dim=768, depth=12, heads=12),
-    "dit_b_modern": DiTConfig(
-        **{**LATENTS, "dim": 768, "depth": 12, "heads": 12, "norm": "rms", "mlp": "swiglu"},
-        qk_norm=True,
-        rope=True,
-        value_residual=True,
-    ),
+    "dit_b_modern": DiTConfig(**LATENTS, **MODERN_B),
+    "dit_b_f16": DiTConfig(**F16, **MODERN_B),
+    "dim_l_f16": DiMConfig(**F16, dim=1024, depth=49),
     "dit_xl": DiTConfig(**LATENTS, dim=1152, depth=28, heads=16),
 }
 

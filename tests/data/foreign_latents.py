@@ -11,6 +11,8 @@ from pathlib import Path
 
 import lmdb
 import numpy as np
+import torch
+from safetensors.torch import save_file
 
 from tread_ssm.data.importers.imported import SCALE
 
@@ -82,10 +84,27 @@ def repa(path: Path) -> Path:
     return path
 
 
+def va_vae(path: Path) -> Path:
+    """Two shards of samples with the mirrored ones, and the channels' statistics."""
+    path.mkdir()
+    for k, part in enumerate((slice(0, 7), slice(7, N))):
+        held = {
+            "latents": torch.from_numpy(MEAN[part]),
+            "latents_flip": torch.from_numpy(MEAN[part] + 3),
+            "labels": torch.from_numpy(LABELS[part]),
+        }
+        save_file(held, path / f"latents_rank{k:02d}_shard000.safetensors")
+    mean, std = (getattr(MEAN, name)(axis=(0, 2, 3), keepdims=True) for name in ("mean", "std"))
+    held = {"mean": torch.from_numpy(mean), "std": torch.from_numpy(std)}
+    torch.save(held, path / "latents_stats.pt")
+    return path
+
+
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "fast-dit": fast_dit,
     "maskdit": maskdit,
     "tread": tread,
     "edm2": edm2,
     "repa": repa,
+    "va-vae": va_vae,
 }

@@ -9,6 +9,8 @@ import torch
 from diffusers import AutoencoderKL
 
 from tread_ssm.data.autoencoder import Autoencoder
+from tread_ssm.data.values import LatentValues
+from tread_ssm.sampling.image_grid import decoder
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,50 @@ def test_encode_and_decode_are_diffusers_own(folder: Path) -> None:
     assert decoded.shape == (2, 16, 24, 3)
     difference = (decoded.permute(0, 3, 1, 2).float() - expected).abs().max()
     assert difference <= 0.51
+
+
+@pytest.mark.parametrize(
+    ("told", "mean", "deviation"),
+    [
+        ({"scaling_factor": 0.18215}, 0.0, 1.0),
+        ({"scaling_factor": 1.5305, "shift_factor": 0.0609}, 0.0609, 1.0),
+        (
+            {
+                "scaling_factor": 0.5,
+                "latents_mean": (0.1, 2.0, -3.0, 0.4),
+                "latents_std": (1.0, 2.0, 0.3, 4.0),
+            },
+            torch.tensor([0.1, 2.0, -3.0, 0.4])[:, None, None],
+            torch.tensor([1.0, 2.0, 0.3, 4.0])[:, None, None],
+        ),
+    ],
+    ids=["scale", "shift", "statistics"],
+)
+def test_latents_are_scaled_as_diffusers_pipelines_do(
+    told: dict[str, object], mean: object, deviation: object
+) -> None:
+    parts = {"block_out_channels": (8,), "norm_num_groups": 4, "latent_channels": 4}
+    network = AutoencoderKL(**parts, **told).eval()
+    values = Autoencoder(network, "cpu").values("mine")
+    assert values.vae == "mine"
+    z = torch.randn(2, 4, 3, 5)
+    x = values.scaled_(z.clone())
+    torch.testing.assert_close(x, (z - mean) / deviation * told["scaling_factor"])
+    torch.testing.assert_close(values.unscaled(x), z)
+
+
+def test_an_autoencoder_of_pixels_in_0_to_1_is_decoded_in_that_range(folder: Path) -> None:
+    ours, theirs = Autoencoder.load(str(folder)), AutoencoderKL.from_pretrained(folder).eval()
+    z = torch.randn(2, 4, 4, 6) * 3
+    with torch.no_grad():
+        expected = theirs.decode(z).sample.clamp(0, 1) * 255
+    decoded = ours.decode(z, (0.0, 1.0)).permute(0, 3, 1, 2).float()
+    assert (decoded - expected).abs().max() <= 0.51
+    assert (ours.decode(z).permute(0, 3, 1, 2) - expected).abs().max() > 20
+    statistics = {"mean": (1.0, 2.0, 3.0, 4.0), "deviation": (2.0,) * 4}
+    values = LatentValues(scale=0.5, vae=str(folder), pixels=(0.0, 1.0), **statistics)
+    sampled = decoder(values, None, "cpu")(values.scaled_(z.clone()))
+    assert abs(sampled.astype(int) - decoded.permute(0, 2, 3, 1).numpy()).max() <= 1
 
 
 def test_what_cannot_be_loaded(tmp_path: Path) -> None:

@@ -51,6 +51,32 @@ def write_latents(folder: Path, n: int = 200, flip: bool = False) -> np.ndarray:
     return moments
 
 
+def test_statistics_of_channels_in_the_manifest_scale_what_a_model_reads(tmp_path: Path) -> None:
+    folder = tmp_path / "latents"
+    write_latents(folder)
+    index, plain = np.arange(200), LatentData(path=str(folder)).open()
+    augmentation = plain.sample_augmentation(200, generator(0, 1, "step"))
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    told = {"mean": [1.0, -2.0, 0.5, 3.0], "deviation": [2.0, 1.0, 4.0, 0.5], "pixels": [0, 1]}
+    for key in told:
+        del manifest[key]
+    path.write_text(json.dumps(manifest))  # as folders were before: nothing is shifted
+    old = LatentData(path=str(folder)).open()
+    assert torch.equal(old.read(index, augmentation), plain.read(index, augmentation))
+    assert old.fingerprint() == plain.fingerprint()
+    path.write_text(json.dumps(manifest | told))
+    data = LatentData(path=str(folder), vae="other").open()
+    assert data.values == LatentValues(
+        scale=0.5, vae="other", mean=(1, -2, 0.5, 3), deviation=(2, 1, 4, 0.5), pixels=(0, 1)
+    )
+    z = plain.read(index, augmentation) / 0.5
+    mean, deviation = (torch.tensor(told[k])[:, None, None] for k in ("mean", "deviation"))
+    expected = (z - mean) / deviation * 0.5
+    torch.testing.assert_close(data.read(index, augmentation), expected)
+    assert data.fingerprint() != plain.fingerprint()
+
+
 def test_latents_are_sampled_anew_from_their_posterior(tmp_path: Path) -> None:
     moments = write_latents(tmp_path / "latents")
     data = LatentData(path=str(tmp_path / "latents")).open()
@@ -155,6 +181,12 @@ def test_shards_that_are_not_what_the_manifest_says_are_refused(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        (
+            {"mean": [1.0]},
+            r"its mean is \(1\.0,\); .* for each of 4 channels",
+        ),
+        ({"deviation": [1.0, 2.0, 0.0, 1.0]}, "its deviation is .* greater than 0"),
+        ({"pixels": [1.0, 0.0]}, r"its pixels are \(1\.0, 0\.0\); expected \(black, white\)"),
         ({"scale": 0}, "its scale is 0; it must be greater than 0"),
         ({"scale": -0.18}, "its scale is -0.18"),
         ({"scale": float("nan")}, "its scale is nan"),

@@ -15,6 +15,7 @@ import torch
 from tread_ssm.data.importers import Imported
 from tread_ssm.data.prepare import begin, finish, missing, write_shard
 from tread_ssm.data.shards import open_labels, open_moments, read_manifest, verify
+from tread_ssm.data.values import LatentValues
 
 N = 30
 MOMENTS = np.random.default_rng(0).normal(size=(N, 8, 2, 3)).astype(np.float32)
@@ -29,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def make(out: Path, size: int = 8) -> None:
-    source = Imported(N, LABELS, MOMENTS.__getitem__, 0.18215, "some/vae")
+    source = Imported(N, LABELS, MOMENTS.__getitem__, LatentValues(vae="some/vae"))
     begin(out, {"of": "the test"})
     for part in missing(out, N, size):
         write_shard(source, out, part, size, int)
@@ -132,7 +133,7 @@ def test_shards_and_records_that_are_cut_short_are_made_again(folder: Path) -> N
         (folder / "moments-00001.npy").write_bytes(content)
         assert missing(folder, N, 8) == [range(8, 16)]
         with pytest.raises(ValueError, match="lacks 1 shards; rerun the command"):
-            finish(Imported(N, LABELS, MOMENTS.__getitem__, 0.18215), folder, 8, None)
+            finish(Imported(N, LABELS, MOMENTS.__getitem__, LatentValues()), folder, 8, None)
         make(folder)
         assert (folder / "moments-00001.npy").read_bytes() == before
     (folder / "parts" / "00002.json").write_bytes(b"")
@@ -144,7 +145,7 @@ def test_shards_and_records_that_are_cut_short_are_made_again(folder: Path) -> N
 
 
 def test_a_scale_that_means_nothing_ends_without_a_manifest(tmp_path: Path) -> None:
-    source = Imported(N, LABELS, MOMENTS.__getitem__, 0.0)
+    source = Imported(N, LABELS, MOMENTS.__getitem__, LatentValues(scale=0.0))
     begin(tmp_path / "out", {})
     for part in missing(tmp_path / "out", N, 8):
         write_shard(source, tmp_path / "out", part, 8, int)
@@ -156,7 +157,7 @@ def test_a_scale_that_means_nothing_ends_without_a_manifest(tmp_path: Path) -> N
 def test_moments_that_half_precision_cannot_hold_are_refused(tmp_path: Path) -> None:
     moments = MOMENTS.copy()
     moments[5, 0, 0, 0] = 1e6
-    source = Imported(N, None, moments.__getitem__, 1.0)
+    source = Imported(N, None, moments.__getitem__, LatentValues(scale=1.0))
     begin(tmp_path / "out", {})
     with pytest.raises(ValueError, match="Samples 0 to 7: the moments are not finite"):
         write_shard(source, tmp_path / "out", range(8), 8, int)

@@ -214,7 +214,7 @@ def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:
 def test_latents_without_labels_train_and_are_shown(tmp_path: Path) -> None:
     folder = tmp_path / "latents"
     moments = np.random.default_rng(0).normal(size=(10, 8, 8, 8)).astype(np.float32)
-    source = Imported(10, None, moments.__getitem__, scale=0.5)
+    source = Imported(10, None, moments.__getitem__, LatentValues(scale=0.5))
     begin(folder, {})
     write_shard(source, folder, range(10), 64, int)
     finish(source, folder, 64, None)

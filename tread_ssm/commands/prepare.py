@@ -29,7 +29,7 @@ from tread_ssm.command import add_processes, check_at_least, device, parser, run
 from tread_ssm.data.autoencoder import Autoencoder
 from tread_ssm.data.dataset import digest
 from tread_ssm.data.images import list_images
-from tread_ssm.data.importers import FORMATS, SCALE, open_source
+from tread_ssm.data.importers import FORMATS, open_source
 from tread_ssm.data.prepare import (
     UNREADABLE,
     EncodedImages,
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", type=Path, help="folder of images, or what --from reads")
     add("--vae", help="autoencoder: a folder, or an identifier on the Hugging Face Hub")
     add("--from", dest="source", choices=FORMATS, help="whose latents --data holds")
-    add("--scale", type=float, help="of the latents that --from reads (0.18215)")
+    add("--scale", type=float, help="of the latents that --from reads (what the project uses)")
     add("--resolution", type=int, default=256, help="pixels a side (256)")
     add("--flip", action="store_true", help="store the moments of mirrored images as well")
     add("--precision", choices=AUTOCAST, default="fp32", help="of the autoencoder (fp32)")
@@ -147,11 +147,11 @@ def _imported(args: argparse.Namespace, where: torch.device) -> Prepared:
     """Another project's latents; they are read, not computed."""
     if args.flip:
         raise ValueError("--flip encodes images; latents that exist cannot be mirrored.")
-    scale = SCALE if args.scale is None else args.scale
-    source = open_source(args.source, args.data, vae=args.vae, scale=scale)
+    source = open_source(args.source, args.data, vae=args.vae, scale=args.scale)
     for note in source.notes:
         say(f"note: {note}")
-    settings = {"from": args.source, "data": str(args.data), "vae": source.vae, "scale": scale}
+    vae, scale = source.values.vae, source.values.scale
+    settings = {"from": args.source, "data": str(args.data), "vae": vae, "scale": scale}
     settings["files"] = files_digest(args.data)
     return source, settings, None
 

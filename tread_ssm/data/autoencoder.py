@@ -14,6 +14,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from tread_ssm.data.values import LatentValues
+
 
 class Autoencoder:
     """A diffusers AutoencoderKL, in eval mode; made by `load`."""
@@ -73,9 +75,26 @@ class Autoencoder:
         return self._device
 
     @property
-    def scale(self) -> float:
-        """What latents are multiplied by for a model; 0.18215 for Stable Diffusion's."""
-        return float(self._network.config.scaling_factor)
+    def channels(self) -> int:
+        """Of its latents, C."""
+        return int(self._network.config.latent_channels)
+
+    def values(self, name: str) -> LatentValues:
+        """How its configuration scales latents for a model, under the name that the manifest gets.
+
+        Stable Diffusion's has scaling_factor 0.18215 alone. Later ones subtract a shift_factor,
+        or means, and divide by deviations for each channel.
+        """
+        config = self._network.config
+        mean = config.get("latents_mean")
+        if mean is None and config.get("shift_factor"):
+            mean = (config.shift_factor,) * self.channels
+        return LatentValues(
+            scale=float(config.scaling_factor),
+            vae=name,
+            mean=tuple(map(float, mean or ())),
+            deviation=tuple(map(float, config.get("latents_std") or ())),
+        )
 
     def digest(self) -> str:
         """SHA-256 over the weights, in hexadecimal."""
@@ -110,11 +129,12 @@ class Autoencoder:
         return posterior.parameters.float()
 
     @torch.no_grad()
-    def decode(self, z_BChw: Tensor) -> Tensor:
+    def decode(self, z_BChw: Tensor, pixels: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
         """Images of latents.
 
         Args:
             z_BChw: Latents, not scaled.
+            pixels: What is black and what is white, if it was encoded in another range than -1..1.
 
         Returns:
             uint8 (B, H, W, 3).
@@ -122,13 +142,13 @@ class Autoencoder:
         Raises:
             ValueError: The autoencoder's latents have another number of channels.
         """
-        channels = self._network.config.latent_channels
-        if z_BChw.shape[1] != channels:
+        if z_BChw.shape[1] != self.channels:
             raise ValueError(
                 f"Autoencoder.decode: the latents have {z_BChw.shape[1]} channels, the "
-                f"autoencoder's have {channels}; name the one that they were made with."
+                f"autoencoder's have {self.channels}; name the one that they were made with."
             )
         z = z_BChw.to(self._device, self._dtype)
         x = self._network.decode(z).sample.float()
-        x = ((x + 1) * 127.5).clamp(0, 255).round()
+        black, white = pixels
+        x = ((x - black) * (255 / (white - black))).clamp(0, 255).round()
         return rearrange(x.to(torch.uint8), "b c h w -> b h w c")

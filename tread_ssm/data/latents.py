@@ -5,7 +5,7 @@ Shape legend: B batch, C channels, H rows, W columns, n samples.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +35,7 @@ from tread_ssm.errors import ConfigError
 class LatentData:
     """A folder of an autoencoder's moments that scripts/prepare_latents.py made.
 
-    A latent is sampled anew whenever it is read, then multiplied by the manifest's scale.
+    A latent is sampled anew whenever it is read, then scaled as the manifest says.
 
     Attributes:
         kind: "latents".
@@ -111,7 +111,8 @@ class Latents:
     @property
     def values(self) -> LatentValues:
         """What the numbers mean."""
-        return LatentValues(scale=self.manifest.scale, vae=self.vae or self.manifest.vae)
+        values = self.manifest.values
+        return values if self.vae is None else replace(values, vae=self.vae)
 
     def sample_augmentation(self, batch: int, rng: torch.Generator) -> Augmentation:
         """Which samples are mirrored, (batch,) bool, and the posterior's noise (batch, C, H, W)."""
@@ -129,17 +130,19 @@ class Latents:
             raise ConfigError(
                 f"data.path: {error} Prepare it again, then rerun the command to resume."
             ) from None
-        return sample_posterior(moments, noise, self.manifest.scale)
+        return sample_posterior(moments, noise, self.manifest.values)
 
     def fingerprint(self) -> dict[str, Any]:
         """What the data is; see `Data.fingerprint`."""
         files = self.manifest.files
         parts = (f"{f.name} {f.sha256}" for f in files)
-        return fingerprint(self, self.moments.nbytes, (f"{self.manifest.scale}", *parts))
+        values = self.manifest.values
+        scaling = map(str, (values.scale, *values.mean, *values.deviation))
+        return fingerprint(self, self.moments.nbytes, (*scaling, *parts))
 
 
-def sample_posterior(moments: Tensor, noise: Tensor, scale: float) -> Tensor:
+def sample_posterior(moments: Tensor, noise: Tensor, values: LatentValues) -> Tensor:
     """Latents (B, C, H, W) float32, scaled, of moments (B, 2C, H, W) and normal noise."""
     mean, log_variance = moments.chunk(2, dim=1)
     deviation = log_variance.to(torch.float32).clamp(-30.0, 20.0).mul_(0.5).exp_()
-    return deviation.mul_(noise).add_(mean).mul_(scale)
+    return values.scaled_(deviation.mul_(noise).add_(mean))

@@ -31,6 +31,7 @@ from tread_ssm.data.shards import (
     write_array,
     write_manifest,
 )
+from tread_ssm.data.values import LatentValues
 from tread_ssm.files import read_json, remove_left_over, replacing
 
 UNREADABLE = "unreadable.txt"
@@ -57,7 +58,8 @@ class Source(Protocol):
 
     Attributes:
         labels: (n,) int64. None: no classes.
-        class_names, vae, scale, resolution: As in the manifest.
+        class_names, resolution: As in the manifest.
+        values: What the numbers that a model sees mean.
     """
 
     @property
@@ -65,9 +67,7 @@ class Source(Protocol):
     @property
     def class_names(self) -> tuple[str, ...]: ...
     @property
-    def vae(self) -> str | None: ...
-    @property
-    def scale(self) -> float: ...
+    def values(self) -> LatentValues: ...
     @property
     def resolution(self) -> int | None: ...
 
@@ -120,7 +120,7 @@ class EncodedImages:
                 f"pixels to a latent of {vae}."
             )
         self.labels, self.class_names = images.labels, images.class_names
-        self.vae, self.scale, self.resolution = vae, autoencoder.scale, resolution
+        self.values, self.resolution = autoencoder.values(vae), resolution
         self._images, self._autoencoder, self._autocast = images, autoencoder, autocast
         self._flip, self._batch, self._workers = flip, batch, workers
 
@@ -275,8 +275,11 @@ def finish(source: Source, out: Path, shard_size: int, names: Sequence[str] | No
         labels = write_array(out / LABELS, kept.astype(np.int64))
     shape = np.load(out / shards[0].name, mmap_mode="r").shape[1:]
     manifest = Manifest(
-        vae=source.vae,
-        scale=source.scale,
+        vae=source.values.vae,
+        scale=source.values.scale,
+        mean=source.values.mean,
+        deviation=source.values.deviation,
+        pixels=source.values.pixels,
         resolution=source.resolution,
         count=sum(s.count for s in shards),
         shape=shape,

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from tread_ssm.data.values import LatentValues
 from tread_ssm.files import checksum, read_json, replacing
 
 MANIFEST, LABELS = "manifest.json", "labels.npy"
@@ -56,6 +57,7 @@ class Manifest:
         shards: Files of moments, in order.
         mirrored: Files of the mirrored images' moments, or ().
         labels: The file of labels. None where there are no classes.
+        mean, deviation, pixels: As in `LatentValues`.
         version: Of this format.
     """
 
@@ -68,6 +70,9 @@ class Manifest:
     shards: tuple[Shard, ...]
     mirrored: tuple[Shard, ...]
     labels: Shard | None
+    mean: tuple[float, ...] = ()
+    deviation: tuple[float, ...] = ()
+    pixels: tuple[float, float] = (-1.0, 1.0)
     version: int = _VERSION
 
     def __post_init__(self) -> None:
@@ -80,11 +85,34 @@ class Manifest:
         whole = all(type(size) is int and size > 0 for size in self.shape)
         if len(self.shape) != 3 or not whole or self.shape[0] % 2:
             raise ValueError(f"its shape is {self.shape}; expected (2 * channels, height, width)")
+        channels = self.shape[0] // 2
+        for name in ("mean", "deviation"):
+            numbers = getattr(self, name)
+            if len(numbers) not in (0, channels) or not all(map(math.isfinite, numbers)):
+                raise ValueError(
+                    f"its {name} is {numbers}; expected a finite number for each of {channels} "
+                    f"channels"
+                )
+        if not all(number > 0 for number in self.deviation):
+            raise ValueError(f"its deviation is {self.deviation}; all must be greater than 0")
+        if len(self.pixels) != 2 or not -math.inf < self.pixels[0] < self.pixels[1] < math.inf:
+            raise ValueError(f"its pixels are {self.pixels}; expected (black, white)")
         if not all(isinstance(name, str) for name in self.class_names):
             raise ValueError("its class_names are not all text")
         for file in self.files:
             if file.count < 1 or Path(file.name).name != file.name:
                 raise ValueError(f"it lists {file.name!r} of {file.count} samples")
+
+    @property
+    def values(self) -> LatentValues:
+        """What the numbers that a model sees mean."""
+        return LatentValues(
+            scale=self.scale,
+            vae=self.vae,
+            mean=self.mean,
+            deviation=self.deviation,
+            pixels=self.pixels,
+        )
 
     @property
     def files(self) -> tuple[Shard, ...]:
@@ -156,7 +184,9 @@ def read_manifest(folder: Path) -> Manifest:
         for key in ("shards", "mirrored"):
             raw[key] = tuple(Shard(**entry) for entry in raw[key])
         raw["labels"] = Shard(**raw["labels"]) if raw["labels"] else None
-        raw["shape"], raw["class_names"] = tuple(raw["shape"]), tuple(raw["class_names"])
+        for key in ("shape", "class_names", "mean", "deviation", "pixels"):
+            if key in raw:  # the last three are younger than the first folders
+                raw[key] = tuple(raw[key])
         return Manifest(**raw)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be used: {error}.") from None

@@ -40,7 +40,7 @@ def decoder(values: Values, vae: str | None, device: torch.device | str) -> Deco
                 f"leave vae out."
             )
         return lambda x: to_uint8(x, values)
-    name, scale = vae or values.vae, values.scale
+    name = vae or values.vae
     if name is None:
         raise ConfigError(
             "the network's numbers are latents, and the data does not say of which autoencoder; "
@@ -49,7 +49,11 @@ def decoder(values: Values, vae: str | None, device: torch.device | str) -> Deco
     from tread_ssm.data.autoencoder import Autoencoder  # diffusers takes seconds to import
 
     autoencoder = Autoencoder.load(name, device, torch.float32)
-    return lambda x: np.asarray(autoencoder.decode(x / scale).cpu())
+
+    def decode(x: Tensor) -> np.ndarray:
+        return np.asarray(autoencoder.decode(values.unscaled(x), values.pixels).cpu())
+
+    return decode
 
 
 def to_uint8(x: Tensor, values: Values) -> np.ndarray:

@@ -1,5 +1,9 @@
 """EDM2 and REPA: a zip or a folder of .npy with dataset.json, {"labels": [[name, class], ...]}.
 
+REPA encodes pixels in -1..1 and scales latents as Stable Diffusion does. EDM2 encodes pixels in
+0..1 with the same autoencoder, then centres each channel and gives it a deviation of 0.5. Nothing
+in the files tells the two apart.
+
 An array is (8, h, w): means, then standard deviations (not log-variances). The names in
 dataset.json may be those of the images that the latents were made of: then the number in which a
 name ends decides. Without classes, "labels" is null.
@@ -16,12 +20,39 @@ from pathlib import Path
 
 import numpy as np
 
-from tread_ssm.data.importers.imported import Imported, from_deviations, label_array, load
+from tread_ssm.data.importers.imported import (
+    SCALE,
+    Imported,
+    from_deviations,
+    label_array,
+    load,
+)
+from tread_ssm.data.values import LatentValues
 
 _DESCRIPTION = "dataset.json"
+_VAE = "stabilityai/sd-vae-ft-mse"
 
 
-def open_edm2(path: Path, scale: float) -> Imported:
+def open_edm2(path: Path, scale: float | None) -> Imported:
+    """EDM2's latents; scale: their deviation for a model, 0.5 for None. Raises ValueError."""
+    return _open(
+        path,
+        LatentValues(
+            scale=0.5 if scale is None else scale,
+            vae=_VAE,
+            mean=(5.81, 3.25, 0.12, -2.15),
+            deviation=(4.17, 4.62, 3.71, 3.28),
+            pixels=(0.0, 1.0),
+        ),
+    )
+
+
+def open_repa(path: Path, scale: float | None) -> Imported:
+    """REPA's latents; scale: 0.18215 for None. Raises ValueError."""
+    return _open(path, LatentValues(scale=SCALE if scale is None else scale, vae=_VAE))
+
+
+def _open(path: Path, values: LatentValues) -> Imported:
     """The latents of a zip or a folder, in the order of their names.
 
     Raises:
@@ -39,7 +70,7 @@ def open_edm2(path: Path, scale: float) -> Imported:
         return from_deviations(load(read(names[i]), where), where)
 
     labels = _labels(path, read(_DESCRIPTION), names)
-    return Imported(len(names), labels, one, scale, vae="stabilityai/sd-vae-ft-mse")
+    return Imported(len(names), labels, one, values)
 
 
 _Read = Callable[[str], bytes]

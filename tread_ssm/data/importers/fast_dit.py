@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tread_ssm.data.importers.imported import Imported, from_sample, label_array, load
+from tread_ssm.data.importers.imported import SCALE, Imported, from_sample, label_array, load
+from tread_ssm.data.values import LatentValues
 
 _NOTE = (
     "fast-DiT kept one sample of each posterior and no variance; training will see the same "
@@ -19,12 +20,13 @@ _NOTE = (
 )
 
 
-def open_fast_dit(path: Path, scale: float) -> Imported:
+def open_fast_dit(path: Path, scale: float | None) -> Imported:
     """The pair of folders inside `path`, or `path` itself and its partner.
 
     Raises:
         ValueError: There is no such pair, or a file has no partner.
     """
+    scale = SCALE if scale is None else scale
     features, labels = map(_numbered, _pair(path))
     if not features or features.keys() != labels.keys():
         lonely = ", ".join(f"{k}.npy" for k in sorted(features.keys() ^ labels.keys())[:3])
@@ -42,9 +44,8 @@ def open_fast_dit(path: Path, scale: float) -> Imported:
 
     watched = tqdm(order, desc="labels", unit="file", delay=5)
     classes = label_array((_label(labels[k]) for k in watched), str(path))
-    return Imported(
-        len(order), classes, one, scale, vae="stabilityai/sd-vae-ft-ema", notes=(_NOTE,)
-    )
+    values = LatentValues(scale=scale, vae="stabilityai/sd-vae-ft-ema")
+    return Imported(len(order), classes, one, values, notes=(_NOTE,))
 
 
 def _pair(path: Path) -> tuple[Path, Path]:

@@ -17,6 +17,7 @@ import torch
 
 from tread_ssm.data.dataset import MOST_CLASSES
 from tread_ssm.data.prepare import Encoded
+from tread_ssm.data.values import LatentValues
 
 SCALE = 0.18215  # of Stable Diffusion's autoencoders
 CERTAIN = -30.0  # a log-variance that leaves nothing to chance
@@ -31,19 +32,19 @@ class Imported:
         n: Samples.
         labels: (n,) int64. None: no classes.
         one: Number -> moments (2C, h, w) float32, means, then log-variances. Raises ValueError.
-        scale: Latents are multiplied by it before a model sees them.
-        vae: The autoencoder that made them. None: not known.
+        values: What the numbers that a model sees mean, and which autoencoder made the latents.
         notes: Sentences that the user should see.
         resolution: Pixels along a side of the images. None: not known.
+        mirrored: Number -> moments of the mirrored image, like `one`. None: the project has none.
     """
 
     n: int
     labels: np.ndarray | None
     one: Callable[[int], np.ndarray]
-    scale: float
-    vae: str | None = None
+    values: LatentValues
     notes: tuple[str, ...] = ()
     resolution: int | None = None
+    mirrored: Callable[[int], np.ndarray] | None = None
 
     def __len__(self) -> int:
         """n."""
@@ -67,14 +68,18 @@ class Imported:
         """
         for i in range(0, len(part), _BATCH):
             numbers = part[i : i + _BATCH]
-            read = [self.one(k) for k in numbers]
-            for k, moments in zip(numbers, read, strict=True):
-                if moments.shape != self.shape:
-                    raise ValueError(
-                        f"Sample {k} has moments of shape {moments.shape}, sample 0 of "
-                        f"{self.shape}; all must agree."
-                    )
-            yield Encoded(torch.from_numpy(np.stack(read)), None)
+            mirrored = None if self.mirrored is None else self._stack(self.mirrored, numbers)
+            yield Encoded(self._stack(self.one, numbers), mirrored)
+
+    def _stack(self, one: Callable[[int], np.ndarray], numbers: range) -> torch.Tensor:
+        read = [one(k) for k in numbers]
+        for k, moments in zip(numbers, read, strict=True):
+            if moments.shape != self.shape:
+                raise ValueError(
+                    f"Sample {k} has moments of shape {moments.shape}, sample 0 of "
+                    f"{self.shape}; all must agree."
+                )
+        return torch.from_numpy(np.stack(read))
 
 
 def label_array(labels: Iterable[int], where: str) -> np.ndarray:
@@ -137,7 +142,7 @@ def from_moments(array: np.ndarray, where: str) -> np.ndarray:
     if bool((halves(array, where)[1] >= 0).all()):
         raise ValueError(
             f"The second half of {where} is nowhere below 0; expected log-variances, but these "
-            f"seem to be standard deviations, which the format edm2 has."
+            f"seem to be standard deviations, which the formats edm2 and repa have."
         )
     return array
 

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from tread_ssm.data.importers.imported import Imported, from_moments, label_array
+from tread_ssm.data.importers.imported import SCALE, Imported, from_moments, label_array
+from tread_ssm.data.values import LatentValues
 
 
-def open_maskdit(path: Path, scale: float) -> Imported:
+def open_maskdit(path: Path, scale: float | None) -> Imported:
     """The moments of four channels in the LMDB `path`.
 
     Raises:
         ValueError: lmdb is missing, or the file holds something else.
     """
+    scale = SCALE if scale is None else scale
     if find_spec("lmdb") is None:
         raise ValueError('MaskDiT\'s files are read by lmdb: `pip install "tread_ssm[import]"`.')
     import lmdb
@@ -55,4 +57,4 @@ def open_maskdit(path: Path, scale: float) -> Imported:
     if n < 1:
         raise ValueError(f"{path} holds no samples; its length is {n}.")
     labels = label_array((number(f"y-{i}") for i in range(n)), str(path))
-    return Imported(n, labels, one, scale)
+    return Imported(n, labels, one, LatentValues(scale=scale))

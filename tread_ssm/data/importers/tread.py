@@ -16,7 +16,15 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from tqdm import tqdm
 
-from tread_ssm.data.importers.imported import Imported, from_moments, from_sample, label_array, load
+from tread_ssm.data.importers.imported import (
+    SCALE,
+    Imported,
+    from_moments,
+    from_sample,
+    label_array,
+    load,
+)
+from tread_ssm.data.values import LatentValues
 
 _LABELS = ("cls", "cls.txt", "json")  # the first that is there
 _LOOK = 64  # samples that tell how much they vary
@@ -40,12 +48,13 @@ class _Member:
         return f"{self.name} of {self.tar}"
 
 
-def open_tread(path: Path, scale: float) -> Imported:
+def open_tread(path: Path, scale: float | None) -> Imported:
     """The samples of a tar, or of all tars below a folder, in their order.
 
     Raises:
         ValueError: There are none, or an array or a label is missing.
     """
+    scale = SCALE if scale is None else scale
     tars = [path] if path.is_file() else sorted(path.rglob("*.tar"))
     watched = tqdm(tars, desc="index", unit="tar", delay=5)
     found = [sample for tar in watched for sample in _samples(tar)]
@@ -61,9 +70,11 @@ def open_tread(path: Path, scale: float) -> Imported:
             f"height, width), a sample."
         )
     if channels == 8:
-        return Imported(
-            len(arrays), labels, lambda i: from_moments(arrays[i].load(), str(arrays[i])), scale
-        )
+
+        def moments(i: int) -> np.ndarray:
+            return from_moments(arrays[i].load(), str(arrays[i]))
+
+        return Imported(len(arrays), labels, moments, LatentValues(scale=scale))
     spread = float(np.concatenate([a.load().ravel() for a in arrays[:_LOOK]]).std()) + 1e-9
     scaled = abs(math.log(spread)) < abs(math.log(spread * scale))
     note = (
@@ -75,7 +86,7 @@ def open_tread(path: Path, scale: float) -> Imported:
     def one(i: int) -> np.ndarray:
         return from_sample(arrays[i].load(), str(arrays[i]), scale if scaled else 1.0)
 
-    return Imported(len(arrays), labels, one, scale, notes=(note,))
+    return Imported(len(arrays), labels, one, LatentValues(scale=scale), notes=(note,))
 
 
 def _samples(tar: Path) -> list[tuple[_Member, int]]:
