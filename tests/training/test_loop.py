@@ -34,7 +34,7 @@ from tread_ssm.training.batch import Batch
 from tread_ssm.training.log import TrainingError
 from tread_ssm.training.loop import is_finished, train
 from tread_ssm.training.metrics import read_metrics
-from tread_ssm.training.optimizer import AdamWConfig
+from tread_ssm.training.optimizer import AdamWConfig, MuonConfig
 from tread_ssm.training.preview import Preview
 from tread_ssm.training.resume import check_folder
 from tread_ssm.training.step import Stepper
@@ -184,6 +184,18 @@ def test_old_checkpoints_go_and_more_steps_continue(tmp_path: Path) -> None:
     assert not is_finished(longer)
     assert [r["step"] for r in run(longer)] == list(range(1, 10))
     assert load_export(config.folder.path)[1].step == 9
+
+
+def test_muon_resumes_bit_for_bit(tmp_path: Path) -> None:
+    options = {"optimizer": MuonConfig(lr=1e-2, weight_decay=0.1), "save_every": 3}
+    whole = tiny(tmp_path / "a", **options)
+    expected = losses(run(whole))
+    half = tiny(tmp_path / "b", **options, steps=3)
+    run(half)
+    longer = tiny(tmp_path / "b", **options)
+    assert torch.equal(losses(run(longer)), expected)
+    weights = [load_file(c.folder.checkpoint(6) / "model.safetensors") for c in (whole, longer)]
+    assert all(torch.equal(t, weights[1][n]) for n, t in weights[0].items())
 
 
 def test_other_settings_do_not_continue_a_run(tmp_path: Path) -> None:

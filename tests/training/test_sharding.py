@@ -27,7 +27,7 @@ from tread_ssm.models import DiMConfig
 from tread_ssm.routing import Route, RouteSchedule
 from tread_ssm.training.loop import train
 from tread_ssm.training.metrics import read_metrics
-from tread_ssm.training.optimizer import AdamWConfig
+from tread_ssm.training.optimizer import AdamWConfig, MuonConfig
 from tread_ssm.training.sharding import fsdp_plugin
 
 ROOT = Path(__file__).parents[2]
@@ -198,10 +198,14 @@ def test_sharded_and_whole_runs_agree_and_go_on_from_each_other(tmp_path: Path) 
         replace(tiny(tmp_path, n, micro_batch=2), auxiliary=losses) for n in ("whole", "sharded")
     )
     half, sharded_half = (tiny(tmp_path, n, precision="bf16") for n in ("half", "sharded-half"))
+    muon, sharded_muon = (
+        tiny(tmp_path, n, optimizer=MuonConfig(lr=1e-3)) for n in ("muon", "sharded-muon")
+    )
     run(whole)
     run(half)
+    run(muon)
     spread = from_the_middle(whole, "whole-then-sharded")
-    run_sharded(sharded, spread, sharded_half)
+    run_sharded(sharded, spread, sharded_half, sharded_muon)
     gathered = from_the_middle(sharded, "sharded-then-whole")
     run(gathered)
 
@@ -210,6 +214,7 @@ def test_sharded_and_whole_runs_agree_and_go_on_from_each_other(tmp_path: Path) 
         grids = [sorted(p.name for p in c.folder.samples.iterdir()) for c in (whole, other)]
         assert grids[0] == grids[1]
     agree(half, sharded_half, rtol=5e-3)
+    agree(muon, sharded_muon, rtol=5e-3)  # its iteration computes in bfloat16
     assert first_loss(sharded_half) != pytest.approx(first_loss(sharded), rel=1e-5)
 
 

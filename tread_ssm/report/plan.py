@@ -12,6 +12,7 @@ from tread_ssm.report.estimate import estimate
 from tread_ssm.routing.advice import advice
 from tread_ssm.routing.cost import PlanCost
 from tread_ssm.tables import duration, markdown_table, prefix, short
+from tread_ssm.training.heads import with_heads
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,6 +38,7 @@ def plan_text(config: RunConfig, gpus: int | None = None) -> str:
         f"training step of {cost.step_share:.2f} times the dense one's time, or a little more "
         f"where overhead counts.",
         _cautions(config),
+        _optimizer(config),
         _evaluation(config),
         estimate(config, gpus).table() if gpus else "",
     ]
@@ -108,6 +110,19 @@ def _cautions(config: RunConfig) -> str:
     if found:
         return "\n".join(f"- {caution}" for caution in found)
     return "Nothing known speaks against these routes." if config.plan.routes else ""
+
+
+def _optimizer(config: RunConfig) -> str:
+    """The groups of parameters, as Markdown."""
+    with torch.device("meta"):
+        trained = with_heads(config.model.build(), config.auxiliary)
+    rows = []
+    for group in config.train.optimizer.groups(trained):
+        size = short(sum(p.numel() for p in group.parameters))
+        tensors, decay = str(len(group.parameters)), f"{group.weight_decay:g}"
+        rows.append([group.role, size, tensors, group.rule, decay])
+    head = ["parameter group", "parameters", "tensors", "optimiser", "weight decay"]
+    return markdown_table(head, rows)
 
 
 def _evaluation(config: RunConfig) -> str:
