@@ -24,8 +24,11 @@ ALLOWED = {
     "diffusion": {"tokens", "routing.plan", "routing.guidance"},
     "data": GROUND,
     # Besides: configurations that stand beside what they build, and import no more than torch.
-    "config": CORE | {"data", "evaluation.metrics", "training.optimizer", "training.schedule"},
+    "config": CORE
+    | {"data", "evaluation.metrics"}
+    | {"training.optimizer", "training.power_ema", "training.schedule"},
     "pretrained": CORE | {"data", "config"},
+    "posthoc": CORE | {"config", "pretrained", "training.power_ema"},
     "sampling": CORE | {"data", "config", "pretrained"},
     "evaluation": GROUND | {"data", "config", "pretrained", "sampling"},
     "training": CORE | {"data", "config", "pretrained", "sampling", "evaluation"},
@@ -37,7 +40,7 @@ ALLOWED = {
     "env": {"scan"},
     "commands": CORE
     | {"data", "config", "pretrained", "sampling", "evaluation", "training", "plots", "report"}
-    | {"command", "env"},
+    | {"command", "env", "posthoc"},
     "__main__": {"commands"},
     "__init__": {"routing", "scan", "models", "pretrained"},
 }

@@ -77,8 +77,7 @@ def export(
     """
     with replacing(folder / "ema.safetensors") as temporary:
         save_file({n: t.contiguous().cpu() for n, t in weights.items()}, temporary)
-    with replacing(folder / "config.json") as temporary:
-        temporary.write_text(json.dumps(plain(description), indent=2) + "\n", encoding="utf-8")
+    write_description(folder, description)
     write_manifest(folder, (*_COVERED, *also))
 
 
@@ -92,6 +91,22 @@ def exported_step(folder: Path) -> int | None:
     return step
 
 
+def read_description(folder: Path) -> Export:
+    """What a folder's config.json says. Raises ConfigError where that is damaged."""
+    path = folder / "config.json"
+    try:
+        source = Source(read_json(path), str(path))
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}.") from None
+    return build(Export, source)
+
+
+def write_description(folder: Path, description: Export) -> None:
+    """Write config.json, whole or not at all."""
+    with replacing(folder / "config.json") as temporary:
+        temporary.write_text(json.dumps(plain(description), indent=2) + "\n", encoding="utf-8")
+
+
 def load_export(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.Module, Export]:
     """The model with its averaged weights, in eval mode, and its description.
 
@@ -102,11 +117,7 @@ def load_export(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.Mo
         if not (folder / name).is_file():
             raise ConfigError(f"{folder} holds no {name}; it is no finished run or checkpoint.")
     check_manifest(folder, _COVERED)
-    try:
-        source = Source(read_json(folder / "config.json"), str(folder / "config.json"))
-    except ValueError as error:
-        raise ConfigError(f"{folder / 'config.json'}: not valid JSON: {error}.") from None
-    description = build(Export, source)
+    description = read_description(folder)
     model = description.model.build()
     try:
         weights = load_file(str(folder / "ema.safetensors"))

@@ -26,6 +26,7 @@ from tread_ssm.models import DiMConfig
 from tread_ssm.routing import Route
 from tread_ssm.training.loop import train
 from tread_ssm.training.optimizer import AdamWConfig
+from tread_ssm.training.power_ema import PosthocEma
 
 ROOT = Path(__file__).parents[2]
 Main = Callable[..., int]
@@ -192,7 +193,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         objective=EDM(),
         routing=RoutingConfig(routes=(Route(1, 3),)),
         train=TrainConfig(
-            steps=30, batch_size=16, optimizer=AdamWConfig(lr=3e-3), save_every=20, ema_decay=0.5
+            steps=30,
+            batch_size=16,
+            optimizer=AdamWConfig(lr=3e-3),
+            save_every=20,
+            ema_decay=0.5,
+            posthoc_ema=PosthocEma(every=6),
         ),
         sample=SampleConfig(every=0, steps=3, guidance=1.5),
     )
@@ -256,6 +262,41 @@ def test_other_options_can_be_swept(
     assert first["fid"] != second["fid"]
     record = read(out)["record"]
     assert record["step"] == 20 and record["recipe"]["guidance"] == 1.5
+
+
+def test_two_options_are_swept_together(
+    main: Main, run: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, reference = tmp_path / "pair.json", ["--reference", files / "reference.npz"]
+    common = ["--run", run, *SWEEP, *reference, "--steps", "1"]
+    both = ["--sweep", "guidance=1,2", "--sweep", "width=0.2,0.05"]
+    assert main(*common, *both, "--out", out) == 0
+    rows = {tuple(point): row for point, row in read(out)["rows"]}
+    assert list(rows) == [(0.05, 1.0), (0.05, 2.0), (0.2, 1.0), (0.2, 2.0)]
+    assert len({row["fid"] for row in rows.values()}) == 4
+    assert (tmp_path / "pair.md").read_text().startswith("| width | guidance | FID (emoji) |")
+    assert (tmp_path / "pair.png").is_file()
+    written = out.read_bytes()
+    capsys.readouterr()
+    assert main(*common, *both, "--out", out) == 0  # nothing is sampled again
+    assert out.read_bytes() == written and "guidance=" not in capsys.readouterr().err
+
+    # A width alone, of a checkpoint's step, and what the command average makes of it, agree.
+    alone = tmp_path / "alone.json"
+    assert main(*common, "--guidance", "2", "--sweep", "width=0.2", "--out", alone) == 0
+    assert read(alone)["rows"] == [[0.2, pytest.approx(rows[0.2, 2.0])]]
+    assert load("average")(["--run", str(run), "--width", "0.2", "--out", str(tmp_path / "w")]) == 0
+    averaged = ["--run", tmp_path / "w", *common[2:], "--sweep", "guidance=2", "--out"]
+    assert main(*averaged, tmp_path / "again.json") == 0
+    assert read(tmp_path / "again.json")["rows"] == [[2.0, pytest.approx(rows[0.2, 2.0])]]
+
+    for wrong, text in (
+        (["--sweep", "width=0.4"], "width is 0.4; it must satisfy 0 < width <= 0.28"),
+        (["--sweep", "steps=1", "--sweep", "steps=2"], "one option, or two different ones"),
+        (["--sweep", "width=0.1", "--checkpoint", "20"], "no snapshot of step 20; there are 6, 12"),
+    ):
+        assert main(*common, *wrong, "--out", tmp_path / "no.json") == 2
+        assert text in capsys.readouterr().err
 
 
 def test_a_sweep_is_refused_before_it_draws(

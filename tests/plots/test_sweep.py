@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from tread_ssm.plots.colours import KEPT, save
-from tread_ssm.plots.sweep import plot_sweep
+from tread_ssm.plots.sweep import plot_heat_maps, plot_sweep
 
 
 @pytest.mark.parametrize(("panels", "columns", "rows"), [(1, 1, 1), (3, 3, 1), (4, 3, 2)])
@@ -26,3 +26,16 @@ def test_each_metric_has_its_panel(tmp_path: Path, panels: int, columns: int, ro
         for c in range(columns)
     ]
     assert found == [i < panels for i in range(rows * columns)]
+
+
+def test_a_heat_map_has_a_number_in_every_cell_and_the_first_option_upwards() -> None:
+    table = [[1.0, 2.0, 3.0], [4.0, 5.0, 66.5]]
+    values = [0.05, 0.1], [1.0, 1.5, 2.0]
+    figure = plot_heat_maps(("width", "guidance"), values, {"FID": table})
+    (axes,) = figure.axes
+    assert [t.get_text() for t in axes.texts] == ["1", "2", "3", "4", "5", "66.5"]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["0.05", "0.1"]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["1", "1.5", "2"]
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("width", "guidance")
+    assert axes.get_ylim()[0] < axes.get_ylim()[1]
+    assert np.array_equal(axes.images[0].get_array(), table)

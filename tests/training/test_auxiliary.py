@@ -18,6 +18,7 @@ from tread_ssm.diffusion import EDM, SRA2, Auxiliary, Contrastive, Dispersive
 from tread_ssm.errors import ConfigError
 from tread_ssm.pretrained import load_export
 from tread_ssm.report.measure import step_times
+from tread_ssm.routing import Route
 
 INSIDE = SRA2(block=1, layers=2)
 ALL = (INSIDE, Dispersive(block=-1, group=2), Contrastive())
@@ -99,6 +100,16 @@ def test_what_cannot_work_is_refused_before_the_first_step(
 ) -> None:
     with pytest.raises(ConfigError, match=text):
         check(with_losses(tiny(tmp_path, micro_batch=2), *auxiliary))
+
+
+def test_steps_that_skip_the_block_have_no_such_loss(tmp_path: Path) -> None:
+    config = tiny(tmp_path)
+    routing = replace(config.routing, routes=(Route(0, 2, path_drop=0.5),))
+    losses = (INSIDE, Dispersive(block=0, group=2))
+    rows = run(replace(with_losses(config, *losses), routing=routing))
+    skipped = [r["sra2_loss"] == 0 for r in rows]
+    assert 0 < sum(skipped) < 6
+    assert [r["dispersive_loss"] == 0 for r in rows] == skipped
 
 
 def test_a_convolution_outside_all_routes_is_allowed(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tread_ssm.training.ema import Ema
+from tread_ssm.training.ema import Ema, ramped
 
 
 def make() -> nn.Module:
@@ -17,7 +17,7 @@ def make() -> nn.Module:
 
 def test_it_follows_the_recursion() -> None:
     model = make()
-    ema = Ema(model, decay=0.9)
+    ema = Ema(model, ramped(0.9))
     expected = model[0].weight.detach().clone().double()
     for step in range(30):
         with torch.no_grad():
@@ -30,7 +30,7 @@ def test_it_follows_the_recursion() -> None:
 
 def test_the_weights_come_back_bit_for_bit_even_after_an_error() -> None:
     model = make()
-    ema = Ema(model, decay=0.9)
+    ema = Ema(model, ramped(0.9))
     with torch.no_grad():
         model[0].weight.normal_()
     own = {n: t.clone() for n, t in model.state_dict().items()}
@@ -46,7 +46,7 @@ def test_the_weights_come_back_bit_for_bit_even_after_an_error() -> None:
 
 def test_its_state_loads_into_the_model_and_into_another_average() -> None:
     model = make()
-    ema = Ema(model, decay=0.5)
+    ema = Ema(model, ramped(0.5))
     with torch.no_grad():
         model[0].weight.normal_()
     ema.update(0)
@@ -55,6 +55,6 @@ def test_its_state_loads_into_the_model_and_into_another_average() -> None:
     other = make()
     other.load_state_dict(state)
     assert torch.equal(other[0].weight, ema.average["0.weight"])
-    again = Ema(make(), decay=0.5)
+    again = Ema(make(), ramped(0.5))
     again.load(state)
     assert all(torch.equal(t, ema.average[n]) for n, t in again.average.items())

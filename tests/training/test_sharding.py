@@ -46,7 +46,7 @@ from tread_ssm.models import DiMConfig
 from tread_ssm.training import loop
 from tread_ssm.config.check import check
 from tread_ssm.config.run import load_config
-from tread_ssm.training.ema import Ema
+from tread_ssm.training.ema import Ema, ramped
 from tread_ssm.pretrained import load_export
 from tread_ssm.report.measure import step_times
 from tread_ssm.training.sharding import fill, fsdp_plugin
@@ -73,7 +73,7 @@ def check_average(config):
         fully_shard(block)
     fully_shard(b)
     assert all(isinstance(p, DTensor) for p in b.parameters())
-    averages = Ema(a, 0.9), Ema(b, 0.9)
+    averages = Ema(a, ramped(0.9)), Ema(b, ramped(0.9))
     for step in range(3):
         with torch.no_grad():
             for p, q in zip(a.parameters(), b.parameters(), strict=True):

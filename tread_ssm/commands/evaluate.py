@@ -6,6 +6,8 @@ A set of samples (ADM's .npz, or a folder of images):
 A trained run, sampled anew with every value of an option; a table and a plot:
     tread-ssm evaluate --run runs/dim_l --sweep guidance=1.0,1.5,2.0
         --num 5000 --reference VIRTUAL_imagenet256_labeled.npz
+Two options together, in a heat map (width: of the average, where snapshots were kept):
+    tread-ssm evaluate --run runs/dim_l --sweep width=0.03,0.05,0.1 --sweep guidance=1,1.5,2 ...
 
 The images are shared among the processes. Distances shrink as the number of samples grows:
 compare equal numbers. Exit codes: 2 where an argument or a file cannot be used, 130 after Ctrl-C.
@@ -18,8 +20,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from tread_ssm.command import add_processes, check_at_least, device, is_main, parser, run_on
 from tread_ssm.config.run_folder import RunFolder
@@ -36,8 +42,9 @@ from tread_ssm.evaluation import (
 )
 from tread_ssm.evaluation.evaluator import Evaluator, Scored
 from tread_ssm.evaluation.metrics import title_of
-from tread_ssm.files import checksum, read_json, replacing
+from tread_ssm.files import MANIFEST, checksum, read_json, replacing
 from tread_ssm.machine import check_memory
+from tread_ssm.posthoc import load_average
 from tread_ssm.pretrained import Export, load_export
 from tread_ssm.processes import gathered
 from tread_ssm.sampling.adm_npz import check_same
@@ -45,8 +52,11 @@ from tread_ssm.sampling.generate import Recipe, sample_labels
 from tread_ssm.sampling.image_grid import decoder
 from tread_ssm.sampling.options import add_sampling_options, recipe_of
 from tread_ssm.tables import markdown_table
+from tread_ssm.training.power_ema import gamma_of
 
-SWEPT = {"guidance": float, "weak_drop": float, "steps": int}
+SWEPT = {"guidance": float, "weak_drop": float, "steps": int, "width": float}
+Point = tuple[float, ...]
+"""A value of each option that is swept."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,7 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", help="default: a GPU where there is one")
     add_processes(read)
     sweep = read.add_argument_group("a sweep")
-    sweep.add_argument("--sweep", metavar="NAME=A,B,...", help="guidance, weak_drop or steps")
+    sweep.add_argument(
+        "--sweep",
+        metavar="NAME=A,B,...",
+        action="append",
+        help=f"{', '.join(SWEPT)}; give it twice to try all pairs",
+    )
     sweep.add_argument("--num", type=int, help="images to sample with each value")
     add_sampling_options(sweep, run_required=False)
     return read
@@ -150,60 +165,119 @@ def _with_reference(args: argparse.Namespace, evaluator: Evaluator) -> Evaluator
 
 def _sweep(args: argparse.Namespace, evaluator: Evaluator) -> None:
     """Evaluate with each value; results of an earlier, equal command are not computed again."""
-    name, points = _points(args.sweep)
-    folder = RunFolder(args.run).weights(args.checkpoint)
-    model, described = load_export(folder, evaluator.device)
-    setattr(args, name, points[0])  # options are checked with a value that will be used
+    swept = _swept(args.sweep)
+    load = _Weights(args, evaluator.device)
+    described = load(swept.get("width", [None])[0])[1]
+    for name in swept.keys() - {"width"}:
+        setattr(args, name, swept[name][0])  # options are checked with a value that will be used
     base = recipe_of(described, args)
-    _check_points(name, points, base, described)
+    for name, values in swept.items():
+        _check_points(name, values, base, described)
     decode = decoder(described.values, args.vae, evaluator.device)
     check_memory(16 * args.num, f"--num: the labels of {args.num:,} images", "Ask for fewer.")
     labels = sample_labels(args.num, range(max(1, described.model.n_classes)), args.seed)
-    out = args.out or args.run / f"sweep_{name}.json"
+    out = args.out or args.run / f"sweep_{'_'.join(swept)}.json"
     record = _described(args, evaluator) | {
-        "averaged_weights": checksum(folder / "ema.safetensors"),
+        "averaged_weights": load.checksums("width" in swept),
         **{key: getattr(args, key) for key in ("num", "seed", "batch")},
         "vae": args.vae or getattr(described.values, "vae", None),
         "reference_time": args.reference and args.reference.stat().st_mtime_ns,
         "run": str(args.run),
         "step": described.step,
-        "sweep": name,
-        "recipe": {k: v for k, v in plain(base).items() if k != name},
+        "sweep": ", ".join(swept),
+        "recipe": {k: v for k, v in plain(base).items() if k not in swept},
     }
-    rows: dict[float, Mapping[str, float]] = gathered(_done(out, record))[0]
+    rows: dict[Point, Mapping[str, float]] = gathered(_done(out, record))[0]
     evaluator = _with_reference(args, evaluator)
     evaluator.check(args.num)
-    for value in (v for v in points if v not in rows):
-        swept: dict[str, Any] = {name: value}
+    for point in (p for p in product(*swept.values()) if p not in rows):
+        chosen: dict[str, Any] = dict(zip(swept, point, strict=True))
+        named = ", ".join(f"{k}={v:g}" for k, v in chosen.items())
+        model, _ = load(chosen.pop("width", None))
         scored, _ = evaluator.score_model(
             model,
             described,
-            replace(base, **swept),
+            replace(base, **chosen),
             labels,
             seed=args.seed,
             batch=args.batch,
             decode=decode,
-            progress=f"{name}={value:g}",
+            progress=named,
         )
         _check_differ(scored)
         if is_main():
-            rows[value] = scored.values
-            _write_json(out, {"record": record, "rows": sorted(rows.items())})
+            rows[point] = scored.values
+            held = [(p[0] if len(p) == 1 else p, row) for p, row in sorted(rows.items())]
+            _write_json(out, {"record": record, "rows": held})
     if is_main():
-        from tread_ssm.plots.colours import save  # matplotlib
-        from tread_ssm.plots.sweep import plot_sweep
+        _show(out, swept, rows, evaluator)
 
-        text = _table((name,), [((f"{v:g}",), rows[v]) for v in points], evaluator)
-        with replacing(out.with_suffix(".md")) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
-        titles = {m: title_of(m, evaluator.extractor.name) for m in evaluator.metrics}
-        curves = {title: [rows[v][m] for v in points] for m, title in titles.items()}
-        save(plot_sweep(name.replace("_", " "), points, curves), out.with_suffix(".png"))
-        print(f"{text}\n\n{out}, and beside it the table (.md) and the plot (.png)")
+
+class _Weights:
+    """The weights that a sweep samples from: the run's, or its averages of any width."""
+
+    def __init__(self, args: argparse.Namespace, place: torch.device | str) -> None:
+        self._run, self._step, self._place = RunFolder(args.run), args.checkpoint, place
+        self._last: tuple[float | None, tuple[nn.Module, Export]] | None = None
+
+    def __call__(self, width: float | None) -> tuple[nn.Module, Export]:
+        """The model and its description; those of the call before are not loaded again."""
+        if self._last is None or self._last[0] != width:
+            if width is None:
+                loaded = load_export(self._run.weights(self._step), self._place)
+            else:
+                loaded = load_average(self._run, width, self._step, self._place)
+            self._last = width, loaded
+        return self._last[1]
+
+    def checksums(self, averaged: bool) -> Any:
+        """What tells the weights apart from those of another run or step."""
+        if not averaged:
+            return checksum(self._run.weights(self._step) / "ema.safetensors")
+        found = self._run.snapshots()
+        end = max(found) if self._step is None else self._step
+        return [checksum(path / MANIFEST) for step, path in found.items() if step <= end]
+
+
+def _show(
+    out: Path,
+    swept: Mapping[str, Sequence[float]],
+    rows: Mapping[Point, Mapping[str, float]],
+    evaluator: Evaluator,
+) -> None:
+    """Print the table; write it, and a plot, beside the JSON."""
+    from tread_ssm.plots.colours import save  # matplotlib
+    from tread_ssm.plots.sweep import plot_heat_maps, plot_sweep
+
+    points = list(product(*swept.values()))
+    cells = [([f"{v:g}" for v in point], rows[point]) for point in points]
+    text = _table(tuple(swept), cells, evaluator)
+    with replacing(out.with_suffix(".md")) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    titles = {m: title_of(m, evaluator.extractor.name) for m in evaluator.metrics}
+    found = {title: [rows[p][m] for p in points] for m, title in titles.items()}
+    names, values = [name.replace("_", " ") for name in swept], list(swept.values())
+    if len(swept) == 1:
+        figure = plot_sweep(names[0], values[0], found)
+    else:
+        n = len(values[1])
+        tables = {m: [v[i : i + n] for i in range(0, len(v), n)] for m, v in found.items()}
+        figure = plot_heat_maps((names[0], names[1]), (values[0], values[1]), tables)
+    save(figure, out.with_suffix(".png"))
+    print(f"{text}\n\n{out}, and beside it the table (.md) and the plot (.png)")
+
+
+def _swept(texts: Sequence[str]) -> dict[str, list[float]]:
+    """The options that are swept, and their values in rising order. Raises ConfigError."""
+    swept = dict(_points(text) for text in texts)
+    if len(texts) > 2 or len(swept) < len(texts):
+        raise ConfigError("--sweep: give one option, or two different ones.")
+    # Weights are loaded once for each width where that changes last.
+    return dict(sorted(swept.items(), key=lambda item: item[0] != "width"))
 
 
 def _points(text: str) -> tuple[str, list[float]]:
-    """The option that is swept, and its values in rising order. Raises ConfigError."""
+    """An option that is swept, and its values in rising order. Raises ConfigError."""
     name, _, values = text.partition("=")
     name = name.strip().replace("-", "_")
     if name not in SWEPT:
@@ -221,19 +295,23 @@ def _check_points(name: str, points: Sequence[float], base: Recipe, described: E
             raise ConfigError("--sweep: weak_drop goes from --strong-drop to below 1.")
         if base.guidance == 1:
             raise ConfigError("--sweep: weak_drop is without effect at guidance 1; set --guidance.")
+    if name == "width":
+        for width in points:
+            gamma_of(width)  # raises
     if name == "guidance" and base.weak_drop is None and not described.model.n_classes:
         raise ConfigError(
             "--sweep: guidance is without effect on a run without classes; guide by --weak-drop."
         )
 
 
-def _done(out: Path, record: Mapping[str, Any]) -> dict[float, Mapping[str, float]]:
+def _done(out: Path, record: Mapping[str, Any]) -> dict[Point, Mapping[str, float]]:
     """The rows that an earlier, equal sweep has written. Raises ConfigError for other files."""
     if not out.exists():
         return {}
     try:
         held = read_json(out)
-        before, rows = held["record"], {value: row for value, row in held["rows"]}
+        before = held["record"]
+        rows = {tuple(v) if isinstance(v, list) else (v,): row for v, row in held["rows"]}
     except (ValueError, KeyError, TypeError):
         raise ConfigError(
             f"{out} is there already and holds no sweep; name another --out."

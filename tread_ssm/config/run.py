@@ -19,6 +19,7 @@ from tread_ssm.evaluation.metrics import check_metrics
 from tread_ssm.models import ModelConfig
 from tread_ssm.routing import Route, RoutePlan, RouteSchedule
 from tread_ssm.training.optimizer import AdamWConfig, OptimizerConfig
+from tread_ssm.training.power_ema import PosthocEma
 from tread_ssm.training.schedule import Shape
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
@@ -59,6 +60,7 @@ class TrainConfig:
         compile: torch.compile the model.
         checkpoint_gradients: Recompute blocks in the backward pass to save memory.
         ema_decay: Decay of the moving average of the weights, which samples come from.
+        posthoc_ema: Averages for a width that is chosen after training; null: none.
         label_dropout: Share of labels replaced by the null class, for classifier-free guidance.
         log_every: Steps between lines of metrics.jsonl.
         save_every: Steps between checkpoints. The last step, and a stop by a signal, save besides.
@@ -82,6 +84,7 @@ class TrainConfig:
     compile: bool = False
     checkpoint_gradients: bool = False
     ema_decay: float = 0.9999
+    posthoc_ema: PosthocEma | None = None
     label_dropout: float = 0.1
     log_every: int = 50
     save_every: int = 1000

@@ -86,9 +86,15 @@ class RunFolder:
 
     def checkpoints(self) -> dict[int, Path]:
         """The complete checkpoints by the steps behind them, oldest first."""
-        found = self.checkpoint(0).parent.glob(_PREFIX + "*")
-        steps = [(p.name.removeprefix(_PREFIX), p) for p in found]
-        return dict(sorted((int(step), path) for step, path in steps if step.isdigit()))
+        return _by_step(self.checkpoint(0).parent)
+
+    def snapshot(self, step: int) -> Path:
+        """The averages of post-hoc EMA after `step` steps, a folder that is complete or absent."""
+        return self.path / "snapshots" / f"{_PREFIX}{step:07d}"
+
+    def snapshots(self) -> dict[int, Path]:
+        """The complete snapshots by the steps behind them, oldest first."""
+        return _by_step(self.snapshot(0).parent)
 
     def weights(self, step: int | None = None) -> Path:
         """The folder that holds averaged weights with their description.
@@ -120,3 +126,8 @@ class RunFolder:
             return int(read_json(self.path / "config.json")["step"]) < step
         except (OSError, ValueError, KeyError, TypeError):
             return False  # damaged: whoever loads it says so
+
+
+def _by_step(folder: Path) -> dict[int, Path]:
+    steps = [(p.name.removeprefix(_PREFIX), p) for p in folder.glob(_PREFIX + "*")]
+    return dict(sorted((int(step), path) for step, path in steps if step.isdigit()))

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+import torch
+
 from tread_ssm.config.run import RunConfig
 from tread_ssm.models.cost import backbone_cost, count_parameters, long_skips
 from tread_ssm.report.estimate import estimate

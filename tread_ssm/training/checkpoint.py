@@ -2,10 +2,11 @@
 
 A checkpoint is a folder `checkpoints/step-0001000`: `model.safetensors` (the weights),
 `optimizer.pt` (the optimiser's state by parameter name, and the scaler's), `ema.safetensors`,
-`config.json`, `state.json`, and `manifest.json` with a checksum of each. It holds whole tensors
-under the model's own names, however many processes wrote it and however the parameters were spread
-over them; any other number of them resumes from it. It is written under a temporary name, flushed
-to the disk and renamed; whatever bears the final name is whole.
+`config.json`, `state.json`, the averages of post-hoc EMA where they are kept, and `manifest.json`
+with a checksum of each. It holds whole tensors under the model's own names, however many processes
+wrote it and however the parameters were spread over them; any other number of them resumes from it.
+It is written under a temporary name, flushed to the disk and renamed; whatever bears the final name
+is whole. So are the snapshots of post-hoc EMA, which are never removed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import os
 import secrets
 import shutil
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -32,10 +35,11 @@ from torch.distributed.checkpoint.state_dict import (
 
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.errors import ConfigError
-from tread_ssm.files import check_manifest, read_json, replacing
-from tread_ssm.pretrained import UNREADABLE, Export, export
+from tread_ssm.files import check_manifest, read_json, replacing, write_manifest
+from tread_ssm.pretrained import UNREADABLE, Export, export, write_description
 from tread_ssm.processes import gathered, world
 from tread_ssm.training.ema import Ema
+from tread_ssm.training.power_ema import file_of
 
 _FILES = ("model.safetensors", "optimizer.pt", "state.json")
 _TEMPORARY = "tmp-"
@@ -65,12 +69,14 @@ class Trained:
         model: The network, with the heads of auxiliary losses where there are any.
         optimizer: Of its parameters.
         ema: The moving average of the network's.
+        powers: Power-function averages of the same by their width, see `PosthocEma`.
     """
 
     accelerator: Accelerator
     model: nn.Module
     optimizer: torch.optim.Optimizer
     ema: Ema
+    powers: Mapping[float, Ema] = field(default_factory=dict)
 
 
 def save(
@@ -93,11 +99,11 @@ def save(
     optimizer = _unwrapped(trained.optimizer)
     weights, moments = get_state_dict(trained.model, optimizer, options=options)
     average = trained.ema.state(gather=accelerator.is_main_process)
+    powers = _gathered(trained)
     if accelerator.is_main_process:
         final = folder.checkpoint(progress.step)
         tidy(folder)
-        temporary = _beside(final)
-        try:
+        with _publishing(final, f"the checkpoint of step {progress.step}") as temporary:
             with replacing(temporary / "model.safetensors") as path:
                 tensors = {n: t.contiguous() for n, t in weights.items() if isinstance(t, Tensor)}
                 save_file(tensors, path)
@@ -106,24 +112,33 @@ def save(
                 torch.save({"optimizer": moments, "scaler": scaler}, path)
             with replacing(temporary / "state.json") as path:
                 path.write_text(json.dumps(vars(progress)), encoding="utf-8")
-            export(temporary, average, description, also=_FILES)
-            _publish(temporary, final)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise OSError(
-                f"the checkpoint of step {progress.step} cannot be written to {final.parent} "
-                f"({str(error).splitlines()[0]}); make room or mend the folder, then rerun the "
-                f"command to resume from the checkpoint before it."
-            ) from None
+            also = (*_FILES, *_write_averages(temporary, powers))
+            export(temporary, average, description, also=also)
         for old in list(folder.checkpoints().values())[:-retain]:
             _remove(old)
     accelerator.wait_for_everyone()
 
 
+def save_snapshot(folder: RunFolder, step: int, trained: Trained, description: Export) -> None:
+    """Write the power-function averages after `step` steps. Every process calls it.
+
+    Raises:
+        OSError: They cannot be written; the snapshots before them are untouched.
+    """
+    powers = _gathered(trained)
+    if trained.accelerator.is_main_process:
+        with _publishing(folder.snapshot(step), f"the snapshot of step {step}") as temporary:
+            names = _write_averages(temporary, powers)
+            write_description(temporary, description)
+            write_manifest(temporary, (*names, "config.json"))
+    trained.accelerator.wait_for_everyone()
+
+
 def tidy(folder: RunFolder) -> None:
     """Remove what a process that was killed left half written."""
-    for left_over in folder.checkpoint(0).parent.glob(_TEMPORARY + "*"):
-        shutil.rmtree(left_over, ignore_errors=True)
+    for parent in (folder.checkpoint(0).parent, folder.snapshot(0).parent):
+        for left_over in parent.glob(_TEMPORARY + "*"):
+            shutil.rmtree(left_over, ignore_errors=True)
 
 
 def resume(folder: RunFolder, start_from: Path | None, trained: Trained) -> Progress:
@@ -162,7 +177,7 @@ def load(path: Path, trained: Trained) -> Progress:
     """
     try:
         return _load(path, trained)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, ConfigError):
         raise
     except (*UNREADABLE, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -221,6 +236,14 @@ def _load(path: Path, trained: Trained) -> Progress:
     if accelerator.scaler is not None and stored["scaler"] is not None:
         accelerator.scaler.load_state_dict(stored["scaler"])
     trained.ema.load(load_file(str(path / "ema.safetensors")))
+    for width, power in trained.powers.items():
+        file = path / file_of(width)
+        if not file.is_file():
+            raise ConfigError(
+                f"{path} holds no average of width {width:g}: it was trained without it. Set "
+                f"train.posthoc_ema to null."
+            )
+        power.load(load_file(str(file)))
     return Progress(**read_json(path / "state.json"))
 
 
@@ -232,6 +255,35 @@ def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 def _beside(path: Path) -> Path:
     """A name in the same folder that `checkpoints` does not see and nothing else has."""
     return path.with_name(f"{_TEMPORARY}{secrets.token_hex(4)}-{path.name}")
+
+
+def _gathered(trained: Trained) -> dict[float, dict[str, Tensor]]:
+    """The states of the power-function averages; empty ones on all processes but the first."""
+    main = trained.accelerator.is_main_process
+    return {width: power.state(gather=main) for width, power in trained.powers.items()}
+
+
+def _write_averages(folder: Path, powers: Mapping[float, Mapping[str, Tensor]]) -> list[str]:
+    """Write a file for each average; returns their names."""
+    for width, state in powers.items():
+        with replacing(folder / file_of(width)) as path:
+            save_file({n: t.contiguous().cpu() for n, t in state.items()}, path)
+    return [file_of(width) for width in powers]
+
+
+@contextmanager
+def _publishing(final: Path, what: str) -> Iterator[Path]:
+    """A folder to write into; it gets its final name when all is written, or is removed."""
+    temporary = _beside(final)
+    try:
+        yield temporary
+        _publish(temporary, final)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(
+            f"{what} cannot be written to {final.parent} ({str(error).splitlines()[0]}); make room "
+            f"or mend the folder, then rerun the command to resume from the newest checkpoint."
+        ) from None
 
 
 def _publish(temporary: Path, final: Path) -> None:

@@ -1,8 +1,8 @@
-"""The moving average of the weights that images are sampled with."""
+"""Moving averages of the weights; images are sampled with one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -10,6 +10,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tread_ssm.training.sharding import fill, is_sharded, local, reshard, whole
+
+Decay = Callable[[int], float]
+"""An average's decay after a step, counted from 0."""
+
+
+def ramped(decay: float) -> Decay:
+    """min(decay, (1 + step) / (10 + step)), 0 <= decay < 1: the start is forgotten soon."""
+    return lambda step: min(decay, (1 + step) / (10 + step))
 
 
 class Ema:
@@ -20,12 +28,12 @@ class Ema:
     parameters have sharded averages: each process averages the parts that it holds.
     """
 
-    def __init__(self, model: nn.Module, decay: float, whole: nn.Module | None = None) -> None:
+    def __init__(self, model: nn.Module, decay: Decay, whole: nn.Module | None = None) -> None:
         """Start from the model's weights. Sharding replaces its parameters: shard first.
 
         Args:
             model: What is averaged.
-            decay: 0 <= decay < 1, of the long run; the first steps forget faster.
+            decay: Of each step.
             whole: What was sharded, where the model is a part of it. None: the model.
         """
         self.decay = decay
@@ -34,15 +42,11 @@ class Ema:
         self._live: list[Tensor] = list(named.values())
         self.average: dict[str, Tensor] = {n: p.detach().clone() for n, p in named.items()}
 
-    def decay_at(self, step: int) -> float:
-        """min(decay, (1 + step) / (10 + step)): the start is forgotten soon."""
-        return min(self.decay, (1 + step) / (10 + step))
-
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take the model's weights after `step` (0-based) into the average."""
         average = [local(t) for t in self.average.values()]
-        get_ema_multi_avg_fn(self.decay_at(step))(average, [local(p) for p in self._live], 0)
+        get_ema_multi_avg_fn(self.decay(step))(average, [local(p) for p in self._live], 0)
 
     @torch.no_grad()
     def state(self, *, gather: bool = True) -> dict[str, Tensor]:

@@ -20,11 +20,12 @@ from tread_ssm.processes import is_main
 from tread_ssm.training import checkpoint
 from tread_ssm.training.batch import Batch, BatchMaker, ahead
 from tread_ssm.training.checkpoint import Trained
-from tread_ssm.training.ema import Ema
+from tread_ssm.training.ema import Ema, ramped
 from tread_ssm.training.heads import with_heads
 from tread_ssm.training.lock import locked
 from tread_ssm.training.log import Log
 from tread_ssm.training.peers import Peers
+from tread_ssm.training.power_ema import power_decay
 from tread_ssm.training.resume import begin
 from tread_ssm.training.schedule import learning_rate
 from tread_ssm.training.sharding import fsdp_plugin, prepare
@@ -63,8 +64,11 @@ def _train(config: RunConfig, data: Data) -> int | None:
     model = config.model.build().to(accelerator.device)
     whole = with_heads(model, config.auxiliary)
     module, optimizer = prepare(accelerator, whole, options.optimizer.build(whole))
-    ema = Ema(model, options.ema_decay, whole)
-    trained = Trained(accelerator, whole, optimizer, ema)
+    ema = Ema(model, ramped(options.ema_decay), whole)
+    posthoc = options.posthoc_ema
+    widths = () if posthoc is None else posthoc.widths
+    powers = {width: Ema(model, power_decay(width), whole) for width in widths}
+    trained = Trained(accelerator, whole, optimizer, ema, powers)
     start_from = None if options.start_from is None else Path(options.start_from)
     start = checkpoint.resume(config.folder, start_from, trained)
     if options.compile:
@@ -79,10 +83,17 @@ def _train(config: RunConfig, data: Data) -> int | None:
         watch.catch_up()
         for done, lr, batch in _batches(config, data, accelerator, start.step):
             log.add(stepper.step(batch, lr))
-            ema.update(done - 1)
+            for average in (ema, *powers.values()):
+                average.update(done - 1)
             last = done == options.steps
             if done % options.log_every == 0 or last:
                 log.write(done, lr)
+            if posthoc is not None and (done % posthoc.every == 0 or last):
+                # Before the checkpoint: a run that resumes from there does not write it again.
+                log.checked(done)
+                with log.paused():
+                    described = replace(run, step=done)
+                    checkpoint.save_snapshot(config.folder, done, trained, described)
             stopped = None if last else signals.stop(done)
             if done % options.save_every == 0 or last or stopped:
                 progress = log.progress(done)

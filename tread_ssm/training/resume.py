@@ -22,6 +22,7 @@ _MAY_CHANGE = (
     "train.compile",
     "train.log_every",
     "train.micro_batch",
+    "train.posthoc_ema.every",
     "train.report",
     "train.retain",
     "train.save_every",
