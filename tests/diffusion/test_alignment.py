@@ -109,14 +109,6 @@ def test_samples_without_a_token_in_common_are_no_pair() -> None:
     assert bool(torch.autograd.grad(loss, batch.features)[0].isfinite().all())  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("loss", [SRA2(block=0), Dispersive(block=0, group=2)])
-def test_a_step_that_skips_the_block_costs_nothing(loss: SRA2 | Dispersive) -> None:
-    nothing = TokenSubset(torch.zeros(B, 0, dtype=torch.int64), N)
-    batch = seen(P * P * C, nothing)
-    value = loss.loss(batch)
-    assert float(value.detach()) == 0 and value.requires_grad
-
-
 @pytest.mark.parametrize("kind", ["mlp", "conv"])
 def test_projectors_keep_every_token_at_its_place(kind: str) -> None:
     torch.manual_seed(0)

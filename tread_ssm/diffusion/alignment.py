@@ -65,8 +65,7 @@ class SRA2:
         """Mean over the kept patches' values."""
         assert seen.features is not None
         target = kept_values(seen, patchify(seen.x, seen.patch))
-        apart = F.smooth_l1_loss(wide(seen.features), target, beta=self.beta, reduction="none")
-        return mean(apart)
+        return F.smooth_l1_loss(wide(seen.features), target, beta=self.beta)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +110,6 @@ class Dispersive:
     def loss(self, seen: Seen) -> Tensor:
         """Mean over the groups."""
         assert seen.features is not None
-        if seen.features.shape[1] == 0:  # a step that skips the block
-            return seen.features.sum()
         z = wide(seen.features)
         kept = torch.ones(z.shape[:2], device=z.device, dtype=z.dtype)
         if seen.kept is not None:
@@ -163,11 +160,6 @@ class _ChannelsFirst(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.movedim(-1, 1)
-
-
-def mean(x: Tensor) -> Tensor:
-    """The mean, and 0 of nothing: a step that skips a route's blocks has no tokens there."""
-    return x.sum() / max(1, x.numel())
 
 
 def _check_layers(kind: str, layers: int) -> None:

@@ -73,7 +73,7 @@ class AuxiliaryLoss(Protocol):
         """
 
     def loss(self, seen: Seen) -> Tensor:
-        """(), at least float32, before its weight."""
+        """(), at least float32, before its weight. Not asked for where the block is skipped."""
 
 
 def check_weight(kind: str, weight: float) -> None:

@@ -131,8 +131,8 @@ class Log:
             return []
         window = self._accelerator.reduce(torch.stack(self._window), "mean").tolist()
         # With fp16 an overflowing gradient is normal: its step is skipped.
-        must = ["loss", *self._names[4:]]
-        must += ["grad_norm"] if self._train.precision != "fp16" else []
+        # An auxiliary loss is nan where its block was skipped; broken, it breaks the gradient.
+        must = ["loss", "grad_norm"] if self._train.precision != "fp16" else ["loss"]
         for i, row in enumerate(window):
             for k in map(self._names.index, must):
                 if not math.isfinite(row[k]):
