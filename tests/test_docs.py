@@ -39,10 +39,18 @@ def blocks(path: Path, language: str) -> list[str]:
 
 
 def commands(path: Path) -> list[str]:
-    """The page's commands that start one of our scripts, without what starts them."""
+    """The page's commands that are ours, as arguments of Python."""
     lines = "\n".join(blocks(path, "sh")).splitlines()
-    found = [re.search(r"((?:scripts|benchmarks|tests)/\S+\.py.*)", line) for line in lines]
-    return [m[1] for m in found if m is not None]
+    ours = re.compile(r"(?:(?:scripts|benchmarks|tests)/\S+\.py|tread-ssm ).*")
+    found = [ours.search(line) for line in lines]
+    return [re.sub("^tread-ssm", "-m tread_ssm", m[0]) for m in found if m is not None]
+
+
+def program(command: str) -> tuple[list[str], list[str]]:
+    """What Python runs, a file or a subcommand, and the arguments."""
+    words = shlex.split(command)
+    n = 3 if words[0] == "-m" else 1
+    return words[:n], words[n:]
 
 
 def python(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -58,8 +66,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     for name in ("scripts", "configs"):
         (folder / name).symlink_to(ROOT / name)
-    train = ["scripts/train.py", "--config", "configs/quickstart.yaml", *SMALL.split()]
-    run = python(*train, cwd=folder)
+    run = python("-m", "tread_ssm", "train", "--config", "quickstart", *SMALL.split(), cwd=folder)
     assert run.returncode == 0, run.stderr[-3000:]
     return folder
 
@@ -79,27 +86,28 @@ DRAWN = sorted({c for p in TEXTS for c in commands(p) if "runs/quickstart" in c}
 
 @pytest.mark.parametrize("command", DRAWN)
 def test_commands_on_the_quickstarts_run_work(command: str, workplace: Path) -> None:
-    smaller = ["--steps", "2"] if "sample.py" in command else []
+    smaller = ["--steps", "2"] if " sample " in command else []
     run = python(*shlex.split(command), *smaller, cwd=workplace)
     assert run.returncode == 0, run.stderr[-3000:]
 
 
 @cache
-def options(script: str) -> set[str]:
-    help_text = python(script, "--help").stdout
+def options(*program: str) -> set[str]:
+    help_text = python(*program, "--help").stdout
     return set(re.findall(r"(?<![\w-])--[\w-]+", help_text))
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if commands(ROOT / n)])
 def test_commands_name_files_options_and_keys_that_exist(name: str) -> None:
     for command in commands(ROOT / name):
-        script, *words = shlex.split(command)
-        assert (ROOT / script).is_file(), command
-        unknown = {w for w in words if w.startswith("--")} - options(script)
+        script, words = program(command)
+        assert script[0] == "-m" or (ROOT / script[0]).is_file(), command
+        unknown = {w for w in words if w.startswith("--")} - options(*script)
         assert not unknown, f"{command}: no such options"
         if "--config" not in words:
             continue
-        file = ROOT / words[words.index("--config") + 1]
+        named = words[words.index("--config") + 1]
+        file = ROOT / named if "/" in named else named
         overrides = [w for w in words if re.match(r"[a-z_]+(\.\w+)*=", w)]
         load_config(file, overrides)  # raises ConfigError
 
@@ -125,7 +133,7 @@ def test_yaml_examples_are_configurations(name: str) -> None:
 
 
 def test_examples_of_ours_and_of_the_dry_run_say_what_they_print() -> None:
-    run = python("scripts/train.py", "--config", "configs/dim_l.yaml", "--dry-run")
+    run = python("-m", "tread_ssm", "train", "--config", "dim_l", "--dry-run")
     assert run.returncode == 0, run.stderr
     assert "386.1M parameters" in run.stdout
     assert "| 4 to 45 | 366 | 238 |" in run.stdout

@@ -35,7 +35,7 @@ ALLOWED = {
     "plots": {"files", "routing", "tokens"},
     "report": CORE
     | {"data", "config", "pretrained", "sampling", "evaluation", "training", "plots"},
-    "launcher": {"errors"},
+    "launcher": {"errors", "processes"},
     "command": GROUND | {"launcher"},
     "env": {"scan"},
     "commands": CORE

@@ -1,4 +1,4 @@
-"""What is here and what is used: `python -m tread_ssm.env`. Paste its output into bug reports."""
+"""What is here and what is used: `tread-ssm env`. Paste its output into bug reports."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import TypeGuard
 
 from tread_ssm.errors import ConfigError
+from tread_ssm.processes import is_main
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -64,6 +65,16 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
             codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
             return _code(codes, received)
     return 0
+
+
+def announced(code: int) -> int:
+    """The exit code of a script, after a word on what `accelerate launch` adds to a failure."""
+    if code and is_main() and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        print(
+            "note: what follows is accelerate's own report; `tread-ssm` prints none.",
+            file=sys.stderr,
+        )
+    return code
 
 
 def _code(codes: Mapping[int, int], received: Sequence[int]) -> int:

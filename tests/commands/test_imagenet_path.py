@@ -32,7 +32,7 @@ TINY_MODEL = (
     "sample.every=0 sample.steps=2 eval.every=6 eval.num=16 eval.extractor=emoji eval.metrics=[kid]"
 )
 SMALLER = {
-    "prepare_latents": "--resolution 32 --batch 8 --shard-size 20 --precision fp32",
+    "prepare": "--resolution 32 --batch 8 --shard-size 20 --precision fp32",
     "train": TINY_MODEL,
     "sample": f"--num {DRAWN} --batch 24",
     "evaluate": "--extractor emoji --metrics fid,precision,recall,kid",
@@ -40,14 +40,14 @@ SMALLER = {
 
 
 def readme_commands() -> dict[str, str]:
-    """The block that begins with prepare_latents.py: name of the script -> command."""
+    """The block that begins with `tread-ssm prepare`: name of the command -> command."""
     (block,) = [
         b
         for b in re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
-        if re.search(r"^accelerate launch scripts/prepare_latents\.py", b, flags=re.MULTILINE)
+        if re.search("^tread-ssm prepare", b, flags=re.MULTILINE)
     ]
-    lines = [line for line in block.splitlines() if line.startswith("accelerate launch")]
-    return {re.findall(r"scripts/(\w+)\.py", line)[0]: line for line in lines}
+    lines = [line for line in block.splitlines() if line.startswith("tread-ssm ")]
+    return {line.split()[1]: line for line in lines}
 
 
 @pytest.fixture(scope="module")
@@ -81,15 +81,14 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def run(name: str, parts: dict[str, Path]) -> str:
-    command = shlex.split(readme_commands()[name])[2:]  # behind `accelerate launch`
+    command = shlex.split(readme_commands()[name])[1:]  # behind `tread-ssm`
     command = [str(parts.get(word, word)) for word in command]
     if name == "train":
         latents, folder = parts["data/imagenet256"], parts["runs/dim_l"].parent
         reference = parts["VIRTUAL_imagenet256_labeled.npz"]
         command += [f"data.path={latents}", f"out={folder}", f"eval.reference={reference}"]
-    launched = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", *command]
     done = subprocess.run(
-        [*launched, *SMALLER[name].split()],
+        [sys.executable, "-m", "tread_ssm", *command, *SMALLER[name].split()],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
@@ -101,7 +100,7 @@ def run(name: str, parts: dict[str, Path]) -> str:
 
 def test_the_readmes_four_commands_lead_from_images_to_a_table(parts: dict[str, Path]) -> None:
     assert list(readme_commands()) == list(SMALLER)
-    run("prepare_latents", parts)
+    run("prepare", parts)
     manifest = json.loads((parts["data/imagenet256"] / "manifest.json").read_text())
     assert PER_CLASS * CLASSES in manifest.values()
     run("train", parts)

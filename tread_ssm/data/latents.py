@@ -33,7 +33,7 @@ from tread_ssm.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class LatentData:
-    """A folder of an autoencoder's moments that scripts/prepare_latents.py made.
+    """A folder of an autoencoder's moments that `tread-ssm prepare` made.
 
     A latent is sampled anew whenever it is read, then scaled as the manifest says.
 
@@ -56,7 +56,7 @@ class LatentData:
         Raises:
             ConfigError: Something is missing, cut short, or not what the manifest says.
         """
-        path = existing(self.path, "; scripts/prepare_latents.py makes it")
+        path = existing(self.path, "; `tread-ssm prepare` makes it")
         try:
             return self._open(path)
         except ConfigError:

@@ -174,8 +174,8 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise ValueError(
-            f"{folder} holds no {MANIFEST}: it is no folder of latents, or scripts/"
-            f"prepare_latents.py was interrupted; rerun the command to resume."
+            f"{folder} holds no {MANIFEST}: it is no folder of latents, or "
+            f"`tread-ssm prepare` was interrupted; rerun the command to resume."
         )
     try:
         raw: dict[str, Any] = read_json(path)
@@ -270,13 +270,12 @@ def open_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> n
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise ValueError(
-            f"{path} is missing; rerun the command of scripts/prepare_latents.py that made the "
-            f"folder."
+            f"{path} is missing; rerun the `tread-ssm prepare` that made the folder."
         ) from None
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(
-            f"{path} is cut short or damaged ({error}); delete it and rerun the command of "
-            f"scripts/prepare_latents.py that made the folder: it makes what is missing."
+            f"{path} is cut short or damaged ({error}); delete it and rerun the "
+            f"`tread-ssm prepare` that made the folder: it makes what is missing."
         ) from None
     if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
         order = "" if array.flags.c_contiguous else " in Fortran order"

@@ -98,8 +98,7 @@ def _summary(found: Findings) -> str:
         lines["FD-emoji"] = ", ".join(f"{k} {v:.1f}" for k, v in values)
     lines["machine"] = _machine(config, found.device)
     lines["repeat with"] = code(
-        f"accelerate launch scripts/train.py --config {found.history.folder.config} "
-        f"name={config.name}-again"
+        f"tread-ssm train --config {found.history.folder.config} name={config.name}-again"
     )
     return table(("", ""), [(f"**{k}**", v) for k, v in lines.items()])
 

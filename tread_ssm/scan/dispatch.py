@@ -2,7 +2,7 @@
 
 The choice, first match wins: the argument `backend`, the environment variable TREAD_SSM_BACKEND
 where the operation has a backend of that name, the best that can run on the device and dtype at
-hand. `python -m tread_ssm.env` shows it.
+hand. `tread-ssm env` shows it.
 
 Shape legend: B batch, L positions, K visits (K <= L), D channels, N states, W taps, G groups,
 H heads, P channels of a head.
