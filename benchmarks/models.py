@@ -151,6 +151,7 @@ def throughput(
     config = load_config(CONFIGS / f"{size}.yaml").model
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plan = RoutePlan((), config.depth)
+    print(f"Images per second, in training steps of {batch}:\n")
     print("| backend | eager | compiled |\n|---|---|---|")
     for backend in backends:
         reason = unavailable(backend, device, torch.float32)

@@ -110,6 +110,43 @@ def test_options_change_the_picture(draw: Draw, arguments: list[str]) -> None:
     assert not np.array_equal(draw("--class", "Flags"), draw("--class", "Flags", *arguments))
 
 
+def test_a_class_goes_by_its_number_as_well(draw: Draw) -> None:
+    assert np.array_equal(draw("--class", "Flags"), draw("--class", "2"))
+
+
+def test_checkpoints_stand_side_by_side_with_the_same_noise(
+    draw: Draw, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes = ("--class", "Flags", "--class", "Objects")
+    capsys.readouterr()
+    both = draw(*classes, "--checkpoint", "20", "30")
+    assert "step 20, step 30" in capsys.readouterr().out
+    for step, right in (("20", 2 * 68), ("30", 0)):
+        alone = draw(*classes, "--checkpoint", step)[4:]
+        width = both.shape[1] - right
+        assert np.array_equal(both[20:, width - 2 * 68 : width], alone[:, -2 * 68 :])
+    assert (both[:20] < 128).any()  # headings
+
+
+def test_the_whole_recipe_is_printed(draw: Draw, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    draw("--class", "Flags", "--seed", "5", "--interval", "0.1", "0.9")
+    said = capsys.readouterr().out
+    for part in ("steps 4", "guidance 1.5", "interval [0.1, 0.9]", "sampler heun", "seed 5"):
+        assert part in said
+
+
+@pytest.mark.parametrize(("suffix", "format"), [("jpg", "JPEG"), ("WEBP", "WEBP"), ("png", "PNG")])
+def test_the_suffix_decides_on_the_format(
+    main: Callable[[list[str]], int], run: Path, tmp_path: Path, suffix: str, format: str
+) -> None:
+    out = tmp_path / f"grid.{suffix}"
+    words = ["--run", str(run), "--device", "cpu", "--class", "1", "--per-class", "1"]
+    assert main([*words, "--steps", "1", "--out", str(out)]) == 0
+    with Image.open(out) as picture:
+        assert picture.format == format
+
+
 def test_route_guidance_of_equal_passes_is_the_pass_itself(draw: Draw) -> None:
     plain = draw("--class", "Flags", "--guidance", "1.0")
     routed = draw("--class", "Flags", "--guidance", "1.0", "--weak-drop", "0.5")
@@ -130,6 +167,9 @@ def test_route_guidance_of_equal_passes_is_the_pass_itself(draw: Draw) -> None:
         (["--per-class", "0"], ["--per-class is 0"]),
         (["--weak-drop", "0.2", "--strong-drop", "0.5"], ["weak_drop is 0.2"]),
         (["--batch", "0"], ["--batch is 0"]),
+        (["--class", "9"], ["--class: class 9", "classes 0 to 8"]),
+        (["--out", "grid.gif"], ["grid.gif must end in one of .png, .jpg"]),
+        (["--checkpoint", "20", "30", "--num", "5", "--npz", "a.npz"], ["one checkpoint"]),
         (["--num", "5"], ["--num and --npz go together"]),
         (["--npz", "a.npz"], ["--num and --npz go together"]),
         (["--png", "folder"], ["--png and --balanced belong to a set"]),

@@ -100,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sweep.add_argument("--num", type=int, help="images to sample with each value")
     add_sampling_options(sweep, run_required=False)
+    sweep.add_argument("--checkpoint", type=int, metavar="STEP", help="weights after STEP steps")
     return read
 
 

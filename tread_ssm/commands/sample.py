@@ -1,7 +1,8 @@
 """Sample from a trained run, with the averaged weights of its end or of one of its checkpoints.
 
-An image grid, one row per class:
-    tread-ssm sample --run runs/quickstart --class Flags --out grid.png
+An image grid, one row per class; several checkpoints stand side by side:
+    tread-ssm sample --run runs/quickstart --class Flags --class 3 --out grid.png
+    tread-ssm sample --run runs/quickstart --checkpoint 1000 4000
 A set for evaluation, on all devices, in ADM's layout (arr_0: uint8 images, arr_1: labels):
     tread-ssm sample --run runs/dim_l --num 50000 --npz samples.npz
 
@@ -17,13 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 from tqdm import tqdm
 
 from tread_ssm.command import add_processes, check_at_least, device, is_main, parser, run_on, say
 from tread_ssm.config.run_folder import RunFolder
-from tread_ssm.config.strict import nearest, plain
+from tread_ssm.config.strict import plain
 from tread_ssm.data import LatentValues
 from tread_ssm.errors import ConfigError
 from tread_ssm.files import checksum
@@ -31,6 +34,7 @@ from tread_ssm.machine import check_disk, check_memory
 from tread_ssm.pretrained import Export, load_export
 from tread_ssm.processes import gathered, world
 from tread_ssm.sampling.adm_npz import Parts
+from tread_ssm.sampling.classes import class_number
 from tread_ssm.sampling.generate import (
     Recipe,
     Samples,
@@ -39,8 +43,15 @@ from tread_ssm.sampling.generate import (
     sample_labels,
     shares,
 )
-from tread_ssm.sampling.image_grid import Decode, decoder, save_grid, spread, to_uint8
-from tread_ssm.sampling.options import add_sampling_options, recipe_of
+from tread_ssm.sampling.image_grid import (
+    FORMATS,
+    Decode,
+    decoder,
+    save_grid,
+    spread,
+    to_uint8,
+)
+from tread_ssm.sampling.options import add_sampling_options, described_recipe, recipe_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,13 +72,22 @@ def _parser() -> argparse.ArgumentParser:
     read = parser("sample", __doc__)
     add_sampling_options(read, run_required=True)
     add = read.add_argument
-    add("--class", dest="classes", action="append", metavar="NAME", help="repeatable; default all")
+    add("--checkpoint", type=int, nargs="+", metavar="STEP", help="weights after STEP steps")
+    add(
+        "--class",
+        dest="classes",
+        action="append",
+        metavar="NAME",
+        help="name or number; repeatable; default all",
+    )
     add("--batch", type=int, default=64, help="images a device samples at once (64)")
     add("--device", help="default: a GPU where there is one")
     add_processes(read)
     grid = read.add_argument_group("an image grid")
     grid.add_argument("--per-class", type=int, default=8, help="images a row (8)")
-    grid.add_argument("--out", type=Path, default=Path("grid.png"), help="PNG (grid.png)")
+    grid.add_argument(
+        "--out", type=Path, default=Path("grid.png"), help="PNG, JPEG or WebP (grid.png)"
+    )
     group = read.add_argument_group("a set")
     group.add_argument("--num", type=int, help="number of images")
     group.add_argument("--npz", type=Path, metavar="FILE", help="file to write")
@@ -85,6 +105,10 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("--num and --npz go together: how many images, and the file for them.")
     if args.num is None and (args.png is not None or args.balanced):
         raise ConfigError("--png and --balanced belong to a set; give --num and --npz as well.")
+    if args.num is None and args.out.suffix.lower() not in FORMATS:
+        raise ConfigError(f"--out: {args.out} must end in one of {', '.join(FORMATS)}.")
+    if args.num is not None and len(args.checkpoint or ()) > 1:
+        raise ConfigError("A set has one checkpoint; several make an image grid, without --num.")
     if args.npz is not None and args.npz.suffix != ".npz":
         raise ConfigError(f"--npz: {args.npz} does not end in .npz.")
 
@@ -93,36 +117,43 @@ def _sample_grid(args: argparse.Namespace) -> None:
     place = device(args.device)
     if not is_main():
         return
-    model, described = load_export(_weights(args), place)
+    exports = [load_export(folder, place) for folder in _weights(args)]
+    described = exports[0][1]
     rows, names = _rows(described, args.classes)
     check_memory(
-        (8 + _pixel_bytes(described)) * len(rows) * args.per_class,
+        (8 + _pixel_bytes(described)) * len(exports) * len(rows) * args.per_class,
         f"--per-class: {len(rows)} rows of {args.per_class:,} images",
         "Ask for fewer, or for a set with --num and --npz.",
     )
-    labels = torch.tensor(rows).repeat_interleave(args.per_class)
     recipe, decode = recipe_of(described, args), _grid_decoder(described, args.vae, place)
-    total = len(shares(len(labels), args.batch)) * recipe.steps
+    labels = torch.tensor(rows).repeat_interleave(args.per_class)
+    total = len(exports) * len(shares(len(labels), args.batch)) * recipe.steps
     with tqdm(total=total, unit="step", desc="sampling") as bar:
 
         def on_step(done: int, steps: int) -> None:
             bar.update()
 
-        images = generate_all(
-            model,
-            described,
-            recipe,
-            labels,
-            seed=args.seed,
-            decode=decode,
-            batch=args.batch,
-            on_step=on_step,
-        )
-    save_grid(args.out, images, names)
-    print(
-        f"{args.out}: {len(labels)} images after {described.step} training steps, "
-        f"guidance {recipe.guidance:g}"
+        sets = [
+            generate_all(
+                model,
+                export,
+                recipe,
+                labels,
+                seed=args.seed,
+                decode=decode,
+                batch=args.batch,
+                on_step=on_step,
+            )
+            for model, export in exports
+        ]
+    steps = [f"step {export.step}" for _, export in exports]
+    # A row r holds a class: c columns of the first checkpoint, then those of the second.
+    images = rearrange(
+        np.stack(sets), "set (row column) ... -> (row set column) ...", row=len(rows)
     )
+    save_grid(args.out, images, names, steps if len(steps) > 1 else ())
+    print(f"{args.out}: {len(images)} images of {args.run}, {', '.join(steps)}")
+    print(described_recipe(recipe, described.objective, args.seed))
 
 
 def _grid_decoder(described: Export, vae: str | None, place: torch.device) -> Decode:
@@ -138,7 +169,7 @@ def _grid_decoder(described: Export, vae: str | None, place: torch.device) -> De
 
 def _sample_set(args: argparse.Namespace) -> None:
     place = device(args.device)
-    folder = _weights(args)
+    (folder,) = _weights(args)
     model, described = load_export(folder, place)
     rows = _rows(described, args.classes, most=None)[0]
     recipe = recipe_of(described, args)
@@ -179,6 +210,7 @@ def _sample_set(args: argparse.Namespace) -> None:
     if is_main():
         shape = parts.join(shares(args.num, args.batch), labels.numpy())
         print(f"{args.npz}: {' x '.join(map(str, shape))} after {described.step} training steps")
+        print(described_recipe(recipe, described.objective, args.seed))
 
 
 def _check_fits(args: argparse.Namespace, described: Export, parts: Parts) -> None:
@@ -252,12 +284,14 @@ def _write_png(folder: Path, part: Samples) -> None:
         Image.fromarray(image).save(folder / f"{number:06d}.png")
 
 
-def _weights(args: argparse.Namespace) -> Path:
-    """The folder that holds the weights asked for. Raises ConfigError."""
-    folder = RunFolder(args.run).weights(args.checkpoint)
-    if args.checkpoint is None and folder != args.run:
+def _weights(args: argparse.Namespace) -> list[Path]:
+    """The folders that hold the weights asked for. Raises ConfigError."""
+    if args.checkpoint is not None:
+        return [RunFolder(args.run).weights(step) for step in args.checkpoint]
+    folder = RunFolder(args.run).weights()
+    if folder != args.run:
         say(f"{args.run} is not finished; taking its {folder.name}.", error=True)
-    return folder
+    return [folder]
 
 
 def _rows(
@@ -275,14 +309,8 @@ def _rows(
     if wanted is None:
         rows = spread(len(known), most or len(known))
         return rows, [known[r] for r in rows]
-    for name in wanted:
-        if name not in known:
-            raise ConfigError(f"--class: {name!r} is not a class of this run{_near(name, known)}")
-    return [known.index(name) for name in wanted], list(wanted)
-
-
-def _near(name: str, known: Sequence[str]) -> str:
-    folded = {k.casefold(): k for k in known}
-    if name.casefold() in folded:
-        return f"; did you mean {folded[name.casefold()]!r}?"
-    return nearest(name, known if len(known) <= 20 else [*known[:20], "..."])
+    try:
+        rows = [class_number(name, known) for name in wanted]
+    except ConfigError as error:
+        raise ConfigError(f"--class: {error}") from None
+    return rows, [known[r] for r in rows]

@@ -213,6 +213,11 @@ SAMPLERS: Mapping[str, Sampler] = {
 STOCHASTIC = frozenset({"euler_maruyama", "edm_churn"})
 
 
+def default_sampler(schedule: NoiseSchedule) -> str:
+    """The sampler that is taken where none is named."""
+    return "heun" if schedule.straight else "dpm_solver_pp"
+
+
 def sample(
     denoiser: Denoiser,
     schedule: NoiseSchedule,
@@ -225,8 +230,7 @@ def sample(
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Sample by the sampler's name; None: heun for straight paths, dpm_solver_pp for others."""
-    if sampler is None:
-        sampler = "heun" if schedule.straight else "dpm_solver_pp"
+    sampler = sampler or default_sampler(schedule)
     if sampler not in SAMPLERS:
         raise ValueError(f"sample: sampler is {sampler!r}; use one of {', '.join(SAMPLERS)}.")
     options = {}

@@ -18,6 +18,8 @@ from tread_ssm.data import PixelValues, Values
 from tread_ssm.errors import ConfigError
 from tread_ssm.files import replacing
 
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
 Decode = Callable[[Tensor], np.ndarray]
 """From the network's numbers (B, C, H, W) to uint8 images (B, H, W, 3)."""
 
@@ -72,8 +74,10 @@ def to_uint8(x: Tensor, values: Values) -> np.ndarray:
     return rearrange((x.clamp(0, 1) * 255).round().to(torch.uint8), "b c h w -> b h w c").numpy()
 
 
-def save_grid(path: Path, images: np.ndarray, row_names: Sequence[str]) -> None:
-    """Write an image grid as a PNG, whole or not at all.
+def save_grid(
+    path: Path, images: np.ndarray, row_names: Sequence[str], block_names: Sequence[str] = ()
+) -> None:
+    """Write an image grid, whole or not at all, in the format of the path's suffix (`FORMATS`).
 
     Small images are enlarged to about 64 pixels without smoothing.
 
@@ -81,6 +85,7 @@ def save_grid(path: Path, images: np.ndarray, row_names: Sequence[str]) -> None:
         path: The file.
         images: uint8 (rows * columns, H, W, 3), row after row.
         row_names: What to write beside each row.
+        block_names: What to write above the columns, each over an equal share of them.
     """
     rows = len(row_names)
     n, height, width, _ = images.shape
@@ -88,17 +93,20 @@ def save_grid(path: Path, images: np.ndarray, row_names: Sequence[str]) -> None:
     columns = n // rows
     cell_h, cell_w = height * scale + gap, width * scale + gap
     margin = 8 + max((int(_text_width(name)) for name in row_names), default=0)
-    canvas = Image.new("RGB", (margin + columns * cell_w, rows * cell_h + gap), "white")
+    head = gap + (16 if block_names else 0)
+    canvas = Image.new("RGB", (margin + columns * cell_w, head + rows * cell_h), "white")
     draw = ImageDraw.Draw(canvas)
+    for block, name in enumerate(block_names):
+        draw.text((margin + block * columns // len(block_names) * cell_w, 2), name, fill="black")
     for row, name in enumerate(row_names):
-        top = gap + row * cell_h
+        top = head + row * cell_h
         draw.text((4, top + cell_h // 2 - 8), name, fill="black")
         for column in range(columns):
             image = Image.fromarray(images[row * columns + column])
             image = image.resize((width * scale, height * scale), Image.Resampling.NEAREST)
             canvas.paste(image, (margin + column * cell_w, top))
     with replacing(path) as temporary:
-        canvas.save(temporary, format="PNG")
+        canvas.save(temporary, format=FORMATS[path.suffix.lower()], quality=95)
 
 
 def spread(n: int, most: int) -> list[int]:

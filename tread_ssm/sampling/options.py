@@ -5,17 +5,18 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace, _ArgumentGroup
 from pathlib import Path
 
-from tread_ssm.diffusion import SAMPLERS
+from tread_ssm.config.strict import plain
+from tread_ssm.diffusion import SAMPLERS, Objective
+from tread_ssm.diffusion.sampler import default_sampler
 from tread_ssm.errors import ConfigError
 from tread_ssm.pretrained import Export
 from tread_ssm.sampling.generate import Recipe
 
 
 def add_sampling_options(add_to: ArgumentParser | _ArgumentGroup, *, run_required: bool) -> None:
-    """Add what says which weights sample, and how."""
+    """Add what says which run samples, and how."""
     add = add_to.add_argument
     add("--run", type=Path, required=run_required, help="folder of a run, such as runs/quickstart")
-    add("--checkpoint", type=int, metavar="STEP", help="weights after STEP steps")
     add("--steps", type=int, help="sampling steps (default: the run's)")
     add("--guidance", type=float, help="scale of guidance, 1 is none (default: the run's)")
     add("--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="timesteps to guide at")
@@ -30,6 +31,13 @@ def add_sampling_options(add_to: ArgumentParser | _ArgumentGroup, *, run_require
     add("--precision", choices=["fp32", "bf16"], default="fp32", help="of the network (fp32)")
     add("--vae", help="autoencoder of latents: a folder or an identifier (default: the data's)")
     add("--seed", type=int, default=0)
+
+
+def described_recipe(recipe: Recipe, objective: Objective, seed: int) -> str:
+    """The whole recipe in a line, with the sampler that the objective chooses if none is named."""
+    settings = plain(recipe) | {"sampler": recipe.sampler or default_sampler(objective)}
+    given = {name: value for name, value in settings.items() if value is not None}
+    return ", ".join(f"{name} {value}" for name, value in (given | {"seed": seed}).items())
 
 
 def recipe_of(run: Export, options: Namespace) -> Recipe:
