@@ -9,8 +9,12 @@ from typing import Literal
 
 import pytest
 
+from tread_ssm.config.run import load_config, load_with_notes
 from tread_ssm.config.strict import build, dump, read
 from tread_ssm.errors import ConfigError
+from tread_ssm.models import DiTConfig
+
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -177,3 +181,22 @@ def test_wrong_overrides_name_themselves(tmp_path: Path, override: str, parts: l
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone\.yaml: cannot be read"):
         read(tmp_path / "gone.yaml")
+
+
+def test_another_kind_keeps_what_both_know_and_says_what_it_leaves_out(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text((ROOT / "configs" / "quickstart.yaml").read_text())
+    config, notes = load_with_notes(file, ["model.kind=dit", "model.heads=8"])
+    dim = load_config(file).model
+    assert config.model == DiTConfig(
+        image_size=16, channels=3, n_classes=9, dim=dim.dim, depth=dim.depth, heads=8
+    )
+    (note,) = notes
+    assert note == f"model.kind=dit does not know pads of {file}, left out."
+    # What the command line itself says must be known, and so must the file's words.
+    for wrong in (["model.pads=1"], ["model={kind: dit, pads: 1}"], ["model.padz=1"]):
+        with pytest.raises(ConfigError, match=r"model\.padz? is not a known key"):
+            load_config(file, ["model.kind=dit", "model.heads=8", *wrong])
+    file.write_text(file.read_text().replace("pads:", "padz:"))
+    with pytest.raises(ConfigError, match=r"model\.padz is not a known key"):
+        load_config(file, ["model.kind=dit", "model.heads=8"])

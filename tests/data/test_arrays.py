@@ -31,7 +31,7 @@ def test_broken_data_is_refused_with_a_sentence(tmp_path: Path) -> None:
             ArrayData(path=str(tmp_path / "x.npz")).open()
 
     images = np.zeros((5, 4, 4, 1), dtype=np.uint8)
-    refuse("no array `images`", pictures=images)
+    refuse("no array `images` or `arr_0`", pictures=images)
     refuse("float32", images=images.astype(np.float32))
     refuse("expected 5 whole numbers", images=images, labels=np.zeros(4, dtype=int))
     refuse(
@@ -118,3 +118,10 @@ def test_the_fingerprint_notices_one_changed_pixel(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", images=images, labels=labels)
     changed = ArrayData(path=str(tmp_path / "x.npz")).open().fingerprint()
     assert {k for k in first if first[k] != changed[k]} == {"digest"}
+
+
+def test_adms_names_are_taken(tmp_path: Path) -> None:
+    images = np.arange(5 * 4 * 4 * 3, dtype=np.uint8).reshape(5, 4, 4, 3)
+    np.savez(tmp_path / "a.npz", arr_0=images, arr_1=np.array([0, 1, 2, 1, 0]))
+    data = ArrayData(path=str(tmp_path / "a.npz")).open()
+    assert np.array_equal(data.images, images) and data.labels.tolist() == [0, 1, 2, 1, 0]

@@ -110,3 +110,22 @@ def test_skipped_files_are_counted_and_named(image_folder: Path) -> None:
     (note,) = FolderData(path=str(image_folder), size=8).open().notes
     assert note.startswith(f"2 of 10 files in {image_folder} are not used")
     assert note.endswith("cat/a.svg, dog/notes.txt.")
+
+
+def test_a_check_leaves_out_what_is_damaged_and_names_it(image_folder: Path) -> None:
+    whole = (image_folder / "cat" / "3.png").read_bytes()
+    (image_folder / "cat" / "3.png").write_bytes(whole[: len(whole) // 2])
+    (image_folder / "dog" / "notes.txt").write_text("a dog")
+    loose = FolderData(path=str(image_folder), size=8).open()
+    assert len(loose.labels) == 8
+    data = FolderData(path=str(image_folder), size=8, check=True).open()
+    assert data.labels.tolist() == [0] * 4 + [1] * 3 and data.class_names == ("cat", "dog")
+    assert "cat/3.png" not in data.images.paths
+    suffix, damaged = data.notes
+    assert "1 of 9 files" in suffix and "dog/notes.txt" in suffix
+    assert "1 of 9 files" in damaged and "cannot be read: cat/3.png" in damaged
+    assert data.fingerprint()["samples"] == 7
+    for path in image_folder.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(ConfigError, match="none of the 8 images"):
+        FolderData(path=str(image_folder), size=8, check=True).open()

@@ -10,11 +10,12 @@ Any key can be overridden behind the command. One table of estimates over severa
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from tread_ssm.command import check_at_least, parser, run
-from tread_ssm.config.run import load_config
+from tread_ssm.config.run import load_config, load_with_notes
 from tread_ssm.errors import ConfigError
 from tread_ssm.report.plan import estimates_table, plan_figure, plan_text
 
@@ -41,7 +42,9 @@ def _plan(args: argparse.Namespace) -> None:
         return
     if args.out is not None and args.out.suffix not in (".png", ".svg"):
         raise ConfigError(f"--out: {args.out} must end in .png or .svg.")
-    config = load_config(args.config, args.overrides)
+    config, notes = load_with_notes(args.config, args.overrides)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     print(plan_text(config, args.gpus))
     if args.out is None:
         return

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from tread_ssm import command
 from tread_ssm.command import say
 from tread_ssm.config.check import check, check_memory_for
-from tread_ssm.config.run import RunConfig, load_config
+from tread_ssm.config.run import RunConfig, load_with_notes
 from tread_ssm.config.strict import dump
 from tread_ssm.data import Data, MissingDataError
 from tread_ssm.errors import ConfigError
@@ -48,7 +48,9 @@ def _run_alike(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    config = load_config(args.config, args.overrides)
+    config, notes = load_with_notes(args.config, args.overrides)
+    for note in notes:
+        say(f"note: {note}", error=True)
     if args.dry_run:
         return _describe(config)
     data = check(config)

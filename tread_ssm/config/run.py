@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from tread_ssm.config.infer import infer
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.config.shipped import find
 from tread_ssm.config.strict import build, read
@@ -246,7 +247,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: The file cannot be read, or a key or value cannot be used.
     """
-    return build(RunConfig, read(find(path), overrides))
+    return load_with_notes(path, overrides)[0]
+
+
+def load_with_notes(
+    path: str | Path, overrides: Sequence[str] = ()
+) -> tuple[RunConfig, tuple[str, ...]]:
+    """As `load_config`, and what the user should know: what was inferred or left out."""
+    source = read(find(path), overrides)
+    infer(source)
+    config = build(RunConfig, source)
+    return config, tuple(source.notes)
 
 
 def _finite(name: str, value: float | None) -> None:

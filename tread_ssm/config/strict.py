@@ -23,6 +23,7 @@ T = TypeVar("T")
 Tree = dict[str, Any]
 
 _DEEPEST = 50
+_OVERRIDE = "override"
 _OPENING = (
     *(yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken),
     *(yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken),
@@ -38,11 +39,13 @@ class Source:
         tree: What it holds.
         name: What messages call it.
         places: Where each key came from ("FILE, line 12").
+        notes: What the user should know about it, in sentences; building it adds some.
     """
 
     tree: Tree
     name: str
     places: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def at(self, path: str) -> str:
         """Where the nearest known key above `path` stands."""
@@ -91,6 +94,11 @@ def build(cls: type[T], source: Source) -> T:
         ConfigError: A key is unknown or missing, or a value has another type or is refused.
     """
     return _dataclass(cls, source.tree, "", source)
+
+
+def part(hint: Any, value: Any, path: str, source: Source) -> Any:
+    """What stands at `path` of a parsed file, as the type `hint`; errors as of `build`."""
+    return _value(hint, value, path, source)
 
 
 def plain(value: Any) -> Any:
@@ -155,7 +163,7 @@ def _plain(node: yaml.Node, path: str, name: str, places: dict[str, str]) -> Any
 
 def _override(source: Source, text: str) -> None:
     path, equals, value = text.partition("=")
-    where = f"override {text[:80]!r}"
+    where = f"{_OVERRIDE} {text[:80]!r}"
     if not equals or not path:
         raise ConfigError(f"{where}: write it as section.key=value.")
     parts = path.split(".")
@@ -250,7 +258,22 @@ def _union(members: tuple[Any, ...], value: Any, path: str, source: Source) -> A
         raise ConfigError(
             f"{where}: {path}.kind {kind!r} is not known{nearest(str(kind), list(kinds))}"
         )
-    return _dataclass(kinds[kind], value, path, source)
+    return _dataclass(kinds[kind], _known(kinds, kind, value, path, source), path, source)
+
+
+def _known(kinds: dict[str, Any], kind: str, value: Tree, path: str, source: Source) -> Tree:
+    """Without what the file says about another kind, if an override has changed the kind."""
+    if not source.at(_join(path, "kind")).startswith(_OVERRIDE):
+        return value
+    own = {f.name for f in dataclasses.fields(kinds[kind])}
+    others = {f.name for cls in kinds.values() for f in dataclasses.fields(cls)} - own
+    of_file = [k for k in value if not source.at(_join(path, k)).startswith(_OVERRIDE)]
+    dropped = [k for k in of_file if k in others]
+    if dropped:
+        source.notes.append(
+            f"{path}.kind={kind} does not know {', '.join(dropped)} of {source.name}, left out."
+        )
+    return {key: inner for key, inner in value.items() if key not in dropped}
 
 
 def _tuple(hints: tuple[Any, ...], value: Any, path: str, source: Source) -> tuple[Any, ...]:

@@ -26,12 +26,15 @@ from tread_ssm.data.dataset import (
 from tread_ssm.data.values import PixelValues
 from tread_ssm.errors import ConfigError
 
+_NAMES = (("images", "arr_0"), ("labels", "arr_1"))
 _DEFLATE = 1032  # bytes at most that deflate makes out of one
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayData:
     """An .npz with `images` uint8 (n, H, W, C), perhaps `labels` (n,) and `class_names`.
+
+    `arr_0` and `arr_1`, as ADM's sets of samples have them, are read as `images` and `labels`.
 
     Attributes:
         kind: "array".
@@ -52,18 +55,19 @@ class ArrayData:
         path = existing(self.path)
         if path.suffix != ".npz" or not path.is_file():
             raise ConfigError(f"data.path: {path} is not an .npz file.")
-        held = load_arrays(path, "images", "labels", "class_names")
-        images, names = held.get("images"), held.get("class_names")
+        held = load_arrays(path, "images", "labels", "class_names", "arr_0", "arr_1")
+        images, labels = (held.get(a, held.get(b)) for a, b in _NAMES)
+        names = held.get("class_names")
         if images is None:
-            raise ConfigError(f"data.path: {path} holds no array `images`.")
+            raise ConfigError(f"data.path: {path} holds no array `images` or `arr_0`.")
         if images.ndim != 4 or images.dtype != np.uint8 or 0 in images.shape[1:]:
             raise ConfigError(
-                f"data.path: `images` of {path} is {images.dtype} of shape {images.shape}; "
+                f"data.path: the images of {path} are {images.dtype} of shape {images.shape}; "
                 f"expected uint8 (n, height, width, channels)."
             )
         listed = None if names is None else names.ravel().tolist()
-        labels = labelled(held.get("labels"), listed, len(images), path)
-        return Pixels(images, *labels, self.flip, archive_parts(path))
+        classes = labelled(labels, listed, len(images), path)
+        return Pixels(images, *classes, self.flip, archive_parts(path))
 
 
 @dataclass(frozen=True)

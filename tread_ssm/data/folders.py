@@ -22,7 +22,13 @@ from tread_ssm.data.dataset import (
     sample_mirrored,
     to_model,
 )
-from tread_ssm.data.images import ImageFolder, list_images, read_image
+from tread_ssm.data.images import (
+    ImageFolder,
+    fitting_size,
+    list_images,
+    read_image,
+    without_damaged,
+)
 from tread_ssm.data.values import PixelValues
 from tread_ssm.errors import ConfigError
 
@@ -37,24 +43,26 @@ class FolderData:
     Attributes:
         kind: "folder".
         path: The folder.
-        size: Pixels along a side.
+        size: Pixels along a side; null: the images' usual shorter side, in fours, at most 64.
         flip: Mirror half of the images, sampled anew for each batch.
         threads: Threads that decode files, in each process.
+        check: Read every image before the first step, and leave out those that are damaged.
     """
 
     kind: Literal["folder"] = "folder"
     path: str
-    size: int
+    size: int | None = None
     flip: bool = False
     threads: int = 4
+    check: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("size", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name, value in (("size", self.size), ("threads", self.threads)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1.")
 
     def open(self) -> FolderPixels:
-        """List the images; none of them is read.
+        """List the images; none of them is read, unless they are to be checked.
 
         Raises:
             ConfigError: There are none, or their places make no sense.
@@ -62,10 +70,13 @@ class FolderData:
         path = existing(self.path)
         try:
             images = list_images(path)
+            size = self.size or fitting_size(images)
+            if self.check:
+                images = without_damaged(images, size, self.threads)
         except (ValueError, OSError) as error:
             raise ConfigError(f"data.path: {error}") from None
         labels, names = labelled(images.labels, images.class_names, len(images), path)
-        return FolderPixels(images, self.size, labels, names, self.flip, self.threads)
+        return FolderPixels(images, size, labels, names, self.flip, self.threads)
 
 
 @dataclass(frozen=True)
@@ -100,7 +111,7 @@ class FolderPixels:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Which files are no images."""
+        """Which files are not used."""
         return self.images.notes
 
     def sample_augmentation(self, batch: int, rng: torch.Generator) -> Augmentation:
@@ -115,7 +126,8 @@ class FolderPixels:
                 images = list(pool.map(read_image, paths, repeat(self.size)))
         except ValueError as error:
             raise ConfigError(
-                f"data.path: {error} Mend or replace it, then rerun the command to resume."
+                f"data.path: {error} Mend or replace it, then rerun the command to resume. "
+                f"(data.check finds such images before the first step.)"
             ) from None
         return to_model(np.stack(images), augmentation[0] if self.flip else None)
 

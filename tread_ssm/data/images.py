@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from PIL import Image, ImageOps
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 _ORIENTATION = 0x0112  # EXIF's tag
+_LOOKED_AT = 200
+_SMALLEST, _LARGEST = 8, 64
 _STRIP = 8  # times as long as wide: only the middle is kept before it is enlarged
 
 
@@ -26,6 +29,7 @@ class ImageFolder:
         class_names: The sub-folders of `root` that hold images, sorted; their positions are the
             labels.
         skipped: Files that are no images, relative to `root`; hidden ones are not among them.
+        damaged: Images that cannot be read, relative to `root`, where `without_damaged` looked.
     """
 
     root: Path
@@ -33,21 +37,24 @@ class ImageFolder:
     labels: np.ndarray | None
     class_names: tuple[str, ...]
     skipped: tuple[str, ...] = ()
+    damaged: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """A sentence about the files that were skipped, if any were."""
-        if not self.skipped:
-            return ()
-        shown = ", ".join(self.skipped[:5]) + (", ..." if len(self.skipped) > 5 else "")
-        total = len(self) + len(self.skipped)
-        return (
-            f"{len(self.skipped)} of {total} files in {self.root} are not used, because they "
-            f"are pipes or links to nothing, or their names do not end in "
-            f"{', '.join(SUFFIXES)}: {shown}.",
+        """A sentence for each reason to leave files out."""
+        total = len(self) + len(self.skipped) + len(self.damaged)
+        reasons = {
+            "because they are pipes or links to nothing, or their names do not end in "
+            f"{', '.join(SUFFIXES)}": self.skipped,
+            "because they cannot be read": self.damaged,
+        }
+        return tuple(
+            f"{len(files)} of {total} files in {self.root} are not used, {reason}: {_some(files)}."
+            for reason, files in reasons.items()
+            if files
         )
 
     def sizes(self) -> list[int]:
@@ -86,6 +93,52 @@ def list_images(folder: str | Path) -> ImageFolder:
     number = {name: i for i, name in enumerate(names)}
     labels = np.array([number[top] for top in tops if top is not None], dtype=np.int64)
     return ImageFolder(root, paths, labels, tuple(names), skipped)
+
+
+def without_damaged(images: ImageFolder, size: int, threads: int) -> ImageFolder:
+    """The images that can be read; each is read once, as training will.
+
+    Raises:
+        ValueError: There is none.
+    """
+
+    def reads(path: str) -> bool:
+        try:
+            read_image(images.root / path, size)
+        except ValueError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(threads) as pool:
+        good = np.array(list(pool.map(reads, images.paths)))
+    if not good.any():
+        raise ValueError(f"none of the {len(images)} images in {images.root} can be read.")
+    kept, damaged = (
+        tuple(p for p, g in zip(images.paths, good, strict=True) if g == way)
+        for way in (True, False)
+    )
+    labels = None if images.labels is None else images.labels[good]
+    return replace(images, paths=kept, labels=labels, damaged=damaged)
+
+
+def fitting_size(images: ImageFolder) -> int:
+    """Pixels a side for a small network: the usual shorter side in fours, from 8 to 64.
+
+    The headers of at most 200 images are read. Those that cannot be read do not count.
+    """
+    sides = []
+    for path in images.paths[:: -(-len(images) // _LOOKED_AT)]:
+        try:
+            with Image.open(images.root / path) as image:
+                sides.append(min(image.size))
+        except Exception:  # decoders fail in any way on a damaged file
+            continue
+    usual = int(np.median(sides)) if sides else _LARGEST
+    return min(_LARGEST, max(_SMALLEST, usual // 4 * 4))
+
+
+def _some(files: tuple[str, ...]) -> str:
+    return ", ".join(files[:5]) + (", ..." if len(files) > 5 else "")
 
 
 def _files(root: Path) -> Iterator[tuple[str, bool]]:
