@@ -99,7 +99,13 @@ def _train(config: RunConfig, data: Data) -> int:
 
 
 def _report(config: RunConfig) -> None:
-    if config.train.report and is_main():
+    """What people read of a finished run: its model card, and its report where it asks for one."""
+    if not is_main():
+        return
+    from tread_ssm.report.card import write_card
+
+    write_card(config.folder)
+    if config.train.report:
         from tread_ssm.report.report import write_report
 
         say(f"Report: {write_report(config.folder.path)}")
