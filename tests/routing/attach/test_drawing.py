@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -147,14 +148,29 @@ def test_a_reentrant_checkpoint_is_not_silently_dense(model: Stack) -> None:
         x.sum().backward()
 
 
-def test_compiled_models_are_routed(model: Stack) -> None:
+def test_a_compiled_model_is_one_graph_and_draws_anew(model: Stack) -> None:
+    graphs = 0
+
+    def backend(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        nonlocal graphs
+        graphs += 1
+        return module.forward
+
+    schedule = RouteSchedule(from_share=0.5, ramp=0.5, levels=1)
+    config = SelfDrawing((Route(1, -1),), schedule=schedule, total_steps=4)
+    routing, eager = attach(model.blocks, drawing=config), copy.deepcopy(model)
+    reference = attach(eager.blocks, drawing=config)
     torch.compiler.reset()
-    routing = attach(model.blocks, drop=0.5)
-    compiled = torch.compile(model, backend="eager")
-    for _ in range(2):
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    for kept in (12, 12, 8, 8):
         y = compiled(data())
-        with routing.using(routing.draw):
-            torch.testing.assert_close(model(data()), y)
+        torch.testing.assert_close(eager(data()), y)
+        ((route, subset),) = routing.draw
+        assert torch.equal(index_of(reference.draw), subset.index)
+        assert (route.start, route.stop, subset.n_kept, subset.length) == (1, 5, kept, N)
+        routing.step()
+        reference.step()
+    assert graphs == 2
     with torch.no_grad():
         compiled(data())
         assert routing.draw == ()
@@ -250,21 +266,6 @@ def test_verify_finds_a_wrong_declaration(model: Stack) -> None:
         ValueError, match=r"block 0 \(Headed\).*another order.*'rope': PerToken\('d0 n d2'\)"
     ):
         routing.verify(lambda: block(x, rope))
-
-
-def test_verify_finds_positions_made_inside_a_block() -> None:
-    class Counts(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.table = nn.Parameter(torch.randn(100, D))
-
-        def forward(self, x: Tensor) -> Tensor:
-            q = x + self.table[: x.shape[1]]
-            return x + attention(q, q, x, None)
-
-    block = Counts()
-    with pytest.raises(ValueError, match=r"\(Counts\) gives something else.*may make positions"):
-        attach([block]).verify(lambda: block(data()))
 
 
 def test_verify_sees_through_gates_that_start_at_zero_and_leaves_everything_as_it_was() -> None:

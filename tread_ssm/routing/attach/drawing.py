@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from operator import index
+from weakref import WeakValueDictionary
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from tread_ssm.routing.attach.arguments import Blocks, Call
 from tread_ssm.routing.attach.per_token import How, PerToken, parsed
 from tread_ssm.routing.attach.unfit import refuse_routes
 from tread_ssm.routing.plan import Draw, Route, RoutePlan, RouteSchedule
 from tread_ssm.routing.select import RandomTokens
-from tread_ssm.tokens import Grid
+from tread_ssm.tokens import Grid, TokenSubset
 
 
 @dataclass(frozen=True)
@@ -62,31 +65,50 @@ class Drawing:
     def __init__(self, config: SelfDrawing, depth: int) -> None:
         refuse_routes(config.routes)
         self.config = config
-        self.plan = RoutePlan(config.routes, depth)
-        self._step, self._pass = 0, 0
-        # A compiled graph holds no generator: the draw is made between two graphs.
-        self.next = torch.compiler.disable(self._next)
+        self._all = RoutePlan(config.routes, depth)
+        self._step, self._pass, self._version = 0, 0, 0
+        self.plan = self._scheduled()
+        self._number = next(_numbers)
+        _drawings[self._number] = self
 
     def step(self, step: int | None) -> None:
         """Go to the next step, or to the numbered one."""
         self._step, self._pass = self._step + 1 if step is None else step, 0
+        plan = self._scheduled()
+        if plan != self.plan:  # compiled graphs are made for one plan
+            self.plan, self._version = plan, self._version + 1
 
-    def _next(self, call: Call, rows: Sequence[Blocks]) -> Draw:
+    def next(self, call: Call, rows: Sequence[Blocks]) -> Draw:
         """The draw for the pass that begins with a call of the first block.
 
         Raises:
             ValueError: The grid is unknown.
         """
-        config, plan = self.config, self.plan
-        if config.schedule is not None and config.total_steps is not None:
-            plan = config.schedule.at(plan, self._step, config.total_steps)
         stream = call.streams()[0]
-        batch = (
-            1 if any(serves_the_batch(how) for row in rows for how in _hows(row)) else len(stream)
+        shared = any(serves_the_batch(how) for row in rows for how in row.per_token.values())
+        batch, grid = 1 if shared else stream.shape[0], self._grid(call, self.plan)
+        if not torch.compiler.is_compiling():
+            return self.made(batch, grid, stream.device)
+        # A graph holds no generator: it calls an operator that draws, of which shapes are known.
+        shapes = _shapes(self._number, self._version, *[index(n) for n in grid])
+        indices = _draw(stream.detach(), self._number, batch, grid, [k for k, _ in shapes])
+        n = math.prod(grid)
+        return tuple(
+            (route, TokenSubset(ids, n, kept, grid))
+            for route, ids, (_, kept) in zip(self.plan.routes, indices, shapes, strict=True)
         )
+
+    def made(self, batch: int, grid: Grid, device: torch.device) -> Draw:
+        """The draw for the next pass."""
         generator = torch.Generator().manual_seed(self._seed())
         self._pass += 1
-        return plan.draw(batch, self._grid(call, plan), generator, device=stream.device)
+        return self.plan.draw(batch, grid, generator, device=device)
+
+    def _scheduled(self) -> RoutePlan:
+        config = self.config
+        if config.schedule is None or config.total_steps is None:
+            return self._all
+        return config.schedule.at(self._all, self._step, config.total_steps)
 
     def _seed(self) -> int:
         started = distributed.is_available() and distributed.is_initialized()
@@ -110,6 +132,35 @@ class Drawing:
         )
 
 
+_numbers = itertools.count()
+_drawings: WeakValueDictionary[int, Drawing] = WeakValueDictionary()
+
+
+@torch.library.custom_op(
+    "tread_ssm::attached_draw", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
+)
+def _draw(
+    stream: Tensor, number: int, batch: int, grid: Sequence[int], kept: Sequence[int]
+) -> list[Tensor]:
+    """The kept tokens of each route, (batch, kept) int64: the draw for the pass of a graph."""
+    draw = _drawings[number].made(batch, tuple(grid), stream.device)
+    return [subset.index for _, subset in draw]
+
+
+@_draw.register_fake
+def _(
+    stream: Tensor, number: int, batch: int, grid: Sequence[int], kept: Sequence[int]
+) -> list[Tensor]:
+    return [stream.new_empty((batch, k), dtype=torch.int64) for k in kept]
+
+
+@torch._dynamo.assume_constant_result
+def _shapes(number: int, version: int, *grid: int) -> tuple[tuple[int, Grid | None], ...]:
+    """For each route how many tokens it keeps, and their grid; version: of the plan."""
+    draw = _drawings[number].plan.draw(1, grid, torch.Generator().manual_seed(0))
+    return tuple((subset.n_kept, subset.grid) for _, subset in draw)
+
+
 def serves_the_batch(how: How) -> bool:
     """Whether one table serves the whole batch, so that one draw must."""
     if isinstance(how, tuple):
@@ -118,8 +169,3 @@ def serves_the_batch(how: How) -> bool:
     return isinstance(how, PerToken) and any(
         "n" in left and "b" not in left and right is None for left, right in how.forms
     )
-
-
-def _hows(row: Blocks) -> Sequence[Any]:
-    per_token: Mapping[str, How] = row.per_token
-    return tuple(per_token.values())
