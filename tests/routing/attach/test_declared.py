@@ -272,6 +272,106 @@ def test_blocks_that_look_at_where_tokens_stand(inner: nn.Module, message: str) 
         block(randn(BATCH, N, D))
 
 
+class Cuts(nn.Module):
+    """Takes as many entries of its own table as there are tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(100, D))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = x + self.table[: x.shape[1]]
+        return x + attention(q, q, x, None)
+
+
+class CutsElsewhere(Cuts):
+    """The same, in a method and by another name."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + attention(q := self.placed(x, x.size(1)), q, x, None)
+
+    def placed(self, x: Tensor, n: int) -> Tensor:
+        table = self.table.to(x.dtype)
+        return x + table[:n, :D]
+
+
+class Numbers(nn.Module):
+    """Numbers its tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(100, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = x + self.table(torch.arange(x.shape[1], device=x.device))
+        return x + attention(q, q, x, None)
+
+
+class Fixed(Cuts):
+    """Cuts its table, and counts, without regard to the tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = len(self.table) // 2
+        q = x + self.table[:half].mean(0) + torch.arange(half).sum()
+        return x + attention(q, q, x, None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        (Cuts, r"self\.table\[:x\.shape\[1\]\]"),
+        (CutsElsewhere, r"table\[:n, :D\]"),
+        (Numbers, r"torch\.arange\(x\.shape\[1\], device=x\.device\)"),
+    ],
+)
+def test_positions_made_from_the_number_of_tokens(kind: type[nn.Module], line: str) -> None:
+    block, x = kind(), randn(BATCH, N, D)
+    message = rf"block 0 \(Sequential\) makes positions from the number of.* in `0`: `{line}`"
+    routing = attach([whole := nn.Sequential(block)])
+    with routing.using(draw(1, 0, 1)), pytest.raises(ValueError, match=message):
+        whole(x)
+    with pytest.raises(ValueError, match=r"gives something else.*may make positions"):
+        routing.verify(lambda: whole(x))
+
+
+def test_what_does_not_vary_with_the_tokens_is_no_position() -> None:
+    block, x = Fixed(), randn(BATCH, N, D)
+    ((_, subset),) = drawn = draw(1, 0, 1)
+    routing = attach([block])
+    expected = subset.put(block(subset.take(x)), x)
+    with routing.using(drawn):
+        torch.testing.assert_close(block(x), expected)
+    assert "1 of 1 blocks agree" in routing.verify(lambda: block(x))
+
+
+class CutsArgument(nn.Module):
+    """Takes as many entries of a table that it gets as there are tokens."""
+
+    def forward(self, x: Tensor, rope: Tensor) -> Tensor:
+        q = x + rope[..., : x.shape[1], :]
+        return x + attention(q, q, x, None)
+
+
+def test_a_table_that_is_longer_than_the_stream_and_cut_inside_the_block() -> None:
+    block, rope, x = CutsArgument(), randn(100, D), randn(BATCH, N, D, seed=1)
+    ((_, subset),) = drawn = draw(1, 0, 1)
+    routing = attach([block], per_token={"rope": "n d -> b n d"})
+    message = r"`rope` has entries for 100 tokens, but the stream has 12.*image='first'"
+    with routing.using(drawn), pytest.raises(ValueError, match=message):
+        block(x, rope)
+    routing.detach()
+    routing = attach([block], whole=("rope",))
+    with pytest.raises(ValueError, match=r"PerToken\('n d1 -> b n d1', image='first'\)"):
+        routing.verify(lambda: block(x, rope))
+    routing.detach()
+    expected = subset.put(block(subset.take(x), rope[subset.index]), x)
+    how = PerToken("n d -> b n d", image="first")
+    routing = attach([block], per_token={"rope": how})
+    with routing.using(drawn):
+        torch.testing.assert_close(block(x, rope), expected)
+    assert "1 of 1 blocks agree" in routing.verify(lambda: block(x, rope))
+
+
 @pytest.mark.parametrize("inner", [nn.Conv1d(D, D, 1), nn.Linear(D, D), nn.LayerNorm(D)])
 def test_blocks_that_do_not(inner: nn.Module) -> None:
     block = Holds(inner)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -276,9 +277,9 @@ def test_two_processes_draw_for_themselves_and_a_rerun_draws_the_same() -> None:
     for run in runs:
         out, error = run.communicate(timeout=240)
         assert run.returncode == 0, error[-2000:]
-        found.append(sorted(line for line in out.splitlines() if " drew " in line))
-    assert found[0] == found[1] and len(found[0]) == 2
-    assert found[0][0].split()[-1] != found[0][1].split()[-1]
+        found.append(dict(re.findall(r"process (\d) drew ([0-9a-f]{64})", out)))
+    assert found[0] == found[1] and found[0].keys() == {"0", "1"}
+    assert found[0]["0"] != found[0]["1"]
 
 
 # --- guidance

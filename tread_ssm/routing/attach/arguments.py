@@ -12,7 +12,16 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from tread_ssm.routing.attach.per_token import How, Image, around, offset_of, parsed, take, tensors
+from tread_ssm.routing.attach.per_token import (
+    How,
+    Image,
+    around,
+    lengths,
+    offset_of,
+    parsed,
+    take,
+    tensors,
+)
 from tread_ssm.tokens import TokenSubset, grid_text, is_whole
 
 Streams: TypeAlias = tuple[Tensor, ...]
@@ -186,11 +195,25 @@ class Call:
         for name, how in self.blocks.per_token.items():
             if name in new:
                 where = f"{self.name}: `{name}`"
+                self._refuse_longer(name, how, subset.length, others)
                 new[name] = take(new[name], how, subset, batch, image, where)
         new |= self._kept_grid(subset)
         self._refuse_undeclared()
         args = tuple(new.values())[: len(self.args)]
         return args, {name: new[name] for name in self.kwargs}
+
+    def _refuse_longer(self, name: str, how: How, n: int, others: int) -> None:
+        """Raise ValueError where a table has entries for tokens that are nowhere."""
+        texts = [t for v in self.values.values() for t in tensors(v) if t.dim() > 1]
+        known = {1, n, n + others, *(n + others + t.shape[1] for t in texts)}
+        for size in sorted(lengths(self.values[name], how)):
+            if size > n and size not in known:
+                raise ValueError(
+                    f"attach: {self.name}: `{name}` has entries for {size} tokens, but the stream "
+                    f"has {n} of the image and {others} others, and no argument has the "
+                    f"rest; say where the image's entries stand, as PerToken(..., image='first') "
+                    f"if the block cuts the table to the length of its stream."
+                )
 
     def undeclared(self) -> dict[str, tuple[int, ...]]:
         """Tensors among the arguments that nothing is known of, with their shapes."""

@@ -39,8 +39,8 @@ def attach(
         with routing.using(plan.draw(batch, grid)):
             loss = criterion(model(x))
 
-    Gradients with activation checkpointing (use_reentrant=False) are those without: a recomputed
-    block takes the draw of the forward pass that it repeats, whatever is drawn meanwhile.
+    A block that a checkpoint recomputes (use_reentrant=False) takes the draw of the forward pass
+    that it repeats, whatever is drawn meanwhile.
 
     Args:
         model: A model whose class the table of presets knows (or that `rows` describe), or its
@@ -78,24 +78,33 @@ def attach(
         sequence_first=sequence_first,
         closes_gaps=closes_gaps,
     )
-    if isinstance(model, nn.Module) and not isinstance(model, (nn.ModuleList, nn.Sequential)):
-        if row != Blocks():
-            raise ValueError(
-                "attach: what blocks take is described by rows=(Blocks(...),) for a model, and by "
-                "further arguments where the blocks themselves are given."
-            )
-        found, root = preset(model) if rows is None else stack(model, rows), model
-    else:
-        root = None
+    found, root = _found(model, rows, row)
+    _check(found, names=rows is not None or root is None)
+    return Attached(found, _drawing(drop, drawing, len(found)), root)
+
+
+def _found(
+    model: nn.Module | Sequence[nn.Module], rows: Sequence[Blocks] | None, row: Blocks
+) -> tuple[list[tuple[nn.Module, Blocks]], nn.Module | None]:
+    """The blocks with the row of each, and the model that holds them where it was given."""
+    if not isinstance(model, nn.Module) or isinstance(model, (nn.ModuleList, nn.Sequential)):
         if rows is not None:
             raise ValueError("attach: rows belong to a model; for blocks use further arguments.")
-        found = [(block, row) for block in model]
-    _check(found, names=rows is not None or root is None)
+        return [(block, row) for block in model], None
+    if row != Blocks():
+        raise ValueError(
+            "attach: what blocks take is described by rows=(Blocks(...),) for a model, and by "
+            "further arguments where the blocks themselves are given."
+        )
+    return preset(model) if rows is None else stack(model, rows), model
+
+
+def _drawing(drop: float | None, drawing: SelfDrawing | None, depth: int) -> Drawing | None:
     if drop is not None and drawing is not None:
         raise ValueError("attach: give drop, or drawing with routes of your own, not both.")
     if drop is not None:
-        drawing = SelfDrawing((default_route(drop, len(found)),))
-    return Attached(found, None if drawing is None else Drawing(drawing, len(found)), root)
+        drawing = SelfDrawing((default_route(drop, depth),))
+    return None if drawing is None else Drawing(drawing, depth)
 
 
 def _check(found: Sequence[tuple[nn.Module, Blocks]], names: bool) -> None:

@@ -21,8 +21,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from tread_ssm.routing.attach.arguments import Blocks, Call, argument_names, for_batch
 from tread_ssm.routing.attach.drawing import Drawing
+from tread_ssm.routing.attach.explain import TORCH_ERRORS, explain_between, explain_within
 from tread_ssm.routing.attach.leave import put_back, rejoined, stream_places
 from tread_ssm.routing.attach.recompute import Pass, Recomputations
+from tread_ssm.routing.attach.source import made_positions
 from tread_ssm.routing.attach.unfit import is_sequence_first, refuse_routes, refuse_unfit
 from tread_ssm.routing.attach.verify import verify
 from tread_ssm.routing.plan import Draw, Route
@@ -50,6 +52,7 @@ class Attached:
         self._blocks = tuple(block for block, _ in blocks)
         self._rows = tuple(row for _, row in blocks)
         self._names = [argument_names(b)[0] for b in self._blocks]
+        self._made = [made_positions(block) for block in self._blocks]
         self.draw: Draw = ()
         self.drawing = drawing
         self._pass: Pass | None = None
@@ -109,8 +112,8 @@ class Attached:
         self.draw, self._explicit = draw, True
         try:
             yield
-        except _TORCH_ERRORS as error:
-            _explain_between(error, now)
+        except TORCH_ERRORS as error:
+            explain_between(error, now)
             raise
         finally:
             self._pass, self._explicit = None, False
@@ -229,42 +232,19 @@ class Attached:
             return
         now = self._repeats.now if _recomputes() else self._pass
         error = sys.exc_info()[1]
-        if now is None or now.call is None or not isinstance(error, _TORCH_ERRORS):
+        if now is None or now.call is None or not isinstance(error, TORCH_ERRORS):
             return
         call, now.call = now.call, None
-        if call.number != i or not self._owns(i, block) or "attach:" in str(error):
-            return
-        inside = now.inside
-        if inside is None:
-            _add(
-                error,
-                f"attach: {call.name} failed outside the routes; a route before it drops tokens: ",
-            )
-        else:
-            _add(
-                error,
-                f"attach: {call.name} failed inside Route(start={inside.route.start}, stop="
-                f"{inside.route.stop}), where it got {inside.subset.n_kept} of "
-                f"{inside.subset.length} image tokens: ",
-            )
-        passed = [
-            f"`{name}` {tuple(value.shape)}"
-            for name, value in call.values.items()
-            if isinstance(value, Tensor) and name not in call.blocks.per_token
-        ]
-        _add(
-            error,
-            f"what goes by tokens must be declared as per_token, and was not for "
-            f"{', '.join(passed)}.",
-        )
+        if call.number == i and self._owns(i, block):
+            explain_within(error, call, now)
 
     def _end(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Called behind the model, also where it failed between blocks."""
         if self._pass is None or self._explicit or torch.compiler.is_compiling():
             return
         error = sys.exc_info()[1]
-        if isinstance(error, _TORCH_ERRORS):
-            _explain_between(error, self._pass)
+        if isinstance(error, TORCH_ERRORS):
+            explain_between(error, self._pass)
         self._pass = None
 
     def _owns(self, i: int, block: nn.Module) -> bool:
@@ -355,7 +335,7 @@ class Attached:
         for j in range(route.start, route.stop):
             seen = j, subset.grid is None
             if torch.compiler.is_compiling() or seen not in self._fit:
-                refuse_unfit(j, self._blocks[j], self._rows[j], subset)
+                refuse_unfit(j, self._blocks[j], self._rows[j], subset, self._made[j])
                 if not torch.compiler.is_compiling():
                     self._fit.add(seen)
 
@@ -376,28 +356,6 @@ class Attached:
                     f"RoutePlan(routes, depth={depth})."
                 )
             free_from = route.stop
-
-
-_TORCH_ERRORS = (RuntimeError, ValueError, IndexError, AssertionError)
-
-
-def _explain_between(error: BaseException, now: Pass) -> None:
-    if now.inside is None or now.call is not None or "attach:" in str(error):
-        return
-    route, subset = now.inside.route, now.inside.subset
-    _add(
-        error,
-        f"attach: the model failed between blocks, inside Route(start={route.start}, stop="
-        f"{route.stop}), where the stream has {subset.n_kept} of {subset.length} image tokens; "
-        f"what the model adds to the stream there (ControlNet's residuals, VACE's hints) has "
-        f"all of them. End the route before, or declare Blocks(..., whole_between=True).",
-    )
-
-
-def _add(error: BaseException, sentence: str) -> None:
-    """Append a sentence to what an error says."""
-    said = " ".join(str(a) for a in error.args)
-    error.args = (f"{said}{sentence}" if said.endswith(": ") else f"{said}\n{sentence}",)
 
 
 def _recomputes() -> bool:

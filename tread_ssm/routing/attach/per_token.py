@@ -36,8 +36,9 @@ class PerToken:
         PerToken("b 1 n n")           mask or bias for pairs of tokens
         PerToken("b n | b 1 n n")     either, told apart by the number of dimensions
 
-    A table may hold further tokens (text, class token), as many as it likes, and one entry alone
-    serves all tokens.
+    A table may hold the other tokens of the stream and those of a text, and one entry alone serves
+    all tokens. Of a longer one, say where the image stands: "first" where blocks cut it as
+    table[:n].
 
     Attributes:
         dims: The dimensions.
@@ -125,6 +126,19 @@ def take(
         return how(value, subset.index.expand(batch, -1))
     place = how.image or image
     return map_tensors(value, lambda t: _take(t, how, subset, batch, place, where))
+
+
+def lengths(value: Any, how: How) -> set[int]:
+    """The numbers of tokens that tables have, where it is not declared how the image stands."""
+    if isinstance(how, tuple) and isinstance(value, (tuple, list)):
+        return set().union(*(lengths(v, h) for v, h in zip(value, how, strict=False)))
+    if not isinstance(how, PerToken) or how.image is not None:
+        return set()
+    found = set()
+    for table in tensors(value):
+        left = next((left for left, _ in how.forms if len(left) == table.dim()), ())
+        found |= {table.shape[dim] for dim, name in enumerate(left) if name == "n"}
+    return found
 
 
 def _take(

@@ -41,7 +41,9 @@ def refuse_routes(routes: Iterable[Route]) -> None:
             )
 
 
-def refuse_unfit(number: int, block: nn.Module, blocks: Blocks, subset: TokenSubset) -> None:
+def refuse_unfit(
+    number: int, block: nn.Module, blocks: Blocks, subset: TokenSubset, made: tuple[str, str]
+) -> None:
     """Raise ValueError where a block relies on which tokens stand beside each other.
 
     Args:
@@ -49,8 +51,18 @@ def refuse_unfit(number: int, block: nn.Module, blocks: Blocks, subset: TokenSub
         block: As the model calls it.
         blocks: What is declared of it.
         subset: The tokens that it would see, of the image alone.
+        made: What `made_positions` found in it.
     """
     name = f"attach: block {number} ({type(block).__name__})"
+    path, line = made
+    if line and not blocks.closes_gaps:
+        part = f" in `{path}`" if path else ""
+        raise ValueError(
+            f"{name} makes positions from the number of its tokens{part}: `{line}`. Inside a route "
+            f"they would be those of other tokens. Give them to the block as an argument that is "
+            f"declared in per_token, or end the route before block {number}; if routing.verify() "
+            f"finds no difference, say closes_gaps=True."
+        )
     for path, module in block.named_modules():
         held = f"holds `{path}` ({type(module).__name__})" if path else "is one itself"
         rank = _rank(module)

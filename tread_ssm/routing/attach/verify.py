@@ -134,18 +134,26 @@ def _permuted(call: Call, order: TokenSubset) -> tuple[tuple[Any, ...], dict[str
 def _blame(block: nn.Module, call: Call, output: Any, n: int) -> str:
     """A declaration that would make the block agree, "" where none is found."""
     for name, value in call.values.items():
-        if name in call.stream_names or not isinstance(value, Tensor) or n not in value.shape:
+        if name in call.stream_names or not isinstance(value, Tensor):
             continue
-        for dims in _guesses(value, n, call.streams()[0].shape[0]):
-            row = replace(call.blocks, per_token={**call.blocks.per_token, name: PerToken(dims)})
+        for how in _guesses(value, n, call.streams()[0].shape[0]):
+            row = replace(call.blocks, per_token={**call.blocks.per_token, name: how})
             if _difference(block, replace(call, blocks=row), output, n)[0] <= _tolerance(value):
-                return f"per_token={{{name!r}: PerToken({dims!r})}}"
+                first = ", image='first'" if how.image else ""
+                return f"per_token={{{name!r}: PerToken({how.dims!r}{first})}}"
     return ""
 
 
-def _guesses(value: Tensor, n: int, batch: int) -> Iterator[str]:
-    """Forms that a tensor with n entries in some dimensions may have."""
-    axes = [d for d, size in enumerate(value.shape) if size == n]
+def _guesses(value: Tensor, n: int, batch: int) -> Iterator[PerToken]:
+    """Forms that a tensor with n entries in some dimensions, or more, may have."""
+    equal = [d for d, size in enumerate(value.shape) if size == n]
+    longer = [d for d, size in enumerate(value.shape) if size > n]
+    yield from (PerToken(dims) for dims in _namings(value, equal, batch))
+    yield from (PerToken(dims, image="first") for dims in _namings(value, longer, batch))
+
+
+def _namings(value: Tensor, axes: Sequence[int], batch: int) -> Iterator[str]:
+    """Patterns in which one of the axes, or two, are the tokens."""
     letters = [f"d{d}" for d in range(value.dim())]
     options = [(a,) for a in axes] + [(a, b) for a in axes for b in axes if a < b]
     for option in options:

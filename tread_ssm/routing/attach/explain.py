@@ -1,0 +1,53 @@
+"""Sentences for errors of torch inside a route, where a shorter stream is the likely reason."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tread_ssm.routing.attach.arguments import Call
+from tread_ssm.routing.attach.recompute import Pass
+
+TORCH_ERRORS = (RuntimeError, ValueError, IndexError, AssertionError)
+
+
+def explain_within(error: BaseException, call: Call, now: Pass) -> None:
+    """Say of an error inside a block how many tokens it got, and what was not declared."""
+    if "attach:" in str(error):
+        return
+    inside = now.inside
+    where = (
+        "outside the routes; a route before it drops tokens"
+        if inside is None
+        else f"inside Route(start={inside.route.start}, stop={inside.route.stop}), where it got "
+        f"{inside.subset.n_kept} of {inside.subset.length} image tokens"
+    )
+    passed = [
+        f"`{name}` {tuple(value.shape)}"
+        for name, value in call.values.items()
+        if isinstance(value, Tensor) and name not in call.blocks.per_token
+    ]
+    _add(
+        error,
+        f"attach: {call.name} failed {where}: what goes by tokens must be declared as per_token, "
+        f"and was not for {', '.join(passed)}.",
+    )
+
+
+def explain_between(error: BaseException, now: Pass) -> None:
+    """Say of an error between two blocks that the model uses a shorter stream there."""
+    if now.inside is None or now.call is not None or "attach:" in str(error):
+        return
+    route, subset = now.inside.route, now.inside.subset
+    _add(
+        error,
+        f"attach: the model failed between blocks, inside Route(start={route.start}, stop="
+        f"{route.stop}), where the stream has {subset.n_kept} of {subset.length} image tokens; "
+        f"what the model adds to the stream there (ControlNet's residuals, VACE's hints) has "
+        f"all of them. End the route before, or declare Blocks(..., whole_between=True).",
+    )
+
+
+def _add(error: BaseException, sentence: str) -> None:
+    """Append a sentence to what an error says."""
+    said = " ".join(str(a) for a in error.args)
+    error.args = (f"{said}\n{sentence}",)
