@@ -14,6 +14,7 @@ import os
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiTTransformer2DModel
@@ -39,7 +40,7 @@ def training_step(
     """
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = DiTTransformer2DModel(
+    model: Any = DiTTransformer2DModel(
         num_attention_heads=heads,
         attention_head_dim=64,
         in_channels=4,
@@ -47,7 +48,8 @@ def training_step(
         num_layers=depth,
         sample_size=size,
         dropout=0.0,
-    ).to(device)
+    )
+    model = model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     x = torch.randn(batch, 4, size, size, device=device)
     t = torch.randint(1000, (batch,), device=device)
