@@ -68,6 +68,7 @@ class Drawing:
         self._all = RoutePlan(config.routes, depth)
         self._step, self._pass, self._version = 0, 0, 0
         self.plan = self._scheduled()
+        torch.compiler.assume_constant_result(_shapes)  # here, because it imports dynamo
         self._number = next(_numbers)
         _drawings[self._number] = self
 
@@ -154,7 +155,6 @@ def _(
     return [stream.new_empty((batch, k), dtype=torch.int64) for k in kept]
 
 
-@torch._dynamo.assume_constant_result
 def _shapes(number: int, version: int, *grid: int) -> tuple[tuple[int, Grid | None], ...]:
     """For each route how many tokens it keeps, and their grid; version: of the plan."""
     draw = _drawings[number].plan.draw(1, grid, torch.Generator().manual_seed(0))
