@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
 from torch import Tensor
 
-from tread_ssm.diffusion import SRA2, Dispersive
+from tread_ssm.diffusion import SRA2, Dispersive, Repa
 from tread_ssm.diffusion.alignment import projector
 from tread_ssm.diffusion.auxiliary import Seen
 from tread_ssm.routing import TokenSubset
@@ -47,6 +48,22 @@ def test_sra2_is_the_smooth_distance_to_the_patch_at_the_tokens_place(
                 total += apart**2 / (2 * 0.5) if apart < 0.5 else apart - 0.5 / 2
                 count += 1
     assert float(loss.loss(batch).detach()) == pytest.approx(total / count, rel=1e-12)
+
+
+@pytest.mark.parametrize("kept", [None, subset()], ids=["all", "routed"])
+def test_repa_is_minus_the_cosine_with_the_feature_at_the_tokens_place(
+    kept: TokenSubset | None,
+) -> None:
+    cached = torch.randn(B, N, D, dtype=torch.float64)
+    batch = replace(seen(D, kept), cached=cached)
+    assert batch.features is not None
+    cosines = []
+    for b in range(B):
+        for k, token in enumerate(batch.features[b].detach()):
+            feature = cached[b, k if kept is None else int(kept.index[b, k])]
+            cosines.append(token @ feature / token.norm() / feature.norm())
+    loss = Repa(block=0, features="", channels=D).loss(batch)
+    torch.testing.assert_close(loss.detach(), -torch.stack(cosines).mean())
 
 
 def distance(batch: Seen, i: int, j: int) -> float:

@@ -34,14 +34,10 @@ from tread_ssm.data.prepare import (
     UNREADABLE,
     EncodedImages,
     Source,
-    begin,
     files_digest,
-    finish,
-    missing,
-    write_shard,
+    write_all,
 )
 from tread_ssm.data.shards import Manifest, Shard, verify
-from tread_ssm.processes import gathered, world
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -99,19 +95,9 @@ def _prepare(args: argparse.Namespace) -> int:
         raise ValueError("--scale belongs to --from; an autoencoder has its own.")
     where = device(args.device)
     source, settings, names = (_images if args.source is None else _imported)(args, where)
-    if world()[0] == 0:
-        begin(args.out, settings | {"shard_size": args.shard_size, "samples": len(source)})
-    todo = gathered(missing(args.out, len(source), args.shard_size))[0]
-    rank, processes = world()
-    mine = todo[rank::processes]
-    of = f"process 1 of {processes}" if processes > 1 else args.out.name
-    total = sum(map(len, mine))
-    with tqdm(total=total, unit="sample", desc=of, disable=rank != 0) as bar:
-        for part in mine:
-            write_shard(source, args.out, part, args.shard_size, bar.update)
-    gathered(None)  # all have written
-    if rank == 0:
-        _told(args.out, source, finish(source, args.out, args.shard_size, names))
+    manifest = write_all(source, args.out, args.shard_size, settings, names)
+    if manifest is not None:
+        _told(args.out, source, manifest)
     return 0
 
 

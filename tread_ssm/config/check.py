@@ -11,7 +11,8 @@ import torch
 
 from tread_ssm.config.run import EvalConfig, RunConfig
 from tread_ssm.data import Data, Pixels
-from tread_ssm.diffusion import Contrastive, Flow
+from tread_ssm.data.features import Features, open_features
+from tread_ssm.diffusion import Contrastive, Flow, Repa
 from tread_ssm.diffusion.sampler import check_sampler
 from tread_ssm.errors import ConfigError
 from tread_ssm.evaluation.metrics import METRICS
@@ -66,6 +67,7 @@ def check(config: RunConfig) -> Data:
             f"model.n_classes is {model.n_classes}, but the data has {len(data.class_names)} "
             f"classes; they must agree (0 trains without labels)."
         )
+    features_of(config, data)
     _check_memory(config, data)
     _check_evaluation(config.eval, data)
     return data
@@ -162,6 +164,27 @@ def _check_auxiliary(config: RunConfig) -> None:
                 f"whole grid, but block {block} lies in the route over blocks {route.start} to "
                 f"{route.stop - 1}. Use projector: mlp, or a block outside."
             )
+
+
+def features_of(config: RunConfig, data: Data) -> Features | None:
+    """The cached features that a loss of the run needs. None: it needs none.
+
+    Raises:
+        ConfigError: They cannot be used, or do not fit the data or the network.
+    """
+    found = [loss for loss in config.auxiliary if isinstance(loss, Repa)]
+    if not found:
+        return None
+    features = open_features(found[0].features, data.labels, config.data.flip)
+    channels, *grid = features.manifest.shape
+    if channels != found[0].channels or tuple(grid) != config.grid:
+        raise ConfigError(
+            f"auxiliary: repa has channels {found[0].channels} and the network "
+            f"{config.grid[0]} x {config.grid[1]} tokens, but {found[0].features} holds features "
+            f"of {channels} channels for {grid[0]} x {grid[1]} patches; set channels, or cache "
+            f"them at another size."
+        )
+    return features
 
 
 def _check_machine(config: RunConfig) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from tread_ssm.data.values import LatentValues
 
@@ -98,11 +98,7 @@ class Autoencoder:
 
     def digest(self) -> str:
         """SHA-256 over the weights, in hexadecimal."""
-        whole = hashlib.sha256()
-        for name, weight in sorted(self._network.state_dict().items()):
-            whole.update(name.encode())
-            whole.update(weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return whole.hexdigest()
+        return weights_digest(self._network)
 
     @torch.no_grad()
     def encode(self, images_BHWC: Tensor | np.ndarray) -> Tensor:
@@ -152,3 +148,12 @@ class Autoencoder:
         black, white = pixels
         x = ((x - black) * (255 / (white - black))).clamp(0, 255).round()
         return rearrange(x.to(torch.uint8), "b c h w -> b h w c")
+
+
+def weights_digest(network: nn.Module) -> str:
+    """SHA-256 over a network's weights, in hexadecimal."""
+    whole = hashlib.sha256()
+    for name, weight in sorted(network.state_dict().items()):
+        whole.update(name.encode())
+        whole.update(weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return whole.hexdigest()

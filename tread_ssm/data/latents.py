@@ -66,6 +66,8 @@ class LatentData:
 
     def _open(self, path: Path) -> Latents:
         manifest = read_manifest(path)
+        if manifest.holds != "moments":
+            raise ConfigError(f"data.path: {path} holds features of images, no latents.")
         if self.flip and not manifest.mirrored:
             raise ConfigError(
                 f"data.flip: {path} holds no mirrored images; prepare it with mirrored images, or "

@@ -15,13 +15,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from tread_ssm.data.autoencoder import Autoencoder
 from tread_ssm.data.dataset import digest
 from tread_ssm.data.images import ImageFolder, read_image
 from tread_ssm.data.shards import (
@@ -33,6 +33,7 @@ from tread_ssm.data.shards import (
 )
 from tread_ssm.data.values import LatentValues
 from tread_ssm.files import read_json, remove_left_over, replacing
+from tread_ssm.processes import gathered, world
 
 UNREADABLE = "unreadable.txt"
 _JOB, _PARTS = "job.json", "parts"
@@ -84,6 +85,28 @@ class Source(Protocol):
         ...
 
 
+class Encoder(Protocol):
+    """An autoencoder, or what stands in its place."""
+
+    @property
+    def factor(self) -> int:
+        """Pixels along the side of a place."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        ...
+
+    def values(self, name: str) -> LatentValues:
+        """What the numbers mean, under the name that the manifest gets."""
+        ...
+
+    def encode(self, images_BHWC: Tensor) -> Tensor:
+        """(B, 2C, h, w) of uint8 images (B, H, W, 3)."""
+        ...
+
+
 class EncodedImages:
     """A folder of images, seen by an autoencoder."""
 
@@ -91,7 +114,7 @@ class EncodedImages:
         self,
         images: ImageFolder,
         vae: str,
-        autoencoder: Autoencoder,
+        autoencoder: Encoder,
         *,
         resolution: int,
         flip: bool,
@@ -241,7 +264,50 @@ def write_shard(
     _write_json(out / _PARTS / f"{number:05d}.json", {"files": files, "failed": failed})
 
 
-def finish(source: Source, out: Path, shard_size: int, names: Sequence[str] | None) -> Manifest:
+def write_all(
+    source: Source,
+    out: Path,
+    shard_size: int,
+    settings: dict[str, Any],
+    names: Sequence[str] | None,
+    holds: Literal["moments", "features"] = "moments",
+) -> Manifest | None:
+    """Make the whole folder, or what is missing of it, with all processes; each calls it.
+
+    Args:
+        source: What is read.
+        out: The folder.
+        shard_size: Samples of a shard.
+        settings: What decides the result, as JSON takes it.
+        names: Of the samples, for the list of those that could not be read.
+        holds: What the numbers are.
+
+    Returns:
+        The manifest, on the first process.
+
+    Raises:
+        ValueError: The folder holds something else, or a sample cannot be used.
+    """
+    rank, processes = world()
+    if rank == 0:
+        begin(out, settings | {"shard_size": shard_size, "samples": len(source)})
+    mine = gathered(missing(out, len(source), shard_size))[0][rank::processes]
+    of = f"process 1 of {processes}" if processes > 1 else out.name
+    total = sum(map(len, mine))
+    with tqdm(total=total, unit="sample", desc=of, disable=rank != 0) as bar:
+        for part in mine:
+            write_shard(source, out, part, shard_size, bar.update)
+    gathered(None)  # all have written
+    return finish(source, out, shard_size, names, holds) if rank == 0 else None
+
+
+def finish(
+    source: Source,
+    out: Path,
+    shard_size: int,
+    names: Sequence[str] | None,
+    holds: Literal["moments", "features"] = "moments",
+) -> Manifest:
     """Write labels, the list of what could not be read, and the manifest.
 
     Args:
@@ -249,6 +315,7 @@ def finish(source: Source, out: Path, shard_size: int, names: Sequence[str] | No
         out: The folder.
         shard_size: Samples of a shard.
         names: Of the samples, for that list.
+        holds: What the numbers are.
 
     Raises:
         ValueError: A shard is missing, or nothing at all could be read.
@@ -287,6 +354,7 @@ def finish(source: Source, out: Path, shard_size: int, names: Sequence[str] | No
         shards=shards,
         mirrored=mirrored,
         labels=labels,
+        holds=holds,
     )
     write_manifest(out, manifest)
     return manifest

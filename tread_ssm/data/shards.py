@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -58,6 +58,7 @@ class Manifest:
         mirrored: Files of the mirrored images' moments, or ().
         labels: The file of labels. None where there are no classes.
         mean, deviation, pixels: As in `LatentValues`.
+        holds: "moments" of latents, or "features" of images, (E, h, w) of one sample.
         version: Of this format.
     """
 
@@ -73,6 +74,7 @@ class Manifest:
     mean: tuple[float, ...] = ()
     deviation: tuple[float, ...] = ()
     pixels: tuple[float, float] = (-1.0, 1.0)
+    holds: Literal["moments", "features"] = "moments"
     version: int = _VERSION
 
     def __post_init__(self) -> None:
@@ -95,6 +97,8 @@ class Manifest:
                 )
         if not all(number > 0 for number in self.deviation):
             raise ValueError(f"its deviation is {self.deviation}; all must be greater than 0")
+        if self.holds not in ("moments", "features"):
+            raise ValueError(f"it holds {self.holds!r}; expected moments or features")
         if len(self.pixels) != 2 or not -math.inf < self.pixels[0] < self.pixels[1] < math.inf:
             raise ValueError(f"its pixels are {self.pixels}; expected (black, white)")
         if not all(isinstance(name, str) for name in self.class_names):

@@ -2,7 +2,7 @@
 
 from typing import TypeAlias
 
-from tread_ssm.diffusion.alignment import SRA2, Dispersive
+from tread_ssm.diffusion.alignment import SRA2, Dispersive, Repa
 from tread_ssm.diffusion.contrastive import Contrastive
 from tread_ssm.diffusion.edm import EDM
 from tread_ssm.diffusion.flow import Flow
@@ -22,7 +22,7 @@ from tread_ssm.diffusion.sampler import (
 )
 
 Objective: TypeAlias = EDM | Flow | NoisePrediction
-Auxiliary: TypeAlias = SRA2 | Dispersive | Contrastive
+Auxiliary: TypeAlias = SRA2 | Dispersive | Repa | Contrastive
 
 __all__ = [
     "EDM",
@@ -40,6 +40,7 @@ __all__ = [
     "NoiseSchedule",
     "Objective",
     "PerRoute",
+    "Repa",
     "RouteLosses",
     "check_sampler",
     "classifier_free",

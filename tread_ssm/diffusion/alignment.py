@@ -1,7 +1,7 @@
 """Losses on the tokens behind one block, taken over those that its route keeps.
 
 Shape legend: B batch, G samples of a group, N tokens of the grid, K those that a route keeps, D
-channels of a token, V numbers in a patch.
+channels of a token, E of a feature, V numbers in a patch.
 """
 
 from __future__ import annotations
@@ -66,6 +66,55 @@ class SRA2:
         assert seen.features is not None
         target = kept_values(seen, patchify(seen.x, seen.patch))
         return F.smooth_l1_loss(wide(seen.features), target, beta=self.beta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repa:
+    """Align a block's tokens with cached features of the image (REPA, arXiv 2410.06940).
+
+    Minus the cosine between head(token) and the feature at the same place, averaged over the kept
+    tokens. The paper takes DINOv2's features, block 8 (4 of a DiT-B), a head of three linear
+    layers, and weight 0.5.
+
+    Attributes:
+        kind: Always "repa".
+        block: Whose output is looked at, from 0; negative counts from the end.
+        features: The folder that the command cache wrote.
+        channels: Of the features: 768 for a ViT-B.
+        weight: Of the loss.
+        projector: The head: "mlp" sees one token at a time; "conv", a 3 x 3 convolution, needs the
+            whole grid and therefore a block outside all routes.
+        layers: Linear layers of the MLP.
+    """
+
+    kind: Literal["repa"] = "repa"
+    block: int
+    features: str
+    channels: int = 768
+    weight: float = 0.5
+    projector: Projector = "mlp"
+    layers: int = 3
+
+    together: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        check_weight(self.kind, self.weight)
+        _check_layers(self.kind, self.layers)
+
+    @property
+    def whole_grid(self) -> bool:
+        """Whether the head is a convolution."""
+        return self.projector == "conv"
+
+    def head(self, dim: int, values: int, grid: tuple[int, int]) -> nn.Module:
+        """From a token to a feature, D to E."""
+        return projector(self.projector, dim, self.channels, grid, self.layers)
+
+    def loss(self, seen: Seen) -> Tensor:
+        """Minus the mean cosine over the kept tokens."""
+        assert seen.features is not None and seen.cached is not None
+        target = kept_values(seen, seen.cached)
+        return -F.cosine_similarity(wide(seen.features), wide(target), dim=2).mean()
 
 
 @dataclass(frozen=True, kw_only=True)

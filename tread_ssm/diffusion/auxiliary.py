@@ -1,7 +1,7 @@
 """Losses beside the objective's: what they may look at, and what each of them promises.
 
 Shape legend: B batch, C channels, H rows, W columns, P side of a patch, N tokens of the grid, K
-those that a route keeps, D channels of a token.
+those that a route keeps, D channels of a token, E of a cached feature.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Seen:
             has one. None where it has no block.
         kept: Which tokens these are. None: all of them.
         patch: P.
+        cached: (B, N, E), features of the images from another network; None: there are none.
     """
 
     x: Tensor
@@ -36,6 +37,7 @@ class Seen:
     features: Tensor | None
     kept: TokenSubset | None
     patch: int
+    cached: Tensor | None = None
 
 
 class AuxiliaryLoss(Protocol):

@@ -16,8 +16,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tread_ssm.config.check import features_of
 from tread_ssm.config.run import RunConfig
 from tread_ssm.data import Data
+from tread_ssm.data.features import Features
 from tread_ssm.data.order import batch_index
 from tread_ssm.diffusion import Objective
 from tread_ssm.randomness import generator
@@ -34,6 +36,7 @@ class Batch:
         t: (B,) float32, time or noise level of each sample.
         noise: (B, C, H, W) float32, standard normal.
         draw: Which tokens each route keeps, of B samples.
+        cached: (B, N, E) float32, features of the images from another network. None: not needed.
     """
 
     x: Tensor
@@ -41,6 +44,7 @@ class Batch:
     t: Tensor
     noise: Tensor
     draw: Draw
+    cached: Tensor | None = None
 
     def __len__(self) -> int:
         return self.x.shape[0]
@@ -53,6 +57,7 @@ class Batch:
             self.t[rows],
             self.noise[rows],
             cut(self.draw, rows),
+            None if self.cached is None else self.cached[rows],
         )
 
     def split(self, size: int | None) -> list[Batch]:
@@ -71,7 +76,8 @@ class Batch:
 
     def _each(self, f: Callable[[Tensor], Tensor]) -> Batch:
         draw = tuple((route, replace(subset, index=f(subset.index))) for route, subset in self.draw)
-        return Batch(f(self.x), f(self.labels), f(self.t), f(self.noise), draw)
+        cached = None if self.cached is None else f(self.cached)
+        return Batch(f(self.x), f(self.labels), f(self.t), f(self.noise), draw, cached)
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ class BatchMaker:
         size: B, of the global batch.
         null_label: The label of samples whose label is dropped; 0 where there are no classes.
         label_dropout: Share of labels dropped.
+        features: Features of the images from another network. None: not needed.
     """
 
     data: Data
@@ -95,6 +102,7 @@ class BatchMaker:
     size: int
     null_label: int
     label_dropout: float
+    features: Features | None = None
 
     @classmethod
     def of(cls, config: RunConfig, data: Data, size: int | None = None) -> BatchMaker:
@@ -107,6 +115,7 @@ class BatchMaker:
             size=size or config.train.batch_size,
             null_label=config.model.n_classes,
             label_dropout=config.train.label_dropout,
+            features=features_of(config, data),
         )
 
     def make(self, step: int, plan: RoutePlan, rows: slice) -> Batch:
@@ -122,7 +131,10 @@ class BatchMaker:
         noise = torch.randn(self.size, *self.data.shape, generator=rng)
         draw = plan.draw(self.size, self.grid, rng)
         x = self.data.read(index[rows], mine)
-        return Batch(x, labels[rows], t[rows], noise[rows], cut(draw, rows))
+        cached = None
+        if self.features is not None:
+            cached = self.features.read(index[rows], mine[0])  # which are mirrored
+        return Batch(x, labels[rows], t[rows], noise[rows], cut(draw, rows), cached)
 
 
 def cut(draw: Draw, rows: slice) -> Draw:

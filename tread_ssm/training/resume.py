@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tread_ssm.config.check import features_of
 from tread_ssm.config.run import RunConfig, load_config
 from tread_ssm.config.strict import dump, plain
 from tread_ssm.data import Data
+from tread_ssm.data.dataset import digest
 from tread_ssm.errors import ConfigError
 from tread_ssm.files import read_json, remove_left_over, replacing
 
@@ -59,7 +61,7 @@ def check_folder(config: RunConfig, data: Data) -> list[str]:
             f"weights, or remove that folder."
         )
     if folder.data.is_file():
-        _check_data(_recorded(folder.data), data, folder.path)
+        _check_data(_recorded(folder.data), _fingerprint(config, data), folder.path)
     was, steps = before.train.steps, config.train.steps
     if steps < done:
         return [f"train.steps is {steps}, but {done} steps are done; their weights are exported."]
@@ -81,7 +83,9 @@ def begin(config: RunConfig, data: Data) -> None:
     with replacing(folder.config) as temporary:
         temporary.write_text(dump(config), encoding="utf-8")
     with replacing(folder.data) as temporary:
-        temporary.write_text(json.dumps(data.fingerprint(), indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps(_fingerprint(config, data), indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def _recorded(path: Path) -> Any:
@@ -98,9 +102,18 @@ def _recorded(path: Path) -> Any:
     return recorded
 
 
-def _check_data(before: dict[str, Any], data: Data, folder: Path) -> None:
+def _fingerprint(config: RunConfig, data: Data) -> dict[str, Any]:
+    """What the training data is, cached features included."""
+    features = features_of(config, data)
+    if features is None:
+        return data.fingerprint()
+    sums = digest(f"{file.name} {file.sha256}" for file in features.manifest.files)
+    return data.fingerprint() | {"features": sums}
+
+
+def _check_data(before: dict[str, Any], found: dict[str, Any], folder: Path) -> None:
     # As JSON gives it back: tuples are lists there.
-    now = json.loads(json.dumps(data.fingerprint()))
+    now = json.loads(json.dumps(found))
     changed = [f"{k} was {before.get(k)} and is {now[k]}" for k in now if before.get(k) != now[k]]
     if changed:
         raise ConfigError(

@@ -168,6 +168,7 @@ class Stepper:
                 features=None if block is None else next(behind),
                 kept=None if block is None else kept_in(part.draw, block),
                 patch=self.patch,
+                cached=part.cached,
             )
             values.append(loss.loss(seen))
         return values
