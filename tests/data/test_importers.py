@@ -66,6 +66,31 @@ def test_treads_samples_are_told_from_scaled_ones_by_their_spread(
     assert (encoded.moments[:, 4:] == -30).all()
 
 
+def test_validation_shards_are_no_training_data(tmp_path: Path) -> None:
+    folder = tread(tmp_path / "testset")  # the folder that was asked for may have any name
+    (folder / "val").mkdir()
+    (folder / "latents-000002.tar").rename(folder / "imagenet_val_000.tar")
+    (folder / "latents-000001.tar").rename(folder / "val" / "000.tar")
+    source = open_source("tread", folder, vae="mine")
+    assert source.labels is not None
+    assert source.labels.tolist() == LABELS[:4].tolist()
+    assert "2 of 3 tars are left out" in source.notes[0]
+    assert len(open_source("tread", folder / "val")) == 4
+    assert len(open_source("tread", folder / "imagenet_val_000.tar")) == 4
+    (folder / "latents-000000.tar").unlink()
+    with pytest.raises(ValueError, match=r"holds no \.tar .* 2 of 2 tars are left"):
+        open_source("tread", folder)
+
+
+@pytest.mark.parametrize("key", ["z-0", "y-0", "length"])
+def test_a_pickled_maskdit_set_is_refused_with_a_remedy(key: str, tmp_path: Path) -> None:
+    path = maskdit(tmp_path / "masked")
+    with lmdb.open(str(path), map_size=1 << 24) as store, store.begin(write=True) as transaction:
+        transaction.put(key.encode(), pickle.dumps(MOMENTS[0] if key == "z-0" else 3))
+    with pytest.raises(ValueError, match=rf"{key} is a Python pickle.* float32 bytes"):
+        open_source("maskdit", path).one(0)
+
+
 def test_an_autoencoder_can_be_named(tmp_path: Path) -> None:
     path = edm2(tmp_path / "data")
     assert open_source("edm2", path).values.vae == "stabilityai/sd-vae-ft-mse"

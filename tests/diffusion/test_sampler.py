@@ -19,12 +19,14 @@ from tread_ssm.diffusion import (
     Objective,
     check_sampler,
     dpm_solver_pp,
+    dpm_solver_singlestep,
     edm_churn,
     euler,
     euler_maruyama,
     heun,
 )
 from tread_ssm.diffusion import sample as sample_by_name
+from tread_ssm.diffusion.sampler import _groups
 from tread_ssm.models import DiTConfig
 
 Walk = Callable[..., Tensor]
@@ -41,6 +43,13 @@ CASES = [
     for kind, objective in OBJECTIVES.items()
     for name in ORDERS
     if not (kind == "noise" and name == "heun")
+]
+
+
+N3 = (335, 671)
+WHOLE = [
+    *CASES,
+    *(pytest.param(o, dpm_solver_singlestep, 3, id=f"{k}-single") for k, o in OBJECTIVES.items()),
 ]
 
 
@@ -83,6 +92,76 @@ def test_a_higher_order_is_more_accurate(objective: Objective) -> None:
     assert third < second < first / 5
 
 
+@pytest.mark.parametrize(("n", "third"), [(14, False), (15, True)])
+def test_the_last_step_but_one_is_of_order_3_from_15_steps_on_as_in_diffusers(
+    n: int, third: bool
+) -> None:
+    """What the last call sees is then what a walk that stops there gives, whose steps are all of
+    order 3."""
+    objective, seen = NoisePrediction(), []
+    inner = objective.denoiser(Oracle(objective, gaussian))
+
+    def denoise(x: Tensor, t: float, labels: Tensor, *rest: Any, **named: Any) -> Tensor:
+        seen.append(x)
+        return inner(x, t, labels)
+
+    noise = torch.randn(1, 1, 2, 3, generator=torch.Generator().manual_seed(0)).double()
+    timesteps = objective.timesteps(n)
+    dpm_solver_pp(denoise, objective, noise, timesteps, LABELS)
+    stops = dpm_solver_pp(inner, objective, noise, timesteps[:-1], LABELS)
+    assert torch.equal(seen[-1], stops) == third
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
+def test_singlesteps_converge_with_order_3(objective: Objective) -> None:
+    # Threes and a two, so no step is of order 1. The order comes late: inner timesteps lie at a
+    # third and two thirds of a step's half log-SNR only where steps are short.
+    coarse, fine = (error(objective, dpm_solver_singlestep, inner_levels(objective, n)) for n in N3)
+    assert 2.7 < math.log(coarse / fine) / math.log(N3[1] / N3[0]) < 3.3
+
+
+def test_a_singlestep_is_its_equation() -> None:
+    """Singlestep DPM-Solver++ of order 3, then 2, as its authors write it: r1, r2 and phis."""
+    objective = NoisePrediction()
+    denoise = objective.denoiser(Oracle(objective, gaussian))
+    noise = torch.randn(1, 1, 2, 3, generator=torch.Generator().manual_seed(0)).double()
+    timesteps = torch.tensor([900.0, 800, 650, 500, 300, 200], dtype=torch.float64)
+    alpha, sigma = objective.alpha(timesteps), objective.sigma(timesteps)
+    lam = (alpha / sigma).log()
+    x, begin = noise, 0
+    for r_at in ((1, 2), (1,)):
+        end = begin + len(r_at) + 1
+        h = lam[end] - lam[begin]
+        r = [(lam[begin + k] - lam[begin]) / h for k in r_at]
+        d_0 = denoise(x, float(timesteps[begin]), LABELS)
+        s_1 = begin + 1
+        phi = torch.expm1(-r[0] * h)
+        x_1 = sigma[s_1] / sigma[begin] * x - alpha[s_1] * phi * d_0
+        d = denoise(x_1, float(timesteps[s_1]), LABELS) - d_0
+        if len(r) == 2:
+            s_2 = begin + 2
+            phi = torch.expm1(-r[1] * h)
+            x_2 = sigma[s_2] / sigma[begin] * x - alpha[s_2] * phi * d_0
+            x_2 = x_2 + r[1] / r[0] * alpha[s_2] * (phi / (r[1] * h) + 1) * d
+            d = denoise(x_2, float(timesteps[s_2]), LABELS) - d_0
+        phi = torch.expm1(-h)
+        x = sigma[end] / sigma[begin] * x - alpha[end] * phi * d_0
+        x = x + alpha[end] * (phi / h + 1) / r[-1] * d
+        begin = end
+    found = dpm_solver_singlestep(denoise, objective, noise, timesteps, LABELS)
+    torch.testing.assert_close(found, x, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("n", "sizes"),
+    [(50, [3] * 16 + [2]), (49, [3] * 16 + [1]), (51, [3] * 16 + [2, 1]), (2, [2]), (0, [])],
+)
+def test_singlesteps_are_grouped_as_dpm_solver_fast_does(n: int, sizes: list[int]) -> None:
+    assert _groups(n, starts=False, ends=False) == sizes
+    assert _groups(n + 1, starts=False, ends=True) == [*sizes, 1]
+    assert _groups(n + 2, starts=True, ends=True) == [1, *sizes, 1]
+
+
 def test_order_1_is_euler() -> None:
     for objective in OBJECTIVES.values():
         timesteps, denoise = objective.timesteps(7), objective.denoiser(Oracle(objective, gaussian))
@@ -92,7 +171,7 @@ def test_order_1_is_euler() -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize(("objective", "walk", "order"), CASES)
+@pytest.mark.parametrize(("objective", "walk", "order"), WHOLE)
 def test_noise_becomes_data_over_the_whole_schedule(
     objective: Objective, walk: Walk, order: float
 ) -> None:
@@ -112,7 +191,7 @@ def test_noise_becomes_data_over_the_whole_schedule(
 
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
-@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.parametrize("name", [*ORDERS, "singlestep"])
 def test_few_steps_are_finite_and_the_last_word_is_the_denoiser(
     objective: Objective, steps: int, name: str
 ) -> None:
@@ -126,7 +205,7 @@ def test_few_steps_are_finite_and_the_last_word_is_the_denoiser(
         return said[-1][0]
 
     noise = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    walk, _ = ORDERS[name]
+    walk = dpm_solver_singlestep if name == "singlestep" else ORDERS[name][0]
     seen = []
     report = lambda i, n: seen.append((i, n))  # noqa: E731
     x = walk(denoise, objective, noise, objective.timesteps(steps), LABELS, on_step=report)

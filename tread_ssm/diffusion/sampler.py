@@ -104,8 +104,9 @@ def dpm_solver_pp(
     A start without any data (flow at t = 1) is left by a step of order 1 and not looked back at.
 
     Args:
-        order: Of the method once enough steps are behind it. The last steps to t 0 are of order 2
-            and 1. Order 3 for DiM's 50 steps; 2 is steadier with strong guidance and few steps.
+        order: Of the method once enough steps are behind it. The last step to t 0 is of order 1,
+            and among fewer than 15 steps the one before it of order 2, as in diffusers. 2 is
+            steadier than 3 with strong guidance and few steps.
         denoiser, schedule, noise, timesteps, labels, on_step: As for every sampler.
     """
     if order not in (1, 2, 3):
@@ -117,11 +118,47 @@ def dpm_solver_pp(
     for i in range(n):
         x0 = denoiser(x, steps[i], labels)
         known = [*(k for k in known[-2:] if math.isfinite(k[0])), (half_log_snr[i], x0)]
-        most = min(order, n - i) if sigma[-1] == 0 else order
+        ends = sigma[-1] == 0 and (i == n - 1 or n < 15)
+        most = min(order, n - i) if ends else order
         estimate = _integrated(known[-most:], half_log_snr[i + 1])
         x = sigma[i + 1] / sigma[i] * x + alpha[i + 1] * estimate
         if on_step is not None:
             on_step(i + 1, n)
+    return x
+
+
+@torch.no_grad()
+def dpm_solver_singlestep(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    noise: Tensor,
+    timesteps: Tensor,
+    labels: Tensor,
+    *,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Singlestep DPM-Solver++ of order 3 (arXiv 2211.01095), as DiM samples; one call a timestep.
+
+    Timesteps are walked in groups of three, and what is left over in groups of 2 and 1
+    (DPM-Solver-fast, arXiv 2206.00927, section 3.4). All estimates of a group lead on from its
+    first x; none is used by the next group. DiM stops at t = 1 of its chain; the step from there to
+    t 0 is of order 1.
+    """
+    steps, alpha, sigma, x = _start(schedule, noise, timesteps)
+    half_log_snr = [_log_ratio(a, s) for a, s in zip(alpha, sigma, strict=True)]
+    n, begin = len(steps) - 1, 0
+    for size in _groups(n, starts=math.isinf(half_log_snr[0]), ends=sigma[-1] == 0):
+        at, start, first = half_log_snr[begin], x, denoiser(x, steps[begin], labels)
+        for i in range(begin, begin + size):
+            h = half_log_snr[i + 1] - at
+            estimate = -math.expm1(-h) * first
+            if i > begin:
+                slope = (denoiser(x, steps[i], labels) - first) / (half_log_snr[i] - at)
+                estimate = estimate + (h + math.expm1(-h)) * slope
+            x = sigma[i + 1] / sigma[begin] * start + alpha[i + 1] * estimate
+            if on_step is not None:
+                on_step(i + 1, n)
+        begin += size
     return x
 
 
@@ -207,6 +244,7 @@ SAMPLERS: Mapping[str, Sampler] = {
     "euler": euler,
     "heun": heun,
     "dpm_solver_pp": dpm_solver_pp,
+    "dpm_solver_singlestep": dpm_solver_singlestep,
     "euler_maruyama": euler_maruyama,
     "edm_churn": edm_churn,
 }
@@ -303,6 +341,17 @@ def _start(
     alpha: list[float] = schedule.alpha(exact).tolist()
     sigma: list[float] = schedule.sigma(exact).tolist()
     return exact.tolist(), alpha, sigma, schedule.start_std(float(exact[0])) * noise
+
+
+def _groups(n: int, *, starts: bool, ends: bool) -> list[int]:
+    """How many calls each singlestep of n calls has. `starts` at pure noise and `ends` at t 0 are
+    steps of their own."""
+    alone = [1] * (starts and n > 0)
+    last = [1] * (ends and n > len(alone))
+    threes, rest = divmod(n - len(alone) - len(last), 3)
+    if rest == 0 and threes:
+        return [*alone, *[3] * (threes - 1), 2, 1, *last]
+    return [*alone, *[3] * threes, *[rest] * (rest > 0), *last]
 
 
 def _heun_step(denoiser: Denoiser, x: Tensor, here: float, there: float, labels: Tensor) -> Tensor:

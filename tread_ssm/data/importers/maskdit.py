@@ -34,6 +34,13 @@ def open_maskdit(path: Path, scale: float | None) -> Imported:
             value = transaction.get(key.encode())
         if value is None:
             raise ValueError(f"{path} holds no {key!r}; expected length, z-0, y-0, z-1, ...")
+        if value[:1] == b"\x80" and value[-1:] == b".":
+            raise ValueError(
+                f"{path}: {key} is a Python pickle. Reading one runs whatever it says, so this "
+                f"package does not. Where you trust the file, write it once more as MaskDiT's set "
+                f"of 256 pixels is: under z-i the float32 bytes of the moments (8, height, width), "
+                f"under y-i and length the number as text."
+            )
         return bytes(value)
 
     def number(key: str) -> int:

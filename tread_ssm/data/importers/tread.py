@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -27,6 +28,7 @@ from tread_ssm.data.importers.imported import (
 from tread_ssm.data.values import LatentValues
 
 _LABELS = ("cls", "cls.txt", "json")  # the first that is there
+_HELD_OUT = frozenset({"val", "valid", "validation", "test", "eval"})
 _LOOK = 64  # samples that tell how much they vary
 
 
@@ -49,17 +51,17 @@ class _Member:
 
 
 def open_tread(path: Path, scale: float | None) -> Imported:
-    """The samples of a tar, or of all tars below a folder, in their order.
+    """The samples of a tar, or of all tars below a folder that hold no validation set, in order.
 
     Raises:
         ValueError: There are none, or an array or a label is missing.
     """
     scale = SCALE if scale is None else scale
-    tars = [path] if path.is_file() else sorted(path.rglob("*.tar"))
+    tars, notes = _training_tars(path)
     watched = tqdm(tars, desc="index", unit="tar", delay=5)
     found = [sample for tar in watched for sample in _samples(tar)]
     if not found:
-        raise ValueError(f"{path} holds no .tar with .npy members.")
+        raise ValueError(f"{path} holds no .tar with .npy members. {' '.join(notes)}".rstrip())
     arrays = [array for array, _ in found]
     labels = label_array((label for _, label in found), str(path))
     first = arrays[0].load()
@@ -74,7 +76,7 @@ def open_tread(path: Path, scale: float | None) -> Imported:
         def moments(i: int) -> np.ndarray:
             return from_moments(arrays[i].load(), str(arrays[i]))
 
-        return Imported(len(arrays), labels, moments, LatentValues(scale=scale))
+        return Imported(len(arrays), labels, moments, LatentValues(scale=scale), notes)
     spread = float(np.concatenate([a.load().ravel() for a in arrays[:_LOOK]]).std()) + 1e-9
     scaled = abs(math.log(spread)) < abs(math.log(spread * scale))
     note = (
@@ -86,7 +88,28 @@ def open_tread(path: Path, scale: float | None) -> Imported:
     def one(i: int) -> np.ndarray:
         return from_sample(arrays[i].load(), str(arrays[i]), scale if scaled else 1.0)
 
-    return Imported(len(arrays), labels, one, LatentValues(scale=scale), notes=(note,))
+    return Imported(len(arrays), labels, one, LatentValues(scale=scale), (*notes, note))
+
+
+def _training_tars(path: Path) -> tuple[list[Path], tuple[str, ...]]:
+    """A tar, or all below a folder but those of validation sets, and what to say of these."""
+    if path.is_file():
+        return [path], ()
+    every = sorted(path.rglob("*.tar"))
+    tars = [tar for tar in every if not _held_out(tar.relative_to(path))]
+    if len(tars) == len(every):
+        return tars, ()
+    note = (
+        f"{len(every) - len(tars)} of {len(every)} tars are left out, because their names say that "
+        f"they hold validation or test samples. To read these, name their folder or one of them."
+    )
+    return tars, (note,)
+
+
+def _held_out(name: Path) -> bool:
+    """Whether a word in a tar's name, or in that of a folder above it, says validation or test."""
+    words = re.split(r"[^a-z]+", str(name.with_suffix("")).lower())
+    return not _HELD_OUT.isdisjoint(words)
 
 
 def _samples(tar: Path) -> list[tuple[_Member, int]]:
