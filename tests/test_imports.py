@@ -42,7 +42,7 @@ ALLOWED = {
     | {"data", "config", "pretrained", "sampling", "evaluation", "training", "plots", "report"}
     | {"command", "env", "posthoc"},
     "__main__": {"commands"},
-    "__init__": {"routing", "scan", "models", "pretrained"},
+    "__init__": {"routing", "scan", "models", "pretrained", "sampling.pictures"},
 }
 
 
@@ -108,5 +108,6 @@ def test_public_names_exist() -> None:
     import tread_ssm
 
     assert all(getattr(tread_ssm, name) is not None for name in tread_ssm.__all__)
+    assert set(tread_ssm.__all__) <= set(dir(tread_ssm))
     with pytest.raises(AttributeError, match="no attribute 'Dim'"):
         _ = tread_ssm.Dim

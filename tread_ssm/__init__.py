@@ -32,6 +32,7 @@ from tread_ssm.routing import (
 if TYPE_CHECKING:
     from tread_ssm.models import DiM, DiMConfig, DiT, DiTConfig, ZigMamba, ZigMambaConfig
     from tread_ssm.pretrained import from_pretrained
+    from tread_ssm.sampling.pictures import sample_images
     from tread_ssm.scan import causal_conv, selective_scan, ssd
 
 _WHERE = {
@@ -43,6 +44,7 @@ _WHERE = {
     "ZigMambaConfig": "tread_ssm.models",
     "causal_conv": "tread_ssm.scan",
     "from_pretrained": "tread_ssm.pretrained",
+    "sample_images": "tread_ssm.sampling.pictures",
     "selective_scan": "tread_ssm.scan",
     "ssd": "tread_ssm.scan",
 }
@@ -75,6 +77,7 @@ __all__ = [
     "from_pretrained",
     "guided_by_routes",
     "run_blocks",
+    "sample_images",
     "selective_scan",
     "ssd",
 ]
@@ -84,3 +87,7 @@ def __getattr__(name: str) -> Any:
     if name in _WHERE:
         return getattr(import_module(_WHERE[name]), name)
     raise AttributeError(f"module 'tread_ssm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
