@@ -33,7 +33,7 @@ class Setting:
 _EVEN = ("train.schedule=constant", "train.ema_decay=0.995", "routing.schedule.dense_tail=0")
 SETTINGS = {
     "tokens64": Setting(16, 512, 10, 500, 250, _EVEN),
-    "tokens256": Setting(32, 512, 10, 600, 150, _EVEN),
+    "tokens256": Setting(32, 512, 10, 300, 150, _EVEN),
     "quickstart": Setting(16, 512, 16, 1, 500),
 }
 

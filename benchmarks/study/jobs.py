@@ -32,8 +32,10 @@ _QUICK = {"quick-mamba1": 1000, "quick-mamba2": 810, "quick-mamba3": 620, "quick
 # What is done at any moment is balanced over the seeds: (arms, seeds, steps).
 _ORDER: tuple[tuple[tuple[str, ...], tuple[int, ...], int], ...] = (
     (("dim-dense", "dim-50"), (0, 1, 2), 300),
-    (("dim-dense", "dim-50"), (0, 1, 2), 600),
+    (("dim-dense", "dim-50"), (0, 1, 2), 150),
     (("dim-75",), (0, 1, 2), 300),
+    (("dim-75",), (0, 1, 2), 150),
+    (("dim-dense", "dim-50"), (0, 1, 2), 600),
     (("dim-75",), (0, 1, 2), 600),
     (("dim-dense-lr0.004", "dim-50-lr0.004", "dim-dense-lr0.001", "dim-50-lr0.001"), (0,), 300),
     (("dim-50-tail",), (0, 1, 2), 600),
@@ -55,7 +57,7 @@ def jobs() -> list[Job]:
     """Every run of the study in the order in which they are made."""
     quick = [Job(arm_of(name), seed, n) for seed in (0, 1, 2) for name, n in _QUICK.items()]
     rest = [Job(arm_of(n), seed, steps) for a, seeds, steps in _ORDER for seed in seeds for n in a]
-    return quick[:4] + rest[:6] + quick[4:8] + rest[6:18] + quick[8:] + rest[18:]
+    return quick[:4] + rest[:12] + quick[4:8] + rest[12:30] + quick[8:] + rest[30:]
 
 
 def wanted(only: list[str], seeds: list[int], steps: int | None) -> list[Job]:
