@@ -164,18 +164,49 @@ def estimates() -> str:
     return estimates_table(map(load_config, sorted((ROOT / "configs").glob("di*.yaml"))), gpus=8)
 
 
-def comparison() -> str:
-    """DiM and DiT at 64 tokens, dense and routed, at equal steps, FLOPs and seconds."""
+def tokens64() -> str:
+    """Routed against dense networks at 64 tokens."""
+    return _answer("t64-dim-50", "t64-dim-75", "t64-dit-50", "t64-dit-75")
+
+
+def tokens256() -> str:
+    """Routed against dense networks at 256 tokens."""
+    return _answer("dim-50", "dim-75", "dit-50", "dit-75", "dim2-50", "dim2-75")
+
+
+def _answer(*names: str) -> str:
     from benchmarks.study import curves, results, tables
 
     arms = curves.recorded(results.read())
-    pairs = [("t64-dim-dense", "t64-dim-50"), ("t64-dit-dense", "t64-dit-50")]
-    return "\n\n".join(
-        (
-            f"Held-out loss:\n\n{tables.matched_table(arms, pairs, 'loss')}",
-            f"FD-emoji:\n\n{tables.matched_table(arms, pairs, 'distance')}",
-        )
-    )
+    there = [name for name in names if name in arms and arms[name].arm.partner in arms]
+    return tables.answer_table(arms, there)
+
+
+def runs256() -> str:
+    """What each arm reached at 256 tokens."""
+    from benchmarks.study import results, tables
+    from benchmarks.study.arms import arm_of
+
+    rows = [row for row in results.read() if arm_of(row["arm"]).setting == "tokens256"]
+    return tables.table(rows)
+
+
+def quick_mixers() -> str:
+    """The quickstart with other mixers, in the same CPU time."""
+    from benchmarks.study import results, tables
+    from benchmarks.study.arms import arm_of
+
+    rows = [row for row in results.read() if arm_of(row["arm"]).setting == "quickstart"]
+    return tables.table(rows)
+
+
+def speedruns() -> str:
+    """The recorded speed runs."""
+    from benchmarks import speedrun
+    from benchmarks.study import results
+
+    rows = results.read(speedrun.RESULTS)
+    return speedrun.table(rows) if rows else "Nothing is recorded yet: it needs a quiet machine."
 
 
 def presets() -> str:
@@ -218,6 +249,5 @@ def samplers() -> str:
     return "\n".join(["| `--sampler` | what it is |", "|---|---|", *rows])
 
 
-GENERATED = {
-    f.__name__: f for f in (configuration, estimates, comparison, presets, mixers, samplers)
-}
+_STUDY = (tokens64, tokens256, runs256, quick_mixers, speedruns)
+GENERATED = {f.__name__: f for f in (configuration, estimates, presets, mixers, samplers, *_STUDY)}

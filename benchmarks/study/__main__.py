@@ -3,6 +3,8 @@
     python benchmarks/study                          # make the runs that are missing, in order
     python benchmarks/study --only dim-50 --seeds 3 --steps 600  # one row
     python benchmarks/study --table                  # what is recorded
+    python benchmarks/study --pictures dim-50        # samples of checkpoints made here
+    python benchmarks/study --guidance dim-50        # and their FD-emoji with guidance
 
 One thread a run. A run is trained, measured on held-out images and appended to the results as one
 line; runs of more steps go on from it, and an interrupted one resumes from its checkpoint. Seconds
@@ -14,7 +16,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +24,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.study import results
+from benchmarks.study import guidance, results
+from benchmarks.study.arms import arm_of
 from benchmarks.study.jobs import TOY_STEPS, Job, missing, wanted
-from benchmarks.study.run import run
+from benchmarks.study.run import picture, run
 from benchmarks.study.tables import table
 
 
@@ -54,7 +57,20 @@ def _blocked(job: Job, running: Iterable[Job]) -> bool:
     return any(other.seed == job.seed and other.arm.name in names for other in running)
 
 
-def main() -> None:
+def _guide(
+    names: list[str], rows: list[dict[str, Any]], work: Path, out: Path, small: bool
+) -> None:
+    """Measure the last row of every seed of these arms with guidance, and print the table."""
+    out = out.with_name(f"{out.stem}_guidance.jsonl")
+    last = {(r["arm"], r["seed"]): r for r in sorted(rows, key=lambda r: r["steps"])}
+    for (name, _), row in last.items():
+        if name in names:
+            for found in guidance.guided(row, work, small, results.read(out)):
+                results.append(out, found)
+    print(guidance.table(results.read(out)))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse arguments; make runs, or print what is recorded."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", default=[], metavar="ARM", help="these arms alone")
@@ -62,16 +78,29 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="this number of steps alone")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time")
     parser.add_argument("--table", action="store_true", help="print what is recorded")
+    parser.add_argument(
+        "--pictures", nargs="+", metavar="ARM", help="sample these arms' first seed"
+    )
+    parser.add_argument("--guidance", nargs="+", metavar="ARM", help="measure guided samples")
     parser.add_argument("--results", type=Path, default=results.RESULTS)
     parser.add_argument("--work", type=Path, default=Path("runs/study"), help="the run folders")
     parser.add_argument("--toy", action="store_true", help="tiny runs, to see that it works")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
+    rows, work = results.read(options.results), options.work.resolve()
+    if options.pictures:
+        for name in options.pictures:
+            points = sorted({r["steps"] for r in rows if r["arm"] == name and r["seed"] == 0})
+            picture(work, arm_of(name), points, options.toy, options.results.with_suffix(""))
+        return
+    if options.guidance:
+        _guide(options.guidance, rows, work, options.results, options.toy)
+        return
     if not options.table:
         chosen = wanted(options.only, options.seeds, options.steps)
         if options.toy:
             chosen = list(dict.fromkeys(replace(job, steps=TOY_STEPS) for job in chosen))
-        todo = missing(chosen, results.read(options.results))
-        make(todo, options.work.resolve(), options.results, options.workers, options.toy)
+        todo = missing(chosen, rows)
+        make(todo, work, options.results, options.workers, options.toy)
     print(table(results.read(options.results)))
 
 

@@ -22,6 +22,7 @@ from benchmarks.study.results import Row
 Axis = Literal["steps", "flops", "seconds"]
 Measure = Literal["loss", "distance"]
 AXES: tuple[Axis, ...] = ("steps", "flops", "seconds")
+MEASURES: tuple[Measure, ...] = ("loss", "distance")
 NAMES = {
     "steps": "training steps",
     "flops": "training FLOPs",

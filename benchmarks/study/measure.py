@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,3 +106,10 @@ def distance_of(folder: Path, held: Held, recipe: Recipe, seed: int = 0) -> floa
 def distance(images: np.ndarray, held: Held) -> float:
     """FD-emoji of uint8 (n, H, W, 3) from the training images."""
     return frechet_distance(feature_moments(EmojiFeatures(), to_batch(images)), held.reference)
+
+
+def strips(folders: Sequence[Path], n_classes: int, sample_steps: int) -> np.ndarray:
+    """uint8 picture: a row of each folder's samples, a column a class, with the same noise."""
+    recipe = Recipe(steps=sample_steps, guidance=2.0, sampler="dpm_solver_pp")
+    rows = [samples(folder, torch.arange(n_classes), recipe) for folder in folders]
+    return np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)

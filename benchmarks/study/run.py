@@ -6,16 +6,19 @@ import platform
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
-from benchmarks.study.arms import SETTINGS, Setting
+from benchmarks.study.arms import SETTINGS, Arm, Setting
 from benchmarks.study.jobs import Job, configure, toy
-from benchmarks.study.measure import distance_of, held_out, loss_of, split_data
+from benchmarks.study.measure import distance_of, held_out, loss_of, split_data, strips
 from tread_ssm.config.check import check
 from tread_ssm.config.run import RunConfig
+from tread_ssm.files import replacing
 from tread_ssm.models.cost import backbone_cost
 from tread_ssm.sampling.generate import Recipe
 from tread_ssm.training.loop import is_finished, train
@@ -82,6 +85,24 @@ def _measured(work: Path, setting: Setting, config: RunConfig) -> dict[str, Any]
         "loss": round(loss_of(folder, held), 6),
         "distance": round(distance_of(folder, held, recipe), 4) if measured else None,
     }
+
+
+def picture(work: Path, arm: Arm, points: Sequence[int], small: bool, out: Path) -> None:
+    """Samples of an arm's first seed after each number of steps, from the same noise for all arms.
+
+    Args:
+        work: Folder of the run folders.
+        arm: Whose checkpoints to sample from.
+        points: Steps, a row each.
+        small: The runs are toys.
+        out: Folder to write NAME.png into.
+    """
+    setting = toy(SETTINGS[arm.setting]) if small else SETTINGS[arm.setting]
+    config = configure(work, setting, Job(arm, 0, max(points)))
+    folders = [config.folder.checkpoint(steps) for steps in points]
+    strip = strips(folders, config.model.n_classes, setting.sample_steps)
+    with replacing(out / f"{arm.name}.png") as temporary:
+        Image.fromarray(strip).save(temporary, optimize=True)
 
 
 def origin() -> dict[str, str]:

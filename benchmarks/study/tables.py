@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -10,11 +11,14 @@ import numpy as np
 from benchmarks.study.arms import arm_of, rate_arms
 from benchmarks.study.curves import (
     AXES,
+    MEASURES,
     NAMES,
     Measure,
     Recorded,
     change,
+    interval,
     matched,
+    reach,
     share_of_flops,
 )
 from benchmarks.study.results import Row, at
@@ -73,6 +77,44 @@ def matched_table(
             cells.append(f"{before.mean():.3g} → {after.mean():.3g} ({by.mean():+.1f}{spread} %)")
         lines.append(f"| {a.label} → {b.label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def answer_table(arms: Mapping[str, Recorded], names: Sequence[str]) -> str:
+    """Markdown: routed arms against their partners, with 95 % intervals over the seeds.
+
+    The last two columns are what an arm spends until it is as good as its partner is at its end,
+    as a share of what the partner has spent.
+    """
+    lines = []
+    for name in names:
+        arm = arms[name]
+        partner = arms[arm.arm.partner or name]
+        for measure in MEASURES:
+            if None in (partner.distance, arm.distance) and measure == "distance":
+                continue
+            a, b = partner.curve(measure), arm.curve(measure)
+            changes = [100 * change(*matched(a, b, axis)) for axis in AXES]
+            shares = [reach(a, b, axis) for axis in AXES[1:]]
+            cells = [within(by, "+.1f", " %") for by in changes]
+            cells += [within(share, ".2f", "") for share in shares]
+            lines.append([arm.label, str(len(b.values)), NAMES[measure], *cells])
+    head = ["arm, against its dense partner", "seeds", "measure"]
+    head += [f"at equal {x}" for x in ("steps", "FLOPs", "seconds")]
+    return markdown_table([*head, "FLOPs to its end", "seconds to its end"], lines)
+
+
+def within(values: np.ndarray, form: str, unit: str) -> str:
+    """Mean and half the 95 % interval; how many seeds have no value; "" where none has."""
+    there = values[~np.isnan(values)]
+    if not len(there):
+        return "not measured" if unit else "not reached"
+    if len(there) < len(values):
+        return f"not reached by {len(values) - len(there)} of {len(values)}"
+    mean, half = interval(there)
+    spread = "one seed" if math.isnan(half) else f"± {half:{form.lstrip('+')}}"
+    return (
+        f"{mean:{form}}{unit} ({spread})" if math.isnan(half) else f"{mean:{form}} {spread}{unit}"
+    )
 
 
 def cost_table(arms: Mapping[str, Recorded], names: Sequence[str]) -> str:

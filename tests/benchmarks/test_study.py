@@ -1,8 +1,6 @@
 """The study: its runs, the arithmetic on rows that are known, and the recorded file."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
+from PIL import Image
 
-from benchmarks.study import curves, plots, results, tables
+from benchmarks.study import curves, guidance, plots, results, tables
+from benchmarks.study.__main__ import main as study
 from benchmarks.study.arms import ARMS, SETTINGS, arm_of, rate_arms
 from benchmarks.study.jobs import Job, configure, jobs, missing, wanted
 from benchmarks.study.run import cost_of
@@ -165,12 +165,13 @@ def test_arms_are_what_their_names_say(tmp_path: Path) -> None:
         arm_of("dim-51")
 
 
-def test_runs_are_recorded_one_by_one_and_not_made_again(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_runs_are_recorded_one_by_one_and_not_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "rows.jsonl"
-    command = [sys.executable, ROOT / "benchmarks" / "study", "--toy", "--workers", "1"]
-    command += ["--results", out, "--work", tmp_path / "work", "--seeds", "0"]
-    command += ["--only", "dim-50", "dim-50-tail"]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    toy = ["--toy", "--workers", "1", "--results", str(out), "--work", str(tmp_path / "work")]
+    study([*toy, "--seeds", "0", "--only", "dim-50", "dim-50-tail"])
     rows = results.read(out)
     assert [(r["arm"], r["steps"], r["start"]) for r in rows] == [
         ("dim-50", 8, 0),
@@ -179,12 +180,34 @@ def test_runs_are_recorded_one_by_one_and_not_made_again(tmp_path: Path) -> None
     routed, tail = rows
     assert routed["flops"] < tail["flops"] and routed["parameters"] == tail["parameters"]
     assert routed["loss"] != tail["loss"] and np.isfinite([r["distance"] for r in rows]).all()
-    assert "| DiM, drop 0.5 | 8 | 1 |" in run.stdout
+    assert "| DiM, drop 0.5 | 8 | 1 |" in capsys.readouterr().out
+    study([*toy, "--pictures", "dim-50"])
+    study([*toy, "--guidance", "dim-50"])
+    with Image.open(tmp_path / "rows" / "dim-50.png") as picture:
+        assert picture.size == (9 * 16, 16)  # a column a class, a row a checkpoint
+    guided = results.read(tmp_path / "rows_guidance.jsonl")
+    assert [(r["kind"], r["scale"]) for r in guided] == [
+        (kind, scale) for kind, scales in guidance.SCALES.items() for scale in scales
+    ]
+    assert guided[0]["distance"] == rows[0]["distance"]  # scale 1 is no guidance
+    assert len({r["distance"] for r in guided}) == len(guided)
     chosen = [replace(job, steps=8) for job in wanted(["dim-50", "dim-50-tail"], [0, 1], 600)]
     assert [(job.arm.name, job.seed) for job in missing(chosen, rows)] == [
         ("dim-50", 1),
         ("dim-50-tail", 1),
     ]
+
+
+def test_guidance_is_measured_at_a_scale_that_other_seeds_chose() -> None:
+    seeds = ((5.0, 3.0, 4.0), (5.0, 3.5, 3.0), (5.0, 4.0, 1.0))
+    rows = [
+        {"arm": "dim-50", "seed": seed, "steps": 9, "kind": "route", "scale": s, "distance": d}
+        for seed, found in enumerate(seeds)
+        for s, d in zip((1.5, 2.0, 3.0), found, strict=True)
+    ]
+    # Seeds 1 and 2 choose 3.0 for seed 0, which alone would have chosen 2.0.
+    assert guidance.chosen(rows, "dim-50", 9, "route") == {0: 4.0, 1: 3.0, 2: 4.0}
+    assert "| DiM, drop 0.5 | 9 |  |  | 3.67 ± 0.58 |" in guidance.table(rows)
 
 
 def test_the_recorded_rows_are_whole() -> None:
