@@ -110,6 +110,29 @@ def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == [".hidden", "a.txt"]
 
 
+def test_the_next_write_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys, pathlib\n"
+        "from tread_ssm.files import replacing\n"
+        "held = [replacing(pathlib.Path(name)) for name in sys.argv[1:]]\n"
+        "for each in held:\n"
+        "    each.__enter__()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    names = [str(tmp_path / name) for name in ("a.txt", "a.txt", "b.txt")]
+    subprocess.run([sys.executable, "-c", code, *names], check=False)
+    (tmp_path / ".hidden.tmp.txt").write_text("the user's own")
+    assert len(list(tmp_path.iterdir())) == 4
+    with replacing(tmp_path / "a.txt") as first, replacing(tmp_path / "a.txt") as second:
+        # This process lives: neither attempt removes the other's file, nor what belongs to b.txt.
+        assert first.exists() and second.exists()
+        assert len(list(tmp_path.iterdir())) == 4
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".txt"] * 3
+    with replacing(tmp_path / "b.txt"):
+        pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".hidden.tmp.txt", "a.txt", "b.txt"]
+
+
 def test_errors_name_the_file_that_was_asked_for(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="/dev/null"), replacing(Path("/dev/null/a.txt")):
         pass

@@ -6,14 +6,19 @@ import hashlib
 import json
 import os
 import secrets
+import socket
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from tread_ssm.errors import ConfigError
 
 MANIFEST = "manifest.json"
+_HEX = "[0-9a-f]"
 
 
 @contextmanager
@@ -26,7 +31,8 @@ def replacing(path: Path) -> Iterator[Path]:
     The temporary file is empty and lies in the same folder, which is made where it is missing.
     Its name is hidden, cannot be guessed (so that no link waits under it) and has the suffix of
     `path`. It is flushed to the disk before it is renamed. Permissions follow the umask, whatever
-    the library that wrote it chose.
+    the library that wrote it chose. What a killed process left of an earlier attempt to write
+    `path` is removed.
 
     Args:
         path: The file to write. A link is replaced, not followed.
@@ -37,7 +43,9 @@ def replacing(path: Path) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is no file; remove it or choose another name.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp{path.suffix}")
+    _remove_abandoned(path)
+    name = f".{_short_digest(path.name)}-{_machine()}-{os.getpid()}-{secrets.token_hex(8)}"
+    temporary = path.with_name(f"{name}.tmp{path.suffix}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL  # fails where a link has the name
     try:
         descriptor = os.open(temporary, flags, 0o666)
@@ -60,8 +68,29 @@ def remove_left_over(folder: Path) -> None:
 
     Only where no other process writes into the folder.
     """
-    for path in folder.glob(f".{'[0-9a-f]' * 16}.tmp*"):
+    for path in folder.glob(f".{_HEX * 8}-{_HEX * 8}-*-{_HEX * 16}.tmp*"):
         path.unlink(missing_ok=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the temporary files for `path` whose processes on this machine are dead."""
+    mine = f".{_short_digest(path.name)}-{_machine()}-*-{_HEX * 16}.tmp*"
+    for old in path.parent.glob(mine):
+        if not psutil.pid_exists(int(old.name.split("-")[2])):
+            old.unlink(missing_ok=True)
+
+
+@cache
+def _machine() -> str:
+    """Which machine, or container, the numbers of processes belong to."""
+    name = socket.gethostname()
+    with suppress(OSError):
+        name += os.readlink("/proc/self/ns/pid")
+    return _short_digest(name)
+
+
+def _short_digest(text: str) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:8]
 
 
 def read_json(path: Path) -> Any:

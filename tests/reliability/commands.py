@@ -134,8 +134,7 @@ def digest(folder: Path, results: tuple[str, ...]) -> str:
 def left_over(folder: Path) -> list[str]:
     """Names below a folder that look temporary.
 
-    A lock file may stay: its holder is gone. So may a hidden temporary file in the user's own
-    folder, which no command tidies, because another one may be writing there.
+    A lock file may stay: its holder is gone.
     """
     signs: tuple[Callable[[str], bool], ...] = (
         lambda n: n.startswith("tmp-"),
@@ -143,7 +142,7 @@ def left_over(folder: Path) -> list[str]:
         lambda n: n.endswith(".parts"),
     )
     found = [p for p in folder.rglob("*") if any(sign(p.name) for sign in signs)]
-    return [str(p.relative_to(folder)) for p in found if p.parent != folder or p.is_dir()]
+    return [str(p.relative_to(folder)) for p in found]
 
 
 def _files(folder: Path, results: tuple[str, ...]) -> list[Path]:
