@@ -74,6 +74,15 @@ COMMANDS = (
         ("latents",),
     ),
     Command(
+        "evaluate",
+        python(
+            *("scripts/evaluate.py", "--samples", "samples.npz", "--reference", "real.npz"),
+            *("--extractor", "emoji", "--metrics", "fid,kid", "--save-reference", "statistics.npz"),
+            *("--out", "scores.json", "--device", "cpu"),
+        ),
+        ("scores.json", "statistics.npz"),
+    ),
+    Command(
         "sweep",
         python(
             *("scripts/evaluate.py", "--run", "given/tiny", "--sweep", "guidance=1,2"),
@@ -98,6 +107,7 @@ def prepare(server: Server, folder: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(images[i * 7]).save(path)
     np.savez(folder / "real.npz", arr_0=load_emoji(8)[0][:80])
+    np.savez(folder / "samples.npz", arr_0=load_emoji(8)[0][80:170])
     _save_vae(folder / "vae")
     return folder
 
