@@ -6,16 +6,21 @@ Prints a line for each failure and, at the end, the figures that docs/reliabilit
 from __future__ import annotations
 
 import argparse
+import os
+import platform
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from datetime import date
 
+import torch
 from tqdm import tqdm
 
 from tests.reliability import calls, damage, kills, lines
 from tests.reliability.kills import Failure, Harness
-from tests.reliability.server import Server
+from tests.reliability.server import ROOT, Server
 
 Results = Iterable[tuple[str, list[Failure]]]
 
@@ -36,6 +41,15 @@ def _rows(rows: Iterable, answer) -> Iterator[tuple[str, list[Failure]]]:  # typ
     for row in rows:
         failure = answer(row)
         yield row.name, [] if failure is None else [failure]
+
+
+def _where() -> str:
+    """The date, the commit and the machine."""
+    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    cores = f"{os.cpu_count()} cores of {platform.machine()}"
+    return f"{date.today()}, commit {commit}, {platform.system()}, {cores}, {versions}"
 
 
 def main() -> int:
@@ -62,7 +76,7 @@ def main() -> int:
             figures.append(f"| {name} | {count} | {count - bad} | {minutes:.1f} |")
             failed += bad
     shutil.rmtree(root, ignore_errors=True)
-    print("\n| part | trials | as it must be | minutes |\n|---|---|---|---|")
+    print(f"\n{_where()}\n\n| part | trials | as it must be | minutes |\n|---|---|---|---|")
     print("\n".join(figures))
     return int(failed > 0)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from tests.reliability import calls, damage, kills, lines
 from tests.reliability.commands import COMMANDS
 from tests.reliability.kills import Failure, Harness
-from tests.reliability.server import Server, Trial
+from tests.reliability.server import ROOT, Server, Trial
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +59,16 @@ def test_the_server_tells_a_hang(harness: Harness, tmp_path: Path) -> None:
     script.write_text("import time\ntime.sleep(60)\n")
     outcome = harness.server.run(Trial((str(script),), str(tmp_path), limit=0.5))
     assert outcome.hung and outcome.code == -9
+
+
+def test_the_tests_are_repeated_in_memory_of_other_bytes() -> None:
+    command = [sys.executable, "-m", "tests.reliability.repeat", "--times"]
+    done = subprocess.run(
+        [*command, "2", "tests/test_tables.py"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    first, second, end = done.stdout.splitlines()
+    assert end == "2 of 2 runs passed"
+    bytes_ = [line.split("MALLOC_PERTURB_=")[1].split(",")[0] for line in (first, second)]
+    assert bytes_[0] != bytes_[1]
+    failing = subprocess.run([*command, "1", "tests/no_such_file.py"], cwd=ROOT, capture_output=True)
+    assert failing.returncode == 1
