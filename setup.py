@@ -13,6 +13,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 CSRC = "tread_ssm/scan/csrc"
+HEADERS = ("vec", "scan", "conv", "product", "ssd", "gate")
 # no -ffast-math: NaN must come through, and linking with it sets flush-to-zero process-wide
 FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 QUIET = ["-Wno-psabi", "-Wno-maybe-uninitialized"]  # the latter fires in GCC 12's own headers
@@ -50,7 +51,7 @@ setup(
         Extension(
             f"tread_ssm.scan._kernels_{level}",
             sources=[f"{CSRC}/kernels.cpp"],
-            depends=[f"{CSRC}/{name}.h" for name in ("vec", "scan", "conv", "product", "ssd")],
+            depends=[f"{CSRC}/{name}.h" for name in HEADERS],
             extra_compile_args=[*FLAGS, *QUIET, *flags],
             language="c++",
             optional=True,

@@ -17,13 +17,15 @@ from tests.scan.selective.cases import (
     scan_inputs,
 )
 from tread_ssm.scan import causal_conv, selective_scan, ssd
-from tread_ssm.scan.inputs import ConvInputs, ScanInputs, SSDInputs
+from tread_ssm.scan.inputs import ConvInputs, GateInputs, ScanInputs, SSDInputs
 from tread_ssm.scan.ops import OPERATIONS
 from tread_ssm.scan.selective import cpu
 
 SCAN_CASE = ScanCase("c", length=12, dim=4, state=3, visits=7, gap=True)
 CONV_CASE = ConvCase("c", length=12, dim=5, visits=7, gap=True)
-SSD_CASE = SSDCase("c", length=12, groups=2, heads=6, states=5, channels=3, visits=7, gap=True)
+SSD_CASE = SSDCase(
+    "c", length=12, groups=2, heads=6, states=5, channels=3, visits=7, gap=True, terms=True
+)
 CALLS = [
     pytest.param(selective_scan, "u", scan_inputs(SCAN_CASE, torch.float32), id="selective_scan"),
     pytest.param(causal_conv, "x", conv_inputs(CONV_CASE, torch.float32), id="causal_conv"),
@@ -134,14 +136,19 @@ SPOILT = [
     (SSDInputs, "v", lambda t: t[:1]),
     (SSDInputs, "log_decay", lambda t: t[:, :, :5]),
     (SSDInputs, "log_decay", lambda t: t.to(torch.bfloat16)),
+    (SSDInputs, "scale", lambda t: t[:, :, :5]),
+    (SSDInputs, "diagonal", lambda t: t.double()),
     (SSDInputs, "order", lambda t: t + 12),
     (SSDInputs, "order", lambda t: t * 0),
     (SSDInputs, "gap", lambda t: t[:3]),
     (SSDInputs, "gap", lambda t: t - 5),
+    (GateInputs, "y", lambda t: t[0]),
+    (GateInputs, "z", lambda t: t[:, :, :, :2]),
+    (GateInputs, "weight", lambda t: t.double()),
 ]
 
 
-REFUSED = r"^(selective_scan|causal_conv|ssd|order|gap): "
+REFUSED = r"^(selective_scan|causal_conv|ssd|gated_norm|order|gap): "
 
 
 def operators(kind):
@@ -152,6 +159,9 @@ def operators(kind):
     if kind is SSDInputs:
         good = SSDInputs(**ssd_inputs(SSD_CASE, torch.float32))
         return torch.ops.tread_ssm.ssd_forward, torch.ops.tread_ssm.ssd_backward, good
+    if kind is GateInputs:
+        good = GateInputs(*torch.randn(2, 2, 12, 4, 5), torch.rand(4, 5))
+        return torch.ops.tread_ssm.gate_forward, torch.ops.tread_ssm.gate_backward, good
     good = ConvInputs(**conv_inputs(CONV_CASE, torch.float32))
     return torch.ops.tread_ssm.conv_forward, torch.ops.tread_ssm.conv_backward, good
 
@@ -169,7 +179,7 @@ def test_operators_check_their_arguments(kind, name, spoil, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", [ScanInputs, ConvInputs, SSDInputs])
+@pytest.mark.parametrize("kind", [ScanInputs, ConvInputs, SSDInputs, GateInputs])
 def test_backward_checks_the_gradient_and_the_states(kind, backend):
     forward, backward, good = operators(kind)
     y, states = forward(*good, backend)
@@ -190,7 +200,7 @@ def test_operators_refuse_backends_they_do_not_have(operation):
 
 
 @pytest.mark.skipif(cpu.library() is None, reason="CPU kernels were not built")
-@pytest.mark.parametrize("kind", [ScanInputs, ConvInputs, SSDInputs])
+@pytest.mark.parametrize("kind", [ScanInputs, ConvInputs, SSDInputs, GateInputs])
 def test_the_compiled_kernels_refuse_a_dtype_that_they_do_not_read(kind):
     forward, _, good = operators(kind)
     wide = kind(*(x.double() if torch.is_tensor(x) and x.is_floating_point() else x for x in good))

@@ -1,5 +1,12 @@
-"""Selective scan, causal convolution and decayed product along any visiting order."""
+"""Selective scan, causal convolution and decayed product along any visiting order; their gate."""
 
-from tread_ssm.scan.dispatch import BACKENDS, causal_conv, choose_backend, selective_scan, ssd
+from tread_ssm.scan.dispatch import (
+    BACKENDS,
+    causal_conv,
+    choose_backend,
+    gated_norm,
+    selective_scan,
+    ssd,
+)
 
-__all__ = ["BACKENDS", "causal_conv", "choose_backend", "selective_scan", "ssd"]
+__all__ = ["BACKENDS", "causal_conv", "choose_backend", "gated_norm", "selective_scan", "ssd"]

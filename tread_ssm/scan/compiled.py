@@ -124,7 +124,7 @@ def call(
         ValueError: tensors that the kernels cannot read, or an order with bad positions.
         MemoryError: no memory for the kernel's buffers.
     """
-    x, order = inputs[0], inputs.order
+    x, order = inputs[0], getattr(inputs, "order", None)
     reason = unavailable(x.device, x.dtype, library)
     if reason or library is None:
         raise ValueError(f"{name}: the CPU kernels cannot run {x.dtype} on {x.device}: {reason}")

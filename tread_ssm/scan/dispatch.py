@@ -1,11 +1,11 @@
-"""selective_scan, causal_conv and ssd: bring the arguments to one dtype, pick a backend, call.
+"""The public operations: each brings its arguments to one dtype, picks a backend and calls it.
 
 The choice, first match wins: the argument `backend`, the environment variable TREAD_SSM_BACKEND
 where the operation has a backend of that name, the best that can run on the device and dtype at
 hand. `tread-ssm env` shows it.
 
 Shape legend: B batch, L positions, K visits (K <= L), D channels, N states, W taps, G groups,
-H heads, P channels of a head.
+H heads, P channels of a head, E channels.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import warnings
 import torch
 from torch import Tensor
 
-from tread_ssm.scan.inputs import ConvInputs, ScanInputs, SSDInputs, converted
-from tread_ssm.scan.ops import CONV, OPERATIONS, SCAN, SELECTIVE_BACKENDS, SSD, Operation
+from tread_ssm.scan.gated import reference as plain
+from tread_ssm.scan.inputs import ConvInputs, GateInputs, ScanInputs, SSDInputs, converted
+from tread_ssm.scan.ops import CONV, GATE, OPERATIONS, SCAN, SELECTIVE_BACKENDS, SSD, Operation
 
 ENVIRONMENT_VARIABLE = "TREAD_SSM_BACKEND"
 BACKENDS = tuple(SELECTIVE_BACKENDS)
@@ -130,6 +131,8 @@ def ssd(
     log_decay: Tensor,
     order: Tensor | None = None,
     gap: Tensor | None = None,
+    scale: Tensor | None = None,
+    diagonal: Tensor | None = None,
     *,
     backend: str | None = None,
 ) -> Tensor:
@@ -137,10 +140,12 @@ def ssd(
 
     Dao & Gu, arXiv 2405.21060, sections 3 to 6; per head, with i and j over the visits:
 
-        h_i = exp((1 + gap_i) log_decay_i) h_(i-1) + k_i v_i^T,   y_i = q_i h_i
-        y_i = sum over j not after i of (q_i . k_j) exp(c_i - c_j) v_j,   c the sum of log decays
+        h_i = exp((1 + gap_i) log_decay_i) h_(i-1) + scale_i k_i v_i^T
+        y_i = q_i h_i + diagonal_i v_i
+            = sum over j not after i of (q_i . k_j) exp(c_i - c_j) scale_j v_j + diagonal_i v_i
 
-    Mamba-2: q = C, k = B, v = dt x, log_decay = dt A. Inputs are read at position order[i] and y_i
+    c is the sum of log decays. Mamba-2: q = C, k = B, v = x, log_decay = dt A, scale = dt and
+    diagonal = D. Inputs are read at position order[i] and y_i
     is written there. Positions that are never visited get zeros, and zero gradients.
 
     Args:
@@ -150,6 +155,8 @@ def ssd(
         log_decay: (B, L, H), at most 0 (not checked).
         order: As in selective_scan.
         gap: As in selective_scan; a visit's decay applies 1 + gap times.
+        scale: (B, L, H) or None: 1.
+        diagonal: (B, L, H) or None: 0.
         backend: One of the names in SSD.backends (ops.py), or None as in selective_scan.
 
     Returns:
@@ -157,15 +164,81 @@ def ssd(
         (float64 for float64 v); the Triton kernels round what they multiply to the data's dtype.
 
     Where q, k and v differ in dtype, they are brought to the one that torch's promotion gives;
-    log_decay goes to the state's. Differentiable once in q, k, v and log_decay, by backward only.
+    log_decay, scale and diagonal go to the state's. Differentiable once in every floating argument,
+    by backward only.
 
     Raises:
         ValueError, TypeError, NotImplementedError: As selective_scan.
     """
-    x = converted("ssd", SSDInputs(q, k, v, log_decay, order, gap))
+    x = converted("ssd", SSDInputs(q, k, v, log_decay, order, gap, scale, diagonal))
     chosen = choose_backend(backend, q.device.type, x.v.dtype, SSD)
-    y, _ = torch.ops.tread_ssm.ssd_forward.default(*x, chosen)
+    if not (x.scale is None and x.diagonal is None) and not _fuses_terms(chosen):
+        x.check()
+        y = _around(x, chosen)
+    else:
+        y, _ = torch.ops.tread_ssm.ssd_forward.default(*x, chosen)
     return y.to(v.dtype)
+
+
+@torch.compiler.assume_constant_result
+def _fuses_terms(backend: str) -> bool:
+    return bool(SSD.backend(backend).FUSES_TERMS)
+
+
+def _around(x: SSDInputs, backend: str) -> Tensor:
+    """ssd with scale and diagonal outside of the operator, where torch.compile can fuse them."""
+    written = x.v if x.scale is None else (x.v * x.scale.unsqueeze(-1)).to(x.v.dtype)
+    bare = x._replace(v=written, scale=None, diagonal=None)
+    y: Tensor = torch.ops.tread_ssm.ssd_forward.default(*bare, backend)[0]
+    diagonal = x.diagonal
+    if diagonal is None:
+        return y
+    if x.order is not None and x.order.shape[-1] < x.v.shape[1]:
+        visited = diagonal.new_zeros(diagonal.shape[:2])
+        visited = visited.scatter(1, x.order.expand(len(visited), -1), 1.0)
+        diagonal = diagonal * visited.unsqueeze(-1)
+    return y + diagonal.unsqueeze(-1) * x.v
+
+
+def gated_norm(
+    y: Tensor,
+    z: Tensor,
+    weight: Tensor | None = None,
+    groups: int = 1,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """The gate behind a scan and the norm behind the gate: weight * RMSNorm(y * SiLU(z)).
+
+    As in Mamba-2 (Dao & Gu, arXiv 2405.21060, section 7.1). Nothing but the inputs is kept for the
+    backward pass.
+
+    Args:
+        y: (B, L, E) float.
+        z: (B, L, E) float.
+        weight: (E,), or None: the gate alone.
+        groups: Equal parts of the channels that are normed apart.
+        backend: One of the names in GATE.backends (ops.py), or None as in selective_scan.
+
+    Returns:
+        (B, L, E) in y's dtype; sums are float32 (float64 for float64 y). Differentiable once in
+        every argument, by backward only.
+
+    Raises:
+        ValueError, TypeError, NotImplementedError: As selective_scan.
+    """
+    for name, x in (("y", y), ("z", z), ("weight", weight)):
+        if isinstance(x, Tensor) and x.ndim and x.shape[-1] % groups:
+            raise ValueError(f"gated_norm: {name} has {x.shape[-1]} channels, not {groups} parts.")
+    y_BLGC, z_BLGC = (x.unflatten(-1, (groups, -1)) for x in (y, z))
+    weight_GC = None if weight is None else weight.unflatten(-1, (groups, -1))
+    x = converted("gated_norm", GateInputs(y_BLGC, z_BLGC, weight_GC))
+    if torch.compiler.is_compiling() and y.device.type != "cpu":
+        out = plain.gate_forward(x)  # the compiler fuses it with what stands around it
+    else:
+        chosen = choose_backend(backend, y.device.type, x.y.dtype, GATE)
+        out = torch.ops.tread_ssm.gate_forward.default(*x, chosen)[0]
+    return out.flatten(-2).to(y.dtype)
 
 
 @torch.compiler.assume_constant_result

@@ -11,7 +11,7 @@ An annotation says what a tensor holds, and its axes, one letter each:
 Flags (bools) stand last.
 
 Shape legend: B batch, L positions, K visits (K <= L), D channels, N states, W taps, G groups,
-H heads, P channels of a head.
+H heads, P channels of a head, C channels of a group.
 """
 
 from __future__ import annotations
@@ -88,6 +88,8 @@ class SSDInputs(NamedTuple):
     log_decay: Annotated[Tensor, "wide", "BLH"]
     order: Annotated[Tensor | None, "visits", "BK"]
     gap: Annotated[Tensor | None, "visits", "BK"]
+    scale: Annotated[Tensor | None, "wide", "BLH"]
+    diagonal: Annotated[Tensor | None, "wide", "BLH"]
 
     def check(self) -> None:
         """Check shapes, dtypes and devices, and that G divides H.
@@ -102,6 +104,18 @@ class SSDInputs(NamedTuple):
                 f"ssd: v has H = {heads} heads, q and k have G = {groups} groups; H must be a "
                 "multiple of G."
             )
+
+
+class GateInputs(NamedTuple):
+    """What `gated_norm` computes from; its docstring says what each argument means."""
+
+    y: Annotated[Tensor, "data", "BLGC"]
+    z: Annotated[Tensor, "data", "BLGC"]
+    weight: Annotated[Tensor | None, "wide", "GC"]
+
+    def check(self) -> None:
+        """Raises ValueError or TypeError, see check_tensors."""
+        check_tensors("gated_norm", self)
 
 
 # What the annotations are for ------------------------------------------------------------------
@@ -134,7 +148,7 @@ def arguments_of(inputs: type) -> tuple[Argument, ...]:
 
 
 ARGUMENTS: dict[type, tuple[Argument, ...]] = {
-    inputs: arguments_of(inputs) for inputs in (ScanInputs, ConvInputs, SSDInputs)
+    inputs: arguments_of(inputs) for inputs in (ScanInputs, ConvInputs, SSDInputs, GateInputs)
 }
 
 

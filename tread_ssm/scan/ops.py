@@ -10,7 +10,7 @@ Both check shapes, dtypes and devices themselves. `states` is what a backend kee
 backward, in the wide dtype; it may be empty.
 
 A backend is a module of plain functions. selective/reference.py is the specification of the first
-two operations, decayed/reference.py of the third:
+two operations, decayed/reference.py of the third, gated/reference.py of the last:
 
     scan_forward(x: ScanInputs) -> (y, states)
     scan_backward(grad_y, x: ScanInputs, states) -> Gradients
@@ -18,8 +18,10 @@ two operations, decayed/reference.py of the third:
     conv_forward(x: ConvInputs) -> y
     conv_backward(grad_y, x: ConvInputs) -> Gradients
     ssd_forward, ssd_backward, ssd_states_shape: like those of the scan, of SSDInputs
+    gate_forward, gate_backward: like those of the convolution, of GateInputs
     unavailable(device, dtype) -> reason why it cannot run, or None
     FAST_ON: the types of device on which it is fast; elsewhere its use is warned of
+    FUSES_TERMS: (ssd) whether it takes scale and diagonal; otherwise `ssd` adds them around it
 
 What the functions may rely on: the inputs passed their check (inputs.py), but nothing need be
 contiguous. Outputs are contiguous and never alias inputs. Modules are imported on first use.
@@ -51,6 +53,7 @@ from torch.utils.flop_counter import register_flop_formula
 from tread_ssm.scan.inputs import (
     ARGUMENTS,
     ConvInputs,
+    GateInputs,
     Gradients,
     ScanInputs,
     SSDInputs,
@@ -70,6 +73,10 @@ SSD_BACKENDS = {
     "cpu": "tread_ssm.scan.decayed.cpu",
     "matmul": "tread_ssm.scan.decayed.matmul",
     "reference": "tread_ssm.scan.decayed.reference",
+}
+GATE_BACKENDS = {
+    "cpu": "tread_ssm.scan.gated.cpu",
+    "reference": "tread_ssm.scan.gated.reference",
 }
 """The module of each backend, from the one to be preferred to the one of last resort."""
 
@@ -286,6 +293,15 @@ def _ssd_flops(which: str, x: SSDInputs) -> int:
     return FLOPS_PER_SSD_STEP[which] * batch * visits * heads * channels * state
 
 
+def _fitting(backend: Any, x: SSDInputs) -> SSDInputs:
+    """The inputs. Raises ValueError for terms that the backend has not; `ssd` adds them itself."""
+    if not backend.FUSES_TERMS and not (x.scale is None and x.diagonal is None):
+        raise ValueError(
+            f"ssd_forward: {backend.__name__} takes no scale and no diagonal; call tread_ssm.ssd."
+        )
+    return x
+
+
 SCAN = Operation(
     name="selective_scan",
     forward_operator="tread_ssm::scan_forward",
@@ -319,13 +335,28 @@ SSD = Operation(
     backward_operator="tread_ssm::ssd_backward",
     inputs=SSDInputs,
     backends=SSD_BACKENDS,
-    forward=lambda backend, x: backend.ssd_forward(x),
+    forward=lambda backend, x: backend.ssd_forward(_fitting(backend, x)),
     backward=lambda backend, grad_y, x, states: backend.ssd_backward(grad_y, x, states),
     states_shape=lambda backend, x: backend.ssd_states_shape(x),
     flops=_ssd_flops,
     like=SSDInputs._fields.index("v"),
 )
 
-OPERATIONS = (SCAN, CONV, SSD)
+GATE = Operation(
+    name="gated_norm",
+    forward_operator="tread_ssm::gate_forward",
+    backward_operator="tread_ssm::gate_backward",
+    inputs=GateInputs,
+    backends=GATE_BACKENDS,
+    forward=lambda backend, x: (
+        backend.gate_forward(x),
+        x.y.new_empty(0, dtype=wide_dtype(x.y.dtype)),
+    ),
+    backward=lambda backend, grad_y, x, states: backend.gate_backward(grad_y, x),
+    states_shape=lambda backend, x: (0,),
+    flops=lambda which, x: 0,
+)
+
+OPERATIONS = (SCAN, CONV, SSD, GATE)
 for _operation in OPERATIONS:
     define(_operation)

@@ -142,12 +142,12 @@ def test_a_step_of_zero_is_not_a_missing_token() -> None:
     keep = torch.tensor([[0, 1, 2, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]])  # 3 and 4 are missing
 
     def silenced(made: Mamba3) -> Tensor:
-        start = sum(made.sizes[:4])
+        missing = torch.zeros(1, N, 1, dtype=torch.bool)
+        missing[:, 3:5] = True
 
-        def hook(m: torch.nn.Module, a: object, out: Tensor) -> Tensor:
-            out = out.clone()
-            out[:, 3:5, start : start + made.heads] = -1e3  # softplus(-1000) = 0
-            return out
+        def hook(m: torch.nn.Module, a: object, out: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            dt = out[4].masked_fill(missing, -1e3)  # softplus(-1000) = 0
+            return (*out[:4], dt, *out[5:])
 
         made.in_proj.register_forward_hook(hook)
         return made(x, layout_of("raster"))[:, keep[0]]

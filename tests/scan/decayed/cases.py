@@ -21,6 +21,8 @@ from tread_ssm.scan import ssd
 class SSDCase:
     """One decayed product; `visits` is K, the number of visited positions (None: no order).
 
+    `terms`: with scale and diagonal, some of which are zero.
+
     Log decays: "usual" spreads from -0.001 to -10, "near_0" is about -1e-5, "strong" is -50, and
     "mixed" has -50 at half of the places and the usual ones elsewhere.
     """
@@ -35,6 +37,7 @@ class SSDCase:
     visits: int | None = None
     per_sample: bool = False
     gap: bool = False
+    terms: bool = False
     decay: Literal["usual", "near_0", "strong", "mixed"] = "usual"
 
     def __str__(self) -> str:
@@ -64,6 +67,9 @@ CASES = (
     SSDCase("gap_shared", length=140, visits=71, gap=True),
     SSDCase("gap_per_sample", length=140, visits=70, per_sample=True, gap=True, groups=2, heads=4),
     SSDCase("gap_without_order", length=70, gap=True),
+    SSDCase("terms", terms=True, length=150, groups=2, heads=4),
+    SSDCase("terms_subset", length=140, visits=71, per_sample=True, terms=True),
+    SSDCase("terms_gap_strong", length=140, visits=70, gap=True, terms=True, decay="mixed"),
     SSDCase("decay_near_0", decay="near_0", length=238),
     SSDCase("decay_strong", decay="strong", length=130),
     SSDCase("decay_mixed", decay="mixed", length=238),
@@ -89,6 +95,13 @@ def ssd_inputs(
     order = make_order(*tokens, case.visits, case.per_sample, g)
     gap = make_gap(*tokens, case.visits, case.per_sample, g) if case.gap else None
     wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def term(negative: float) -> Tensor | None:
+        if not case.terms:
+            return None
+        x = torch.rand(*tokens, case.heads, generator=g).sub(negative).mul(2)
+        return x.masked_fill(x.abs() < 0.1, 0.0).to(device, wide)
+
     return {
         "q": normal(case.groups, case.states).to(device, dtype),
         "k": normal(case.groups, case.states).to(device, dtype),
@@ -96,6 +109,8 @@ def ssd_inputs(
         "log_decay": log_decay.to(device, wide),
         "order": None if order is None else order.to(device),
         "gap": None if gap is None else gap.to(device),
+        "scale": term(0.1),
+        "diagonal": term(0.5),
     }
 
 

@@ -155,6 +155,12 @@ def test_heads_must_be_a_multiple_of_groups():
         ssd(**{**x, "v": x["v"][:, :, :3], "log_decay": x["log_decay"][:, :, :3]})
 
 
+def test_backends_without_scale_and_diagonal_say_so():
+    arguments = ssd_inputs(SSDCase("t", terms=True), torch.float32).values()
+    with pytest.raises(ValueError, match=r"decayed\.matmul takes no scale .*call tread_ssm\.ssd"):
+        torch.ops.tread_ssm.ssd_forward(*arguments, "matmul")
+
+
 def test_second_derivatives_are_refused():
     inputs = ssd_inputs(CASE, torch.float64)
     inputs["q"].requires_grad_()

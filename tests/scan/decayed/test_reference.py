@@ -12,8 +12,9 @@ from tread_ssm.scan import ssd
 SUBSET = SSDCase("s", length=40, visits=23, per_sample=True, groups=2, heads=4)
 
 
-def as_sums(q, k, v, log_decay, order, gap):
-    """y_i = sum over j not after i of (q_i . k_j) exp(c_i - c_j) v_j, per sample and head."""
+def as_sums(q, k, v, log_decay, order, gap, scale=None, diagonal=None):
+    """y_i = sum over j not after i of (q_i . k_j) exp(c_i - c_j) scale_j v_j + diagonal_i v_i, per
+    sample and head."""
     batch, length, heads, _ = v.shape
     per_group = heads // q.shape[2]
     y = []
@@ -25,7 +26,11 @@ def as_sums(q, k, v, log_decay, order, gap):
             c = (log_decay[b, visit, h] * stretch).cumsum(0)
             decay = (c[:, None] - c[None, :]).tril().exp().tril()
             scores = q[b, visit, h // per_group] @ k[b, visit, h // per_group].T
+            if scale is not None:
+                decay = decay * scale[b, visit, h]
             rows = (scores * decay) @ v[b, visit, h]
+            if diagonal is not None:
+                rows = rows + diagonal[b, visit, h, None] * v[b, visit, h]
             of_heads.append(torch.zeros_like(v[b, :, h]).index_copy(0, visit, rows))
         y.append(torch.stack(of_heads, 1))
     return torch.stack(y)
@@ -39,6 +44,7 @@ def as_sums(q, k, v, log_decay, order, gap):
         SSDCase("shared", length=20, visits=11, groups=3, heads=6),
         SSDCase("gap", length=20, visits=11, per_sample=True, gap=True),
         SSDCase("one", length=20, visits=1),
+        SSDCase("terms", length=20, visits=11, per_sample=True, gap=True, terms=True),
     ],
     ids=str,
 )

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from tread_ssm.models.mixers.mixer import (
     BaseMixerConfig,
-    GroupedRMSNorm,
+    GatedRMSNorm,
     Mixer,
+    SplitLinear,
     check_range,
     count_heads,
     init_step_bias,
 )
-from tread_ssm.scan import causal_conv, ssd
+from tread_ssm.scan import causal_conv, gated_norm, ssd
 from tread_ssm.scan.order import OrderName
 from tread_ssm.tokens import Layout
 
@@ -91,13 +92,13 @@ class Mamba2(Mixer):
         self.heads = count_heads("Mamba2Config", inner, config.head_dim, config.groups)
         self.config, self.order, self.sizes = config, order, (inner, states, states)
         mixed = sum(self.sizes)
-        self.in_proj = nn.Linear(dim, inner + mixed + self.heads, bias=False)
+        self.in_proj = SplitLinear(dim, (inner, mixed, self.heads))
         # Holds the parameters only.
         self.conv1d = nn.Conv1d(mixed, mixed, config.d_conv, groups=mixed)
         self.dt_bias = nn.Parameter(torch.empty(self.heads))
         self.A_log = nn.Parameter(torch.empty(self.heads))
         self.D = nn.Parameter(torch.empty(self.heads))
-        self.norm = GroupedRMSNorm(inner, config.groups) if config.norm else nn.Identity()
+        self.norm = GatedRMSNorm(inner, config.groups) if config.norm else gated_norm
         self.out_proj = nn.Linear(inner, dim, bias=False)
 
     @torch.no_grad()
@@ -110,7 +111,7 @@ class Mamba2(Mixer):
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """x_BLD of the stream that `layout` describes -> x_BLD."""
         c, visits = self.config, layout.visits(self.order)
-        z, mixed, dt = self.in_proj(x).split([self.sizes[0], sum(self.sizes), self.heads], dim=-1)
+        z, mixed, dt = self.in_proj(x)
         mixed = causal_conv(
             mixed,
             self.conv1d.weight.squeeze(1),
@@ -119,17 +120,17 @@ class Mamba2(Mixer):
             visits.gap if c.true_distance_conv else None,
         )
         u, B, C = mixed.split(self.sizes, dim=-1)
-        u_BLHP = u.unflatten(-1, (self.heads, c.head_dim))
         dt_BLH = F.softplus(dt.to(self.dt_bias.dtype) + self.dt_bias)
         product = (
             C.unflatten(-1, (c.groups, c.d_state)),
             B.unflatten(-1, (c.groups, c.d_state)),
-            (u_BLHP * dt_BLH.unsqueeze(-1)).to(u.dtype),
+            u.unflatten(-1, (self.heads, c.head_dim)),
             dt_BLH * -torch.exp(self.A_log),
         )
-        y_BLHP = ssd(*product, visits.index, visits.gap if c.gap_decay else None)
+        gap, D_BLH = visits.gap if c.gap_decay else None, self.D.expand_as(dt_BLH)
+        y_BLHP = ssd(*product, visits.index, gap, dt_BLH, D_BLH)
         if c.bidirectional:
             visits = layout.backward(self.order, x.device)
-            y_BLHP = y_BLHP + ssd(*product, visits.index, visits.gap if c.gap_decay else None)
-        y = (y_BLHP + self.D[:, None] * u_BLHP).flatten(2)
-        return self.out_proj(self.norm(y * F.silu(z)))
+            gap = visits.gap if c.gap_decay else None
+            y_BLHP = y_BLHP + ssd(*product, visits.index, gap, dt_BLH)
+        return self.out_proj(self.norm(y_BLHP.flatten(2), z))

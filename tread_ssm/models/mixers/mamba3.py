@@ -24,12 +24,13 @@ from tread_ssm.models.mixers.mixer import (
     BaseMixerConfig,
     GroupedRMSNorm,
     Mixer,
+    SplitLinear,
     check_range,
     count_heads,
     init_step_bias,
     turned,
 )
-from tread_ssm.scan import ssd
+from tread_ssm.scan import gated_norm, ssd
 from tread_ssm.scan.order import OrderName
 from tread_ssm.tokens import Layout, Visits
 
@@ -132,7 +133,7 @@ class Mamba3(Mixer):
         heads = count_heads("Mamba3Config", inner, config.head_dim, config.groups)
         self.config, self.order, self.heads = config, order, heads
         self.sizes = (inner, inner, states, states, heads, heads, heads, config.angles)
-        self.in_proj = nn.Linear(dim, sum(self.sizes), bias=False)
+        self.in_proj = SplitLinear(dim, self.sizes)
         self.dt_bias = nn.Parameter(torch.empty(heads))
         self.B_bias = nn.Parameter(torch.empty(heads, config.d_state))
         self.C_bias = nn.Parameter(torch.empty(heads, config.d_state))
@@ -152,7 +153,7 @@ class Mamba3(Mixer):
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """x_BLD of the stream that `layout` describes -> x_BLD."""
         c, wide = self.config, self.dt_bias.dtype
-        z, u, B, C, *small = self.in_proj(x).split(self.sizes, dim=-1)
+        z, u, B, C, *small = self.in_proj(x)
         dt, rate, trapezoid, angle = (t.to(wide) for t in small)
         dt = F.softplus(dt + self.dt_bias)
         u_BLHP = u.unflatten(-1, (self.heads, c.head_dim))
@@ -165,24 +166,25 @@ class Mamba3(Mixer):
             dt * torch.sigmoid(-trapezoid),
             angle,
         )
-        y_BLHP = self._recurrence(scan, layout.visits(self.order)) + self.D[:, None] * u_BLHP
+        y_BLHP = self._recurrence(scan, layout.visits(self.order), self.D)
         if c.bidirectional:
             y_BLHP = y_BLHP + self._recurrence(scan, layout.backward(self.order, x.device))
-        return self.out_proj(self.norm(y_BLHP.flatten(2)) * F.silu(z))
+        return self.out_proj(gated_norm(self.norm(y_BLHP.flatten(2)), z))
 
-    def _recurrence(self, scan: _Scan, visits: Visits) -> Tensor:
-        """q_t h_t, (B, L, H, P), as one product and a correction of its diagonal."""
+    def _recurrence(self, scan: _Scan, visits: Visits, D: Tensor | float = 0.0) -> Tensor:
+        """q_t h_t + D x_t, (B, L, H, P): one product whose diagonal is corrected."""
         theta, back, following = self._along(visits, scan)
         q, k = turned(scan.q, theta), turned(scan.k, theta)
-        y_BLHP = ssd(
+        return ssd(
             q.to(scan.u.dtype),
             k.to(scan.u.dtype),
-            (scan.u * (scan.dt - back + following).unsqueeze(-1)).to(scan.u.dtype),
+            scan.u,
             scan.log_decay,
             visits.index,
             visits.gap if self.config.gap_decay else None,
+            scan.dt - back + following,
+            D - (scan.q * scan.k).sum(-1) * following,  # turned alike, they have the same product
         )
-        return y_BLHP - ((q * k).sum(-1) * following).unsqueeze(-1) * scan.u
 
     def _along(self, visits: Visits, scan: _Scan) -> tuple[Tensor, Tensor, Tensor]:
         """What depends on the order: theta_BLHS, `back` of each token, and `back` of the token

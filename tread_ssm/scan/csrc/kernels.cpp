@@ -1,5 +1,6 @@
 // C interface of the CPU kernels, loaded with ctypes by cpu.py: no Python, no torch headers.
 #include "conv.h"
+#include "gate.h"
 #include "scan.h"
 #include "ssd.h"
 
@@ -19,18 +20,24 @@ static int check_order(const int64_t* order, int64_t rows, int64_t visits, int64
   return OK;
 }
 
-template <class Args, class Run>
-static int guarded(const Args& a, const Run& run) {
+template <class Run>
+static int guarded(const Run& run) {
   try {
-    if (a.order) {
-      int error = check_order(a.order, a.order_stride ? a.batch : 1, a.visits, a.length);
-      if (error) return error;
-    }
     run();
     return OK;
   } catch (const std::bad_alloc&) {
     return NO_MEMORY;
   }
+}
+
+template <class Args, class Run>
+static int guarded(const Args& a, const Run& run) {
+  int error = OK;
+  const int ran = guarded([&] {
+    if (a.order) error = check_order(a.order, a.order_stride ? a.batch : 1, a.visits, a.length);
+    if (error == OK) run();
+  });
+  return error == OK ? ran : error;
 }
 
 extern "C" {
@@ -52,13 +59,23 @@ int ssd_forward(const SsdArgs* a, int is_bf16) {
 int ssd_backward(const SsdArgs* a, int is_bf16) {
   return guarded(*a, [&] { is_bf16 ? Ssd<bf16>(*a).backward() : Ssd<float>(*a).backward(); });
 }
+int gate_forward(const GateArgs* a, int is_bf16) {
+  return guarded([&] { is_bf16 ? Gate<bf16>(*a).forward() : Gate<float>(*a).forward(); });
+}
+int gate_backward(const GateArgs* a, int is_bf16) {
+  return guarded([&] { is_bf16 ? Gate<bf16>(*a).backward() : Gate<float>(*a).backward(); });
+}
 // What cpu.py must agree with; count the version up when the meaning of an argument changes.
 void interface_numbers(int64_t* out) {
   const int64_t numbers[] = {3, sizeof(ScanArgs), sizeof(ConvArgs), CHUNK, STATE_PAD, CHANNEL_PAD};
   std::memcpy(out, numbers, sizeof(numbers));
 }
 void ssd_interface_numbers(int64_t* out) {  // likewise for decayed/cpu.py
-  const int64_t numbers[] = {1, sizeof(SsdArgs), SSD_CHUNK, PAD};
+  const int64_t numbers[] = {2, sizeof(SsdArgs), SSD_CHUNK, PAD};
+  std::memcpy(out, numbers, sizeof(numbers));
+}
+void gate_interface_numbers(int64_t* out) {  // likewise for gated/cpu.py
+  const int64_t numbers[] = {1, sizeof(GateArgs)};
   std::memcpy(out, numbers, sizeof(numbers));
 }
 // 2^x of `count` floats, a multiple of 16: for the tests, and for the benchmark's floor.

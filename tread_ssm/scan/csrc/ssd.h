@@ -15,12 +15,12 @@ constexpr int SSD_CHUNK = 64;
 // Tensors lie densely but for q, k, v and grad_y, whose positions are `*_stride` elements apart.
 struct SsdArgs {
   const void *q, *k, *v, *grad_y;  // (B, L, G, N) twice, (B, L, H, P) twice; float or bf16
-  const float* log_decay;          // (B, L, H)
+  const float *log_decay, *scale, *diagonal;  // (B, L, H), the last two or null
   const int64_t* order;            // (K) or (B, K), or null
   const float* stretch;            // 1 + gap, (K) or (B, K), or null
   float* states;                   // (B, chunks - 1, H, padded N, padded P)
   void *y, *gq, *gk, *gv;          // as the inputs, dense; unvisited rows are not written
-  float* glog_decay;
+  float *glog_decay, *gscale, *gdiagonal;
   GompParallel parallel;
   int64_t q_stride, k_stride, v_stride, grad_y_stride;
   int64_t order_stride, stretch_stride;  // 0 where shared by the samples
@@ -52,12 +52,13 @@ class Ssd {
   struct Tile {
     int64_t b, chunk, steps, rows;  // rows: steps padded
     Buffer q, k, kT, scores;        // (T, N), (T, N), (N, T), (T, T)
-    Buffer v, to_end_v, out;        // (T, P); v times its decay until the chunk's end
-    Buffer masked;                  // (T, T), scores times decays
+    Buffer v, to_end_v, out;        // (T, P); v times scale and its decay until the chunk's end
+    Buffer masked;                  // (T, T), scores times decays and scale, plus the diagonal
     // In units of log 2: the sum of log decays from the chunk's start on, and what its rounding to
     // float lost: the difference of two long sums must be exact.
     float high[SSD_CHUNK], low[SSD_CHUNK];
     float from_start[SSD_CHUNK], to_end[SSD_CHUNK], whole;
+    float scale[SSD_CHUNK], diagonal[SSD_CHUNK], scaled_to_end[SSD_CHUNK];
     Tile(int64_t NP, int64_t PP)
         : q(SSD_CHUNK * NP), k(SSD_CHUNK * NP), kT(SSD_CHUNK * NP), scores(SSD_CHUNK * SSD_CHUNK),
           v(SSD_CHUNK * PP), to_end_v(SSD_CHUNK * PP), out(SSD_CHUNK * PP),
@@ -103,9 +104,12 @@ class Ssd {
     double sum = 0.;
     double sums[SSD_CHUNK];
     for (int64_t i = 0; i < t.rows; ++i) {
+      t.scale[i] = t.diagonal[i] = 0.f;
       if (i < t.steps) {
-        const int64_t k = t.chunk * SSD_CHUNK + i;
-        const double step = (double)a.log_decay[position(t.b, k) * H + h] * stretch(t.b, k);
+        const int64_t k = t.chunk * SSD_CHUNK + i, at = position(t.b, k) * H + h;
+        t.scale[i] = a.scale ? a.scale[at] : 1.f;
+        t.diagonal[i] = a.diagonal ? a.diagonal[at] : 0.f;
+        const double step = (double)a.log_decay[at] * stretch(t.b, k);
         sum += step < -1e4 ? -1e4 : step;  // is zero as well, and sums stay exact
       }
       sums[i] = sum * 1.4426950408889634;
@@ -114,10 +118,12 @@ class Ssd {
     for (int64_t i = 0; i < t.rows; ++i) t.to_end[i] = (float)(sums[t.rows - 1] - sums[i]);
     for (int64_t i = 0; i < t.rows; i += W) {
       store_full(t.from_start + i, exp2_(load_full(t.high + i)));
-      store_full(t.to_end + i, exp2_(load_full(t.to_end + i)));
+      const vf to_end = exp2_(load_full(t.to_end + i));
+      store_full(t.to_end + i, to_end);
+      store_full(t.scaled_to_end + i, to_end * load_full(t.scale + i));
     }
     t.whole = t.from_start[t.rows - 1];
-    scale_rows(t, t.v.data(), t.to_end, t.to_end_v.data());
+    scale_rows(t, t.v.data(), t.scaled_to_end, t.to_end_v.data());
   }
   void scale_rows(const Tile& t, const float* from, const float* by, float* to) const {
     for (int64_t i = 0; i < t.rows; ++i)
@@ -136,6 +142,10 @@ class Ssd {
     return lane < n;
   }
 
+  void add_diagonal(Tile& t) const {
+    for (int64_t i = 0; i < t.rows; ++i) t.masked.data()[i * TP + i] += t.diagonal[i];
+  }
+
   void forward_part(int64_t b, int64_t g, int64_t split) {
     Tile t(NP, PP);
     const int64_t h0 = g * per_group;
@@ -147,7 +157,9 @@ class Ssd {
         for (int64_t i = 0; i < t.rows; ++i)
           for (int64_t j = 0; j <= i; j += W)
             store_full(t.masked.data() + i * TP + j,
-                       load_full(t.scores.data() + i * TP + j) * decays(t, i, j));
+                       load_full(t.scores.data() + i * TP + j) * decays(t, i, j) *
+                           load_full(t.scale + j));
+        add_diagonal(t);
         Product y{t.masked.data(), TP, 1, t.v.data(), PP, t.out.data(), PP, t.rows, t.rows, PP};
         if (c > 0) {
           multiply<ALL>({t.q.data(), NP, 1, state_after(b, c - 1, h), PP, t.out.data(), PP, t.rows,
@@ -170,6 +182,7 @@ class Ssd {
     Buffer grad_scores, grad_masked;           // (T, T): over the heads of the group, of one head
     Buffer beforeT, afterT, grad_q_head;       // (P, N), (P, N), (T, N)
     float inside[SSD_CHUNK], reads[SSD_CHUNK], written[SSD_CHUNK];
+    float grad_scale[SSD_CHUNK];
     BackTile(int64_t NP, int64_t PP)
         : g(SSD_CHUNK * PP), from_start_g(SSD_CHUNK * PP), vT(SSD_CHUNK * PP), read(SSD_CHUNK * PP),
           grad_scores(SSD_CHUNK * SSD_CHUNK), grad_masked(SSD_CHUNK * SSD_CHUNK), beforeT(NP * PP),
@@ -187,7 +200,7 @@ class Ssd {
     for (int64_t i = 0; i < t.rows; i += W) sum_lanes(sums + i, to + i);
   }
 
-  // Masked scores of a head; its part of the gradient of the scores; and for each step the sum over
+  // Masked scores of a head; its part of the gradients of scores and scale; for each step the sum over
   // the pairs of visits between which it lies (never a difference of sums: strong decays would
   // drown in its rounding).
   void inside_chunk(Tile& t, BackTile& s) const {
@@ -197,16 +210,20 @@ class Ssd {
       for (int64_t j = 0; j <= i; j += W) {
         const int64_t at = i * TP + j;
         const vf decay = decays(t, i, j), of_masked = load_full(s.grad_masked.data() + at);
-        const vf masked = load_full(t.scores.data() + at) * decay;
-        store_full(t.masked.data() + at, masked);
+        const vf decayed = load_full(t.scores.data() + at) * decay, scale = load_full(t.scale + j);
+        store_full(t.masked.data() + at, decayed * scale);
         float* of_scores = s.grad_scores.data() + at;
-        store_full(of_scores, load_full(of_scores) + of_masked * decay);
-        const vf pairs = later[j / W] += masked * of_masked;
+        store_full(of_scores, load_full(of_scores) + of_masked * (decay * scale));
+        const vf pairs = (later[j / W] += decayed * of_masked) * scale;
         sum += j + W <= i ? pairs : lanes_below((int)(i - j)) ? pairs : (vf){};
       }
       sums[i] = sum;
     }
-    for (int64_t i = 0; i < t.rows; i += W) sum_lanes(sums + i, s.inside + i);
+    for (int64_t i = 0; i < t.rows; i += W) {
+      sum_lanes(sums + i, s.inside + i);
+      store_full(s.grad_scale + i, later[i / W]);
+    }
+    add_diagonal(t);
   }
 
   // after: the gradient of the head's state after the chunk, replaced by that before it.
@@ -223,8 +240,12 @@ class Ssd {
     Product grad_v{t.masked.data(), 1, TP, s.g.data(), PP, t.out.data(), PP, t.rows, t.rows, PP};
     if (!last) {  // what later chunks read of these visits
       multiply<ALL>({t.k.data(), NP, 1, after, PP, t.out.data(), PP, t.rows, NP, PP});
-      row_products(t, t.out.data(), t.to_end_v.data(), PP, s.written);
-      grad_v.base = grad_v.out, grad_v.scale = t.to_end, grad_v.scale_step = 1;
+      row_products(t, t.out.data(), t.v.data(), PP, s.written);
+      for (int64_t i = 0; i < t.rows; ++i) {
+        s.grad_scale[i] += t.to_end[i] * s.written[i];
+        s.written[i] *= t.scaled_to_end[i];
+      }
+      grad_v.base = grad_v.out, grad_v.scale = t.scaled_to_end, grad_v.scale_step = 1;
       transpose(after, s.afterT.data(), NP, PP);
       multiply<ALL>({t.to_end_v.data(), PP, 1, s.afterT.data(), NP, grad_k, NP, t.rows, PP, NP,
                      grad_k, &one});
@@ -247,7 +268,7 @@ class Ssd {
       }
       multiply<ALL>(state);
     }
-    store_decay_gradient(t, s, h, first, last, through);
+    store_gradients(t, s, h, first, last, through);
   }
   static float dot(const float* x, const float* y, int64_t n) {
     vf sums[W] = {};
@@ -261,15 +282,17 @@ class Ssd {
 
   // A step lies between: two visits of its chunk, the state and the visits from it on, the visits
   // before it and the states after, the states before and after.
-  void store_decay_gradient(const Tile& t, BackTile& s, int64_t h, bool first, bool last,
-                            float through) const {
+  void store_gradients(const Tile& t, BackTile& s, int64_t h, bool first, bool last,
+                       float through) const {
     float sum = through;
     for (int64_t i = t.steps - 1; i >= 0 && !first; --i) s.inside[i] += sum += s.reads[i];
     sum = 0.f;
     for (int64_t i = 0; i < t.steps && !last; ++i) s.inside[i] += sum, sum += s.written[i];
     for (int64_t i = 0; i < t.steps; ++i) {
-      const int64_t k = t.chunk * SSD_CHUNK + i;
-      a.glog_decay[position(t.b, k) * H + h] = s.inside[i] * stretch(t.b, k);
+      const int64_t k = t.chunk * SSD_CHUNK + i, at = position(t.b, k) * H + h;
+      a.glog_decay[at] = s.inside[i] * stretch(t.b, k);
+      if (a.gscale) a.gscale[at] = s.grad_scale[i];
+      if (a.gdiagonal) a.gdiagonal[at] = s.grad_masked.data()[i * TP + i];
     }
   }
 

@@ -16,15 +16,17 @@ from tread_ssm.scan.inputs import Gradients, SSDInputs
 from tread_ssm.scan.visits import check_gap, n_visits, output_like, row_stride
 
 FAST_ON = ("cpu",)
+FUSES_TERMS = True
 CHUNK, PAD = 64, 16  # as in csrc/ssd.h and csrc/product.h
-INTERFACE_VERSION = 1  # as in csrc/kernels.cpp
+INTERFACE_VERSION = 2  # as in csrc/kernels.cpp
 
 
 class _SsdArgs(ctypes.Structure):
     """SsdArgs of csrc/ssd.h, field by field."""
 
     _fields_ = compiled.fields(
-        "q k v grad_y log_decay order stretch states y gq gk gv glog_decay parallel",
+        "q k v grad_y log_decay scale diagonal order stretch states "
+        "y gq gk gv glog_decay gscale gdiagonal parallel",
         "q_stride k_stride v_stride grad_y_stride order_stride stretch_stride "
         "batch length visits groups state heads channels threads",
     )
@@ -70,15 +72,20 @@ def ssd_forward(x: SSDInputs) -> tuple[Tensor, Tensor]:
 
 
 def ssd_backward(grad_y: Tensor, x: SSDInputs, states: Tensor) -> Gradients:
-    """Gradients of q, k, v and log_decay, from the chunk states that the forward kept."""
+    """Gradients of all floating inputs, from the chunk states that the forward kept."""
     dtype = x.v.dtype
     x, grad_y, states = _native(x), compiled.native_rows(grad_y), states.contiguous()
-    gq, gk, gv, glog = (output_like(t, n_visits(x.v, x.order)) for t in x[:4])
+    visits = n_visits(x.v, x.order)
+    gq, gk, gv, glog = (output_like(t, visits) for t in x[:4])
+    gscale, gdiagonal = (
+        None if t is None else output_like(t, visits) for t in (x.scale, x.diagonal)
+    )
     _call(
         "ssd_backward", x, grad_y.stride(1),
         grad_y=grad_y, states=states, gq=gq, gk=gk, gv=gv, glog_decay=glog,
+        gscale=gscale, gdiagonal=gdiagonal,
     )  # fmt: skip
-    return gq.to(dtype), gk.to(dtype), gv.to(dtype), glog
+    return gq.to(dtype), gk.to(dtype), gv.to(dtype), glog, gscale, gdiagonal
 
 
 def _padded(n: int) -> int:
@@ -88,12 +95,12 @@ def _padded(n: int) -> int:
 def _native(x: SSDInputs) -> SSDInputs:
     """Contiguous and in dtypes that the kernels read; q, k and v may be slices of wider rows."""
     q, k, v = (compiled.native_rows(t) for t in x[:3])
-    order, gap = (None if t is None else t.contiguous() for t in (x.order, x.gap))
-    return SSDInputs(q, k, v, x.log_decay.contiguous(), order, gap)
+    order, gap, scale, diagonal = (None if t is None else t.contiguous() for t in x[4:])
+    return SSDInputs(q, k, v, x.log_decay.contiguous(), order, gap, scale, diagonal)
 
 
-def _call(name: str, x: SSDInputs, grad_y_stride: int = 0, **others: Tensor) -> None:
-    q, k, v, log_decay, order, gap = x
+def _call(name: str, x: SSDInputs, grad_y_stride: int = 0, **others: Tensor | None) -> None:
+    q, k, v, log_decay, order, gap, scale, diagonal = x
     check_gap(gap)
     stretch = None if gap is None else gap.to(torch.float32) + 1
     batch, length, heads, channels = v.shape
@@ -116,5 +123,6 @@ def _call(name: str, x: SSDInputs, grad_y_stride: int = 0, **others: Tensor) -> 
     )
     compiled.call(
         library(), name, args, x,
-        q=q, k=k, v=v, log_decay=log_decay, order=order, stretch=stretch, **others,
+        q=q, k=k, v=v, log_decay=log_decay, scale=scale, diagonal=diagonal, order=order,
+        stretch=stretch, **others,
     )  # fmt: skip

@@ -23,6 +23,7 @@ from tread_ssm.scan.inputs import Gradients, SSDInputs
 from tread_ssm.scan.visits import gap_scale, n_visits, visited_positions
 
 FAST_ON = ()
+FUSES_TERMS = False
 
 CHUNK = 64
 """Most visits of a chunk. On a CPU, at 64 to 366 visits, 32 is as fast and 128 half as fast."""
@@ -61,7 +62,7 @@ def ssd_forward(x: SSDInputs) -> tuple[Tensor, Tensor]:
 
 
 def ssd_backward(grad_y: Tensor, x: SSDInputs, states: Tensor) -> Gradients:
-    """Gradients of q, k, v and log_decay, from the states that the forward kept."""
+    """Gradients of q, k, v and log_decay, from the states that the forward kept, and two None."""
     visit = visited_positions(x.order, x.v)
     t = _in_chunks(x, visit)
     g = t.chunks(gathered_one(grad_y, visit).view(*t.shape))
@@ -94,6 +95,8 @@ def ssd_backward(grad_y: Tensor, x: SSDInputs, states: Tensor) -> Gradients:
         scattered(t.visits(grad_k), visit, x.k),
         scattered(t.visits(grad_v), visit, x.v),
         scattered(grad_decay, visit, x.log_decay),
+        None,
+        None,
     )
 
 

@@ -13,9 +13,17 @@ from tread_ssm.scan.inputs import Gradients, SSDInputs
 from tread_ssm.scan.selective.triton import unavailable
 from tread_ssm.scan.visits import n_visits, output_like, row_stride, rows_in_place
 
-__all__ = ["FAST_ON", "ssd_backward", "ssd_forward", "ssd_states_shape", "unavailable"]
+__all__ = [
+    "FAST_ON",
+    "FUSES_TERMS",
+    "ssd_backward",
+    "ssd_forward",
+    "ssd_states_shape",
+    "unavailable",
+]
 
 FAST_ON = ("cuda",)
+FUSES_TERMS = False
 
 CHUNK = 64
 """Visits of a chunk, and rows of the tensor cores' products."""
@@ -48,13 +56,13 @@ def ssd_forward(x: SSDInputs) -> tuple[Tensor, Tensor]:
     states = x.v.new_empty(ssd_states_shape(x), dtype=torch.float32)
     batch, _, heads, _ = x.v.shape
     forward_kernel[(batch * heads,)](
-        *x, y, states, *_sizes(x), *_strides(x.q, x.k, x.v), *_visit_strides(x), **_tiles(x)
+        *x[:6], y, states, *_sizes(x), *_strides(x.q, x.k, x.v), *_visit_strides(x), **_tiles(x)
     )
     return y, states
 
 
 def ssd_backward(grad_y: Tensor, x: SSDInputs, states: Tensor) -> Gradients:
-    """Gradients of q, k, v and log_decay, from the chunk states that the forward kept."""
+    """Gradients of q, k, v and log_decay, from the chunk states that the forward kept, and None."""
     from tread_ssm.scan.decayed.triton_kernels import (
         across_kernel,
         after_kernel,
@@ -79,9 +87,10 @@ def ssd_backward(grad_y: Tensor, x: SSDInputs, states: Tensor) -> Gradients:
     for index in range(heads // groups // ranges):
         sizes = (*_sizes(x), ranges, index, *strides)
         if chunks > 1:
-            across_kernel[(programs,)](g, *x, states, after, *grads, *sizes, **_tiles(x))
-        inside_kernel[(programs,)](g, *x, *grads, *sizes, **_tiles(x))
-    return sum_q.sum(3).to(x.q.dtype), sum_k.sum(3).to(x.k.dtype), grads[2], grads[3]
+            across_kernel[(programs,)](g, *x[:6], states, after, *grads, *sizes, **_tiles(x))
+        inside_kernel[(programs,)](g, *x[:6], *grads, *sizes, **_tiles(x))
+    of_q, of_k = sum_q.sum(3).to(x.q.dtype), sum_k.sum(3).to(x.k.dtype)
+    return of_q, of_k, grads[2], grads[3], None, None
 
 
 def _ranges(programs: int, per_group: int) -> int:
@@ -94,7 +103,7 @@ def _readable(x: SSDInputs) -> SSDInputs:
     """Contiguous, but q, k and v may be slices of wider rows."""
     order, gap = (None if t is None else t.contiguous() for t in (x.order, x.gap))
     q, k, v = (rows_in_place(t) for t in (x.q, x.k, x.v))
-    return SSDInputs(q, k, v, x.log_decay.contiguous(), order, gap)
+    return SSDInputs(q, k, v, x.log_decay.contiguous(), order, gap, None, None)
 
 
 def _sizes(x: SSDInputs) -> tuple[int, ...]:
