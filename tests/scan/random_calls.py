@@ -22,7 +22,7 @@ from tests.scan.selective.cases import (
     run_with_gradients,
     scan_inputs,
 )
-from tread_ssm.scan import causal_conv, selective_scan, ssd
+from tread_ssm.scan import causal_conv, gated_norm, selective_scan, ssd
 from tread_ssm.scan.compiled import DTYPES
 
 Inputs = dict[str, Any]
@@ -97,14 +97,31 @@ def _ssd(choose: random.Random, dtype: torch.dtype, seed: int) -> Inputs:
         states=choose.choice((1, 5, 16, 17)),
         channels=_channels(choose),
         decay=choose.choice(("usual", "near_0", "strong", "mixed")),
+        terms=choose.random() < 0.5,
     )
     return ssd_inputs(case, dtype, seed=seed)
+
+
+def gate(u: Tensor, z: Tensor, weight: Tensor | None, groups: int, **options: Any) -> Tensor:
+    """gated_norm; its argument y is called u here, because y is what comes out."""
+    return gated_norm(u, z, weight, groups, **options)
+
+
+def _gate(choose: random.Random, dtype: torch.dtype, seed: int) -> Inputs:
+    groups, weight = choose.choice((1, 2, 3)), choose.random() < 0.7
+    shape = (choose.randint(1, 3), choose.choice((1, 2, 5, 33)), groups * (_channels(choose) + 2))
+    g = torch.Generator().manual_seed(seed)
+    u, z = (torch.randn(shape, generator=g).to(dtype) for _ in range(2))
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    w = torch.rand(shape[-1], generator=g).to(wide) if weight else None
+    return {"u": u, "z": z, "weight": w, "groups": groups}
 
 
 OPERATIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Inputs]]] = {
     "scan": (selective_scan, _scan),
     "conv": (causal_conv, _conv),
     "ssd": (ssd, _ssd),
+    "gate": (gate, _gate),
 }
 
 

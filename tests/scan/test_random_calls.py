@@ -15,7 +15,7 @@ from tread_ssm.scan.compiled import DTYPES
 from tread_ssm.scan.selective import cpu
 
 COMPILED = cpu.library() is not None
-PLAIN = {"scan": "chunked", "conv": "chunked", "ssd": "matmul"}
+PLAIN = {"scan": "chunked", "conv": "chunked", "ssd": "matmul", "gate": "reference"}
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.scan.random_calls import gate
 from tests.scan.selective.cases import (
     TOLERANCE,
     assert_close_to_reference,
@@ -32,10 +33,6 @@ def inputs_of(shape: tuple[int, ...], dtype: torch.dtype, weight: bool = True) -
     return {"u": y.to(dtype), "z": z.to(dtype), "weight": w, "groups": shape[3]}
 
 
-def norm(u: Tensor, z: Tensor, weight: Tensor | None, groups: int, **options: object) -> Tensor:
-    return gated_norm(u, z, weight, groups, **options)
-
-
 def by_hand(u: Tensor, z: Tensor, weight: Tensor | None, groups: int) -> Tensor:
     gated = u * z / (1 + torch.exp(-z))
     if weight is None:
@@ -48,7 +45,7 @@ def by_hand(u: Tensor, z: Tensor, weight: Tensor | None, groups: int) -> Tensor:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_specification_is_its_formula(shape: tuple[int, ...], weight: bool) -> None:
     inputs = inputs_of(shape, torch.float64, weight)
-    got, want = run_with_gradients(norm, inputs), run_with_gradients(by_hand, inputs)
+    got, want = run_with_gradients(gate, inputs), run_with_gradients(by_hand, inputs)
     for name in want:
         assert relative_rms(got[name], want[name]) < 1e-13, name
 
@@ -59,7 +56,7 @@ def test_the_specification_is_its_formula(shape: tuple[int, ...], weight: bool) 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_backends(backend: str, shape: tuple[int, ...], weight: bool, dtype: torch.dtype) -> None:
     inputs = inputs_of(shape, dtype, weight)
-    assert_close_to_reference(norm, inputs, backend, TOLERANCE[dtype])
+    assert_close_to_reference(gate, inputs, backend, TOLERANCE[dtype])
 
 
 @needs_kernels
@@ -73,8 +70,8 @@ def test_every_instruction_set_and_number_of_threads(
     monkeypatch.setattr(cpu, "library", lambda: (level, kernels))
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     inputs = inputs_of((3, 7, 66, 2), torch.float32)
-    assert_close_to_reference(norm, inputs, "cpu", TOLERANCE[torch.float32])
-    first, second = (run_with_gradients(norm, inputs, backend="cpu") for _ in range(2))
+    assert_close_to_reference(gate, inputs, "cpu", TOLERANCE[torch.float32])
+    first, second = (run_with_gradients(gate, inputs, backend="cpu") for _ in range(2))
     for name in first:
         assert torch.equal(first[name], second[name]), name
 
@@ -85,8 +82,8 @@ def test_slices_of_wider_rows_are_read_in_place() -> None:
     rows = torch.cat([inputs["u"], inputs["z"], torch.full((2, 5, 3), torch.nan)], -1)
     u, z, _ = rows.split([24, 24, 3], -1)
     assert all(compiled.native_rows(x) is x for x in (u, z))
-    got = run_with_gradients(norm, {**inputs, "u": u, "z": z}, backend="cpu")
-    want = run_with_gradients(norm, inputs, backend="cpu")
+    got = run_with_gradients(gate, {**inputs, "u": u, "z": z}, backend="cpu")
+    want = run_with_gradients(gate, inputs, backend="cpu")
     for name in want:
         assert torch.equal(got[name], want[name]), name
 
@@ -102,7 +99,7 @@ def test_opcheck(backend: str) -> None:
 def test_nan_comes_through() -> None:
     inputs = inputs_of((1, 3, 24, 1), torch.float32)
     inputs["z"][0, 1, 5] = torch.nan
-    y = norm(**inputs)
+    y = gate(**inputs)
     assert y[0, 1].isnan().all() and y[0, [0, 2]].isfinite().all()
 
 
