@@ -35,12 +35,13 @@ ALLOWED = {
     "plots": {"files", "routing", "tokens"},
     "report": CORE
     | {"data", "config", "pretrained", "sampling", "evaluation", "training", "plots"},
+    "app": CORE | {"data", "config", "pretrained", "sampling", "plots"},
     "launcher": {"errors", "processes"},
     "command": GROUND | {"launcher"},
     "env": {"scan"},
     "commands": CORE
     | {"data", "config", "pretrained", "sampling", "evaluation", "training", "plots", "report"}
-    | {"command", "env", "posthoc"},
+    | {"command", "env", "posthoc", "app"},
     "__main__": {"commands"},
     "__init__": {"routing", "scan", "models", "pretrained", "sampling.pictures"},
 }

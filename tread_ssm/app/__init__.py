@@ -1,0 +1,1 @@
+"""A page to play with trained runs: what it computes (`play`), and how it looks (`page`)."""
