@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tread_ssm.commands import convert
+from tread_ssm.diffusion import Flow
 from tread_ssm.files import write_manifest
 from tread_ssm.models import DiMConfig, DiT, DiTConfig
 from tread_ssm.models.convert import to_published
@@ -108,6 +109,41 @@ def test_back_is_exact_and_overwrites_nothing(
     assert all(torch.equal(again[n], t) for n, t in ours.items())
     assert convert.main([*new, "--heads", "2"]) == 2
     assert "holds weights already" in capsys.readouterr().err
+
+
+def sit_checkpoint(path: Path, **options: object) -> Path:
+    args = argparse.Namespace(**{"path_type": "Linear", "prediction": "velocity", **options})
+    torch.save({"ema": weights(), "model": weights(), "opt": {}, "args": args}, path)
+    return path
+
+
+def new(source: str, weights: Path, out: Path) -> list[str]:
+    return ["--from", source, "--weights", str(weights), "--out", str(out), "--heads", "2"]
+
+
+def test_a_sit_becomes_a_flow_and_never_a_noise_predictor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = sit_checkpoint(tmp_path / "0400000.pt")
+    assert convert.main(new("dit", file, tmp_path / "a")) == 2
+    assert "by the training options in it, it is SiT's; use --from sit" in (
+        capsys.readouterr().err
+    )
+    assert convert.main(new("sit", file, tmp_path / "a")) == 0
+    assert "SiT of 2 blocks" in capsys.readouterr().out
+    run = load_export(tmp_path / "a")[1]
+    assert run.objective == Flow(sit=True) and run.model == CONFIG
+
+    torch.save(weights(), tmp_path / "SiT-XL-2-256.pt")
+    assert convert.main(new("dit", tmp_path / "SiT-XL-2-256.pt", tmp_path / "b")) == 2
+    assert "by its name, it is SiT's" in capsys.readouterr().err
+    torch.save(weights(), tmp_path / "DiT-XL-2-256x256.pt")
+    assert convert.main(new("sit", tmp_path / "DiT-XL-2-256x256.pt", tmp_path / "b")) == 2
+    assert "by its name, it is DiT's; use --from dit" in capsys.readouterr().err
+    odd = sit_checkpoint(tmp_path / "odd.pt", path_type="GVP")
+    assert convert.main(new("sit", odd, tmp_path / "b")) == 2
+    assert "trained with path_type 'GVP'; only 'Linear' is known" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
 
 
 def test_what_is_no_dit_is_refused(

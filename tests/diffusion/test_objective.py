@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from tests.diffusion.oracle import OBJECTIVES, Oracle, Tiny
-from tread_ssm.diffusion import EDM, Flow, NoisePrediction, Objective
+from tread_ssm.routing import Draw
+from tread_ssm.diffusion import EDM, Flow, NoisePrediction, Objective, euler
 
 each = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
 
@@ -230,3 +231,27 @@ def test_a_learned_variance_is_left_aside_in_sampling_and_refused_in_training() 
         NoisePrediction().loss_terms(learned, x, labels, t, noise)
     with pytest.raises(ValueError, match="build it with 2 output channels"):
         EDM().denoiser(learned)(x, 1.0, labels)
+
+
+def test_a_network_of_sits_code_is_asked_as_its_own_sampler_asks_it() -> None:
+    """SiT: time runs from noise at 0 to data at 1, dx / dt = v, and a variance is ignored."""
+
+    def sit(x: Tensor, t: Tensor, labels: Tensor, *, routing: Draw = ()) -> Tensor:
+        velocity = torch.sin(3 * x) * (1 + t[:, None, None, None])
+        return torch.cat([velocity, torch.full_like(x, 7.0)], dim=1)
+
+    flow, labels = Flow(sit=True), torch.zeros(2, dtype=torch.int64)
+    noise = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)).double()
+    x, n = noise, 8
+    for i in range(n):  # Euler along SiT's time
+        x = x + sit(x, torch.full((2,), i / n).double(), labels)[:, :3] / n
+    found = euler(flow.denoiser(sit), flow, noise, flow.timesteps(n), labels)
+    torch.testing.assert_close(found, x, rtol=1e-9, atol=1e-9)
+
+    data, t = torch.randn_like(noise), torch.tensor([0.2, 0.7]).double()
+    terms = flow.loss_terms(sit, data, labels, t, noise)
+    mixed = (1 - t.view(2, 1, 1, 1)) * data + t.view(2, 1, 1, 1) * noise
+    expected = (sit(mixed, 1 - t, labels)[:, :3] - (data - noise)) ** 2
+    torch.testing.assert_close(terms.loss_map, expected)
+    with pytest.raises(ValueError, match="predict a velocity; leave predict"):
+        Flow(sit=True, predict="data")

@@ -4,6 +4,8 @@ From facebookresearch/DiT's layout, whether published or trained with that code 
 weights are taken):
     tread-ssm convert --from dit --weights DiT-XL-2-256x256.pt --out runs/dit
     tread-ssm sample --run runs/dit --class "golden retriever"
+SiT's files have the same layout, but another objective; say which it is:
+    tread-ssm convert --from sit --weights SiT-XL-2-256.pt --out runs/sit
 And back, from any DiT of ours:
     tread-ssm convert --to dit --run runs/dit --out dit.pt
 
@@ -14,10 +16,11 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,12 +29,33 @@ from tread_ssm.command import parser, run
 from tread_ssm.config.run import SampleConfig
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.data import LatentValues
-from tread_ssm.diffusion import NoisePrediction
+from tread_ssm.diffusion import Flow, NoisePrediction, Objective
 from tread_ssm.errors import ConfigError
 from tread_ssm.files import replacing
 from tread_ssm.models import DiTConfig
 from tread_ssm.models.convert import from_published, to_published
 from tread_ssm.pretrained import Export, export, load_export
+
+_NAMES = {"dit": "DiT", "sit": "SiT"}
+_OBJECTIVES: dict[str, Objective] = {
+    # DDPM's chain, with the learned variance left aside; see NoisePrediction.denoiser.
+    "dit": NoisePrediction(betas="linear", beta_start=1e-4, beta_end=0.02),
+    "sit": Flow(sit=True),
+}
+# Options of SiT's training script that DiT's has not, and the ones that `Flow` stands for.
+_SITS = {"path_type": "Linear", "prediction": "velocity"}
+
+
+class _Held(NamedTuple):
+    """What a .pt file holds.
+
+    Attributes:
+        weights: The tensors by their names, averaged ones where there are any.
+        options: Of the training script's command line. None: not a training checkpoint.
+    """
+
+    weights: Mapping[str, Tensor]
+    options: Mapping[str, Any] | None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     read = parser("convert", __doc__)
     way = read.add_mutually_exclusive_group(required=True)
-    way.add_argument("--from", dest="source", choices=["dit"], help="layout of --weights")
+    way.add_argument("--from", dest="source", choices=["dit", "sit"], help="whose --weights are")
     way.add_argument("--to", dest="target", choices=["dit"], help="layout of --out")
     add = read.add_argument
     add("--weights", type=Path, metavar="FILE", help="the .pt file to read, for --from")
@@ -60,14 +84,15 @@ def _import(args: argparse.Namespace) -> None:
     if (args.out / "ema.safetensors").exists():
         raise ConfigError(f"--out: {args.out} holds weights already; name another folder.")
     try:
-        config, weights = from_published(_read(args.weights), args.heads)
+        held = _read(args.weights)
+        _check_project(args.source, args.weights, held)
+        config, weights = from_published(held.weights, args.heads)
     except ValueError as error:
         raise ConfigError(f"--weights: {args.weights}: {error}") from None
     description = Export(
         step=args.step,
         model=config,
-        # DDPM's chain, with the learned variance left aside; see NoisePrediction.denoiser.
-        objective=NoisePrediction(betas="linear", beta_start=1e-4, beta_end=0.02),
+        objective=_OBJECTIVES[args.source],
         class_names=_class_names(config.n_classes),
         values=LatentValues(scale=0.18215, vae="stabilityai/sd-vae-ft-ema"),
         routes=(),
@@ -76,8 +101,8 @@ def _import(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     export(args.out, weights, description)
     print(
-        f"{args.out}: DiT of {config.depth} blocks, {config.dim} channels, {config.heads} heads, "
-        f"patch {config.patch}; {config.image_size} x {config.image_size} x {config.channels}, "
+        f"{args.out}: {_NAMES[args.source]} of {config.depth} blocks, {config.dim} channels, "
+        f"{config.heads} heads, patch {config.patch}; {config.image_size} x {config.image_size} x {config.channels}, "
         f"{config.n_classes} classes"
     )
 
@@ -99,7 +124,31 @@ def _export(args: argparse.Namespace) -> None:
         print(f"note: they were trained for {objective.kind}, which the file does not tell.")
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
+def _check_project(source: str, path: Path, held: _Held) -> None:
+    """Refuse a file of the other project, whose network would make noise of it.
+
+    The two layouts are the same. Training checkpoints tell by the options that they hold, others
+    perhaps by their name. Raises ConfigError.
+    """
+    other, options = {"dit": "sit", "sit": "dit"}[source], held.options
+    if options is None:
+        words = re.split(r"[^a-z]+", path.stem.lower())
+        wrong, why = other in words and source not in words, "by its name"
+    else:
+        wrong = ("path_type" in options) != (source == "sit")
+        why = "by the training options in it"
+    if wrong:
+        raise ConfigError(
+            f"{why}, it is {_NAMES[other]}'s; use --from {other}. Names and shapes are the same, "
+            f"but not what the network predicts."
+        )
+    for option, known in _SITS.items():
+        found = (options or {}).get(option, known)
+        if found != known:
+            raise ConfigError(f"it was trained with {option} {found!r}; only {known!r} is known.")
+
+
+def _read(path: Path) -> _Held:
     """The tensors of a .pt file: a state dict, or a training checkpoint that holds one.
 
     Nothing but tensors and plain data is unpickled. Raises ConfigError, OSError.
@@ -111,12 +160,13 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"no .pt file of tensors: {reason}") from None
+    options = found.get("args") if isinstance(found, Mapping) else None
     for key in ("ema", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
     if not isinstance(found, Mapping) or not all(isinstance(t, Tensor) for t in found.values()):
         raise ConfigError("it holds no state dict, which is a dict of tensors by their names.")
-    return found
+    return _Held(found, None if options is None else vars(options))
 
 
 def _class_names(n_classes: int) -> tuple[str, ...]:

@@ -49,6 +49,8 @@ class Flow:
         mean: Mean of that normal number; a positive one trains more on noisy images.
         std: Standard deviation of that normal number.
         predict: What the network's output is: the velocity noise - x0, or the clean data.
+        sit: The network is one of SiT's code (Ma et al., arXiv 2401.08740): it is told 1 - t, 0 for
+            noise and 1 for data, and its velocity is x0 - noise. A learned variance is left aside.
     """
 
     kind: Literal["flow"] = "flow"
@@ -56,6 +58,7 @@ class Flow:
     mean: float = 0.0
     std: float = 1.0
     predict: Prediction = "velocity"
+    sit: bool = False
 
     straight: ClassVar[bool] = True
     t_max: ClassVar[float] = 1.0
@@ -66,6 +69,8 @@ class Flow:
                 raise ValueError(
                     f"Flow: {name} is {getattr(self, name)!r}; use one of {', '.join(known)}."
                 )
+        if self.sit and self.predict != "velocity":
+            raise ValueError("Flow: SiT's networks predict a velocity; leave predict or sit out.")
         check_positive("Flow: std", self.std)
         if not math.isfinite(self.mean):
             raise ValueError(f"Flow: mean is {self.mean}; it must be finite.")
@@ -106,7 +111,7 @@ class Flow:
         check_batch(x, t, noise)
         t_B111 = per_sample(t)
         noisy = (1 - t_B111) * x + t_B111 * noise
-        output = predict(model, noisy, 1000 * wide(t), labels, routing)
+        output = self._output(model, noisy, wide(t), labels, routing)
         if self.predict == "velocity":
             return LossTerms((output - (noise - x)) ** 2, noisy - t_B111 * output, noisy, output)
         divisor = t_B111.clamp_min(T_MIN)
@@ -117,7 +122,15 @@ class Flow:
         """The estimate of x0: the network's output, or x - t * velocity."""
 
         def denoise(x: Tensor, t: float, labels: Tensor, routing: Draw = ()) -> Tensor:
-            output = predict(model, x, 1000 * full_t(t, x), labels, routing)
+            output = self._output(model, x, full_t(t, x), labels, routing)
             return output if self.predict == "data" else x - t * output
 
         return denoise
+
+    def _output(
+        self, model: Network, x: Tensor, t: Tensor, labels: Tensor, routing: Draw
+    ) -> Tensor:
+        """What the network says of x_BCHW at t_B: our velocity, or the data."""
+        if self.sit:
+            return -predict(model, x, 1 - t, labels, routing, learned_variance=True)
+        return predict(model, x, 1000 * t, labels, routing)
