@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from tests.diffusion.oracle import OBJECTIVES, Oracle, Tiny
-from tread_ssm.routing import Draw
 from tread_ssm.diffusion import EDM, Flow, NoisePrediction, Objective, euler
+from tread_ssm.routing import Draw
 
 each = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
 

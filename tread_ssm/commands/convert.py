@@ -102,8 +102,8 @@ def _import(args: argparse.Namespace) -> None:
     export(args.out, weights, description)
     print(
         f"{args.out}: {_NAMES[args.source]} of {config.depth} blocks, {config.dim} channels, "
-        f"{config.heads} heads, patch {config.patch}; {config.image_size} x {config.image_size} x {config.channels}, "
-        f"{config.n_classes} classes"
+        f"{config.heads} heads, patch {config.patch}; {config.image_size} x {config.image_size} x "
+        f"{config.channels}, {config.n_classes} classes"
     )
 
 
