@@ -1,8 +1,9 @@
-"""`tread-ssm average` as a file."""
+"""`tread-ssm average` as a file, for `accelerate launch scripts/average.py`."""
 
 import sys
 
 from tread_ssm.commands.average import main
+from tread_ssm.launcher import announced
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(announced(main()))

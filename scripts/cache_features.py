@@ -3,6 +3,7 @@
 import sys
 
 from tread_ssm.commands.cache import main
+from tread_ssm.launcher import announced
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(announced(main()))

@@ -255,3 +255,29 @@ def test_a_network_of_sits_code_is_asked_as_its_own_sampler_asks_it() -> None:
     torch.testing.assert_close(terms.loss_map, expected)
     with pytest.raises(ValueError, match="predict a velocity; leave predict"):
         Flow(sit=True, predict="data")
+
+
+@pytest.mark.parametrize("time", ["uniform", "logit_normal"])
+def test_a_shift_multiplies_the_ratio_of_noise_to_data(time: str) -> None:
+    plain, shifted = (Flow(time=time, shift=s) for s in (1.0, 2.5))  # type: ignore[arg-type]
+    samples = [
+        flow.sample_t(500, torch.Generator().manual_seed(3)).double() for flow in (plain, shifted)
+    ]
+    steps = [flow.timesteps(7) for flow in (plain, shifted)]
+    assert steps[1][0] == 1 and steps[1][-1] == 0
+    for before, after in (samples, [t[1:-1] for t in steps]):
+        # sigma / alpha = t / (1 - t), multiplied out
+        expected = 2.5 * before * (1 - after)
+        torch.testing.assert_close(after * (1 - before), expected, rtol=0, atol=1e-6)
+    rng = torch.Generator().manual_seed(3)
+    drawn = torch.rand(500, generator=rng)
+    if time == "logit_normal":
+        drawn = torch.randn(500, generator=torch.Generator().manual_seed(3)).sigmoid()
+    assert torch.equal(samples[0], drawn.double())  # 1 changes no bit
+    assert torch.equal(steps[0], torch.linspace(1, 0, 8, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_shift_that_is_none_is_refused(shift: float) -> None:
+    with pytest.raises(ValueError, match="Flow: shift is"):
+        Flow(shift=shift)
