@@ -162,6 +162,12 @@ def test_route_guidance_of_equal_passes_is_the_pass_itself(draw: Draw) -> None:
         (["--steps", "0"], ["steps is 0"]),
         (["--strong-drop", "0.3"], ["strong_drop is 0.3, but weak_drop is not set"]),
         (["--guidance", "nan"], ["guidance is nan"]),
+        (
+            ["--guided-by", "routes"],
+            ["weak_drop None; guidance by routes needs weak_drop"],
+        ),
+        (["--guided-by", "model", "--weak-run", "nowhere"], ["nowhere holds no ema.safetensors"]),
+        (["--guidance-channels", "4"], ["channels is 4, but there are 3"]),
         (["--vae", "stabilityai/sd-vae-ft-ema"], ["vae is stabilityai", "pixels"]),
         (["--device", "cdua"], ["--device cdua cannot be used"]),
         (["--per-class", "0"], ["--per-class is 0"]),

@@ -6,7 +6,18 @@ import pytest
 import torch
 
 from tests.diffusion.oracle import Tiny
-from tread_ssm.diffusion import Flow, classifier_free, heun, route_guidance
+from tread_ssm.diffusion import (
+    EDM,
+    Extrapolation,
+    Flow,
+    classifier_free,
+    edm_churn,
+    euler,
+    guide,
+    heun,
+    path_guidance,
+    route_guidance,
+)
 from tread_ssm.routing import Draw, Route, RoutePlan
 
 FLOW, NULL, GRID = Flow(), 4, (4, 4)
@@ -138,7 +149,86 @@ def test_the_other_way_round_is_refused_because_both_labels_would_keep_different
         classifier_free(routed, 2.0, NULL)(X, 0.5, LABELS)
 
 
+def test_another_network_guides_by_the_same_formula() -> None:
+    strong, weak = network(), network()
+    with torch.no_grad():
+        for parameter in weak.parameters():
+            parameter.mul_(0.5)
+    good, bad = FLOW.denoiser(strong), FLOW.denoiser(weak)
+    found = guide(good, bad, Extrapolation(1.7))(X, 0.5, LABELS)
+    low, high = bad(X, 0.5, LABELS), good(X, 0.5, LABELS)
+    torch.testing.assert_close(found, low + 1.7 * (high - low))
+    assert guide(good, bad, Extrapolation(1.0)) is good
+
+
+def test_path_guidance_skips_the_routes_blocks_and_the_class_in_the_weak_pass() -> None:
+    model = network()
+    plain = FLOW.denoiser(model)
+    found = path_guidance(plain, PLAN, GRID, Extrapolation(2.5), NULL)(X, 0.5, LABELS)
+    (strong_labels, strong), (weak_labels, weak) = model.seen
+    assert torch.equal(strong_labels, LABELS) and strong == ()
+    assert weak_labels.tolist() == [NULL] * 3
+    assert [(s.index.shape, s.length) for _, s in weak] == [((3, 0), 16)] * 2
+    low, high = plain(X, 0.5, weak_labels, weak), plain(X, 0.5, LABELS)
+    torch.testing.assert_close(found, low + 2.5 * (high - low))
+
+
+STEPS = (1.0, 0.75, 0.5, 0.25, 0.0)
+
+
+@pytest.mark.parametrize("kind", ["class", "path", "routes", "model"])
+def test_an_interval_is_decided_once_a_step(kind: str) -> None:
+    """The step from 0.75 to 0.5 is guided in both of its calls, that from 1.0 in neither."""
+    model, weak = network(), network()
+    plain, interval = FLOW.denoiser(model), (0.5, 0.8)
+    rule = Extrapolation(2.0, interval)
+    guided = {
+        "class": classifier_free(plain, 2.0, NULL, interval),
+        "path": path_guidance(plain, PLAN, GRID, rule, NULL),
+        "routes": route_guidance(plain, PLAN, 2.0, 0.5, 0.0, drawer(), interval=interval),
+        "model": guide(plain, FLOW.denoiser(weak), rule),
+    }[kind]
+    heun(guided, FLOW, X, torch.tensor(STEPS), LABELS)
+    calls = [[3], [3], [6], [6], [3], [3], [3]]
+    if kind != "class":
+        twice = [3] if kind == "model" else [3, 3]
+        calls = [[3], [3], twice, twice, [3], [3], [3]]
+        assert len(weak.seen) == (2 if kind == "model" else 0)
+    assert [len(labels) for labels, _ in model.seen] == [n for call in calls for n in call]
+
+
+def test_a_step_that_adds_noise_first_is_guided_by_where_it_began() -> None:
+    model, objective = network(), EDM()
+    at = (0.3, 0.45)
+    guided = classifier_free(objective.denoiser(model), 2.0, NULL, interval=at)
+    steps = torch.tensor([0.5, 0.4, 0.2, 0.0])
+    edm_churn(guided, objective, X, steps, LABELS, fresh=lambda i: torch.ones_like(X))
+    assert [len(labels) for labels, _ in model.seen] == [3, 3, 6, 6, 3]
+    model.seen.clear()
+    euler(guided, objective, X, steps, LABELS)
+    assert [len(labels) for labels, _ in model.seen] == [3, 6, 3]
+
+
+def test_channels_that_are_not_guided_come_from_the_strong_pass() -> None:
+    plain = FLOW.denoiser(network())
+    all_of_them = classifier_free(plain, 3.0, NULL)(X, 0.5, LABELS)
+    first = classifier_free(plain, 3.0, NULL, channels=1)(X, 0.5, LABELS)
+    assert torch.equal(first[:, :1], all_of_them[:, :1])
+    assert torch.equal(first[:, 1:], plain(X, 0.5, LABELS)[:, 1:])
+    both = classifier_free(plain, 3.0, NULL, channels=2)(X, 0.5, LABELS)
+    assert torch.equal(both, all_of_them)
+    with pytest.raises(ValueError, match="channels is 3, but there are 2"):
+        classifier_free(plain, 3.0, NULL, channels=3)(X, 0.5, LABELS)
+    with pytest.raises(ValueError, match="channels is 0"):
+        Extrapolation(2.0, channels=0)
+
+
 def test_impossible_guidance_is_refused() -> None:
+    with pytest.raises(ValueError, match="no route, so there is nothing to skip"):
+        path_guidance(FLOW.denoiser(network()), RoutePlan((), 8), GRID, Extrapolation(2.0))
+    by_path = path_guidance(FLOW.denoiser(network()), PLAN, GRID, Extrapolation(2.0))
+    with pytest.raises(ValueError, match="path_guidance: it draws the routing itself"):
+        by_path(X, 0.5, LABELS, PLAN.draw(3, GRID))
     plain = FLOW.denoiser(network())
     with pytest.raises(ValueError, match="interval is"):
         classifier_free(plain, 2.0, NULL, interval=(0.6, 0.2))

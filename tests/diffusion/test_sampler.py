@@ -200,7 +200,9 @@ def test_few_steps_are_finite_and_the_last_word_is_the_denoiser(
     said = []
     inner = objective.denoiser(Tiny(channels=1))
 
-    def denoise(x: Tensor, t: float, labels: Tensor, routing: Any = ()) -> Tensor:
+    def denoise(
+        x: Tensor, t: float, labels: Tensor, routing: Any = (), *, step_t: Any = None
+    ) -> Tensor:
         said.append((inner(x, t, labels), t))
         return said[-1][0]
 
@@ -279,7 +281,9 @@ def test_unknown_samplers_are_refused_with_the_known_ones() -> None:
 def test_edm_starts_from_sigma_max_times_the_noise() -> None:
     seen: list[Tensor] = []
 
-    def denoise(x: Tensor, t: float, labels: Tensor, routing: Any = ()) -> Tensor:
+    def denoise(
+        x: Tensor, t: float, labels: Tensor, routing: Any = (), *, step_t: Any = None
+    ) -> Tensor:
         seen.append(x)
         return x
 

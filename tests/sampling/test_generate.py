@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +14,14 @@ from tread_ssm.config.run import SampleConfig
 from tread_ssm.data import PixelValues
 from tread_ssm.diffusion import EDM, Flow, NoisePrediction, Objective
 from tread_ssm.models import DiMConfig, DiTConfig
-from tread_ssm.pretrained import Export
+from tread_ssm.pretrained import Export, export
 from tread_ssm.routing import Cells, Draw, Route, RoutePlan, Segments
 from tread_ssm.sampling.generate import (
     Recipe,
     RouteGuidance,
     Samples,
     generate,
+    generate_all,
     noise_of,
     sample_labels,
     shares,
@@ -113,6 +115,7 @@ RECIPES = {
     "plain": (DIM, Flow(), Recipe(steps=4)),
     "labels": (DIM, EDM(), Recipe(steps=4, guidance=2.0, interval=(0.1, 5.0))),
     "routes": (DIM, Flow(), Recipe(steps=4, guidance=1.5, weak_drop=0.5, strong_drop=0.25)),
+    "path": (DIM, Flow(), Recipe(steps=4, guidance=1.5, guided_by="path", interval=(0.2, 0.9))),
     "stochastic": (DIM, Flow(), Recipe(steps=4, guidance=2.0, sampler="euler_maruyama")),
     "transformer": (DIT, NoisePrediction(), Recipe(steps=5, guidance=1.5, weak_drop=0.5)),
 }
@@ -178,6 +181,27 @@ def test_half_precision_is_close_and_the_samplers_numbers_stay_wide() -> None:
     assert 0 < difference < 0.05
 
 
+def test_another_run_guides_and_must_fit(tmp_path: Path) -> None:
+    model, run = network(DIM), described()
+    labels, decode = sample_labels(2, range(4), seed=0), decoder(run.values, None, "cpu")
+
+    def draw(recipe: Recipe, run: Export = run) -> np.ndarray:
+        return generate_all(model, run, recipe, labels, seed=0, decode=decode)
+
+    export(tmp_path / "same", model.state_dict(), run)
+    weaker = {n: t * 0.9 for n, t in model.state_dict().items()}
+    export(tmp_path / "weaker", weaker, run)
+    plain = draw(Recipe(steps=3))
+    by = Recipe(steps=3, guidance=3.0, guided_by="model", weak_run=str(tmp_path / "same"))
+    assert np.abs(draw(by).astype(int) - plain).max() <= 1  # a model leads away from itself nowhere
+    by = replace(by, weak_run=str(tmp_path / "weaker"))
+    assert np.abs(draw(by).astype(int) - plain).max() > 1
+    with pytest.raises(ValueError, match=r"weaker was trained with Flow.*with EDM"):
+        draw(by, described(objective=EDM()))
+    with pytest.raises(ValueError, match=r"n_classes 4, the guided network 5; they must agree"):
+        draw(by, described(replace(DIM, n_classes=5)))
+
+
 def test_what_cannot_be_drawn_is_refused() -> None:
     model, labels = network(DIM), torch.zeros(1, dtype=torch.int64)
 
@@ -185,10 +209,12 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         decode = decoder(run.values, None, "cpu")
         list(generate(model, run, recipe, shares(1, 1), labels, seed=0, decode=decode))
 
+    with pytest.raises(ValueError, match=r"guided_by is 'path' and weak_drop 0\.5; guidance by"):
+        Recipe(steps=1, guided_by="path", weak_drop=0.5)
+    with pytest.raises(ValueError, match=r"guided_by is 'model' and weak_run None; .* needs weak"):
+        Recipe(steps=1, guided_by="model")
     with pytest.raises(ValueError, match="trained with routes"):
         draw(replace(described(), routes=()), Recipe(steps=1, weak_drop=0.5))
-    with pytest.raises(ValueError, match="interval belongs to"):
-        draw(described(), Recipe(steps=1, weak_drop=0.5, interval=(0.0, 1.0)))
     with pytest.raises(ValueError, match="cannot be cut into cells of 3 x 3"):
         cells = Route(0, 1, select=Cells(3))
         draw(replace(described(), routes=(cells,)), Recipe(steps=1, guidance=2.0, weak_drop=0.5))

@@ -35,6 +35,7 @@ from tread_ssm.pretrained import Export, load_export
 from tread_ssm.processes import gathered, world
 from tread_ssm.sampling.adm_npz import Parts
 from tread_ssm.sampling.classes import class_number
+from tread_ssm.sampling.cost import cost_text
 from tread_ssm.sampling.generate import (
     Recipe,
     Samples,
@@ -128,6 +129,7 @@ def _sample_grid(args: argparse.Namespace) -> None:
     recipe, decode = recipe_of(described, args), _grid_decoder(described, args.vae, place)
     labels = torch.tensor(rows).repeat_interleave(args.per_class)
     total = len(exports) * len(shares(len(labels), args.batch)) * recipe.steps
+    print(cost_text(described, recipe))
     with tqdm(total=total, unit="step", desc="sampling") as bar:
 
         def on_step(done: int, steps: int) -> None:
@@ -182,6 +184,7 @@ def _sample_set(args: argparse.Namespace) -> None:
         return
     _check_fits(args, described, parts)
     decode = decoder(described.values, args.vae, place)
+    say(cost_text(described, recipe))
     if is_main():
         if args.png is not None and not parts.begun() and any(args.png.glob("*.png")):
             # Those of a larger set would stay, and be taken for this one's.
@@ -261,12 +264,13 @@ def _record(
     args: argparse.Namespace, described: Export, recipe: Recipe, digest: str
 ) -> dict[str, Any]:
     """What a set depends on."""
-    values = described.values
+    values, weak = described.values, recipe.weak_run
     vae = (args.vae or values.vae) if isinstance(values, LatentValues) else None
     return {
         "run": str(args.run),
         "step": described.step,
         "weights": digest,
+        "weak_weights": weak and checksum(Path(weak) / "ema.safetensors"),
         "num": args.num,
         "seed": args.seed,
         "batch": args.batch,

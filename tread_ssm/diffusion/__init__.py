@@ -6,7 +6,13 @@ from tread_ssm.diffusion.alignment import SRA2, Dispersive, Repa
 from tread_ssm.diffusion.contrastive import Contrastive
 from tread_ssm.diffusion.edm import EDM
 from tread_ssm.diffusion.flow import Flow
-from tread_ssm.diffusion.guidance import classifier_free, route_guidance
+from tread_ssm.diffusion.guidance import (
+    Extrapolation,
+    classifier_free,
+    guide,
+    path_guidance,
+    route_guidance,
+)
 from tread_ssm.diffusion.noise_prediction import NoisePrediction
 from tread_ssm.diffusion.objective import Denoiser, LossTerms, Network, NoiseSchedule
 from tread_ssm.diffusion.route_loss import AllTokens, PerRoute, RouteLosses, patchify, route_loss
@@ -34,6 +40,7 @@ __all__ = [
     "Contrastive",
     "Denoiser",
     "Dispersive",
+    "Extrapolation",
     "Flow",
     "LossTerms",
     "Network",
@@ -50,8 +57,10 @@ __all__ = [
     "edm_churn",
     "euler",
     "euler_maruyama",
+    "guide",
     "heun",
     "patchify",
+    "path_guidance",
     "route_guidance",
     "route_loss",
     "sample",

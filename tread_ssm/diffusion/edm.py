@@ -109,7 +109,9 @@ class EDM:
     def denoiser(self, model: Network) -> Denoiser:
         """The preconditioned network D(x; sigma), equation 7."""
 
-        def denoise(x: Tensor, t: float, labels: Tensor, routing: Draw = ()) -> Tensor:
+        def denoise(
+            x: Tensor, t: float, labels: Tensor, routing: Draw = (), *, step_t: float | None = None
+        ) -> Tensor:
             return self._denoise(model, x, full_t(t, x), labels, routing)
 
         return denoise

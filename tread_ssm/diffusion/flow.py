@@ -131,7 +131,9 @@ class Flow:
     def denoiser(self, model: Network) -> Denoiser:
         """The estimate of x0: the network's output, or x - t * velocity."""
 
-        def denoise(x: Tensor, t: float, labels: Tensor, routing: Draw = ()) -> Tensor:
+        def denoise(
+            x: Tensor, t: float, labels: Tensor, routing: Draw = (), *, step_t: float | None = None
+        ) -> Tensor:
             output = self._output(model, x, full_t(t, x), labels, routing)
             return output if self.predict == "data" else x - t * output
 

@@ -116,7 +116,9 @@ class NoisePrediction:
         variance (Nichol and Dhariwal, arXiv 2102.09672), which our samplers do not look at.
         """
 
-        def denoise(x: Tensor, t: float, labels: Tensor, routing: Draw = ()) -> Tensor:
+        def denoise(
+            x: Tensor, t: float, labels: Tensor, routing: Draw = (), *, step_t: float | None = None
+        ) -> Tensor:
             timesteps = full_t(t, x)
             output = predict(model, x, timesteps - 1, labels, routing, learned_variance=True)
             alpha, sigma = per_sample(self.alpha(timesteps)), per_sample(self.sigma(timesteps))

@@ -26,9 +26,21 @@ class Network(Protocol):
 
 
 class Denoiser(Protocol):
-    """Estimates clean data from x_BCHW at t, at least float32; guidance wraps it."""
+    """Estimates clean data from x_BCHW at t, at least float32; guidance wraps it.
 
-    def __call__(self, x: Tensor, t: float, labels: Tensor, routing: Draw = ()) -> Tensor: ...
+    `step_t` is the t at which the sampler's step began, where that is another one: a method that
+    looks twice in a step guides both times or not at all.
+    """
+
+    def __call__(
+        self,
+        x: Tensor,
+        t: float,
+        labels: Tensor,
+        routing: Draw = (),
+        *,
+        step_t: float | None = None,
+    ) -> Tensor: ...
 
 
 class NoiseSchedule(Protocol):

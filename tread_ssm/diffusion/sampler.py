@@ -5,7 +5,8 @@
 
 `SAMPLERS` names them all. A sampler is one function with these arguments and one row there:
 
-    denoiser: x_BCHW, t, labels_B -> estimate of the clean data; guidance included.
+    denoiser: x_BCHW, t, labels_B -> estimate of the clean data; guidance included. Methods that
+        call it twice a step say by step_t= where the step began.
     schedule: The objective that the denoiser was made by.
     noise: (B, C, H, W) standard normal numbers, float32 or float64, which the result's dtype
         follows. The start is x = schedule.start_std(t) * noise at the first t.
@@ -82,7 +83,7 @@ def heun(
     steps, _, _, x = _start(schedule, noise, timesteps)
     n = len(steps) - 1
     for i in range(n):
-        x = _heun_step(denoiser, x, steps[i], steps[i + 1], labels)
+        x = _heun_step(denoiser, x, steps[i], steps[i + 1], labels, steps[i])
         if on_step is not None:
             on_step(i + 1, n)
     return x
@@ -153,7 +154,8 @@ def dpm_solver_singlestep(
             h = half_log_snr[i + 1] - at
             estimate = -math.expm1(-h) * first
             if i > begin:
-                slope = (denoiser(x, steps[i], labels) - first) / (half_log_snr[i] - at)
+                x0 = denoiser(x, steps[i], labels, step_t=steps[begin])
+                slope = (x0 - first) / (half_log_snr[i] - at)
                 estimate = estimate + (h + math.expm1(-h)) * slope
             x = sigma[i + 1] / sigma[begin] * start + alpha[i + 1] * estimate
             if on_step is not None:
@@ -234,7 +236,7 @@ def edm_churn(
         if t_min <= t <= t_max and churn > 0:
             t = t * (1 + min(churn / n, math.sqrt(2) - 1))
             x = x + math.sqrt(t**2 - steps[i] ** 2) * noise_std * fresh(i)
-        x = _heun_step(denoiser, x, t, steps[i + 1], labels)
+        x = _heun_step(denoiser, x, t, steps[i + 1], labels, steps[i])
         if on_step is not None:
             on_step(i + 1, n)
     return x
@@ -290,7 +292,7 @@ def check_sampler(sampler: str | None, schedule: NoiseSchedule) -> None:
     """
     one, timesteps = torch.zeros(1, 1, 1, 1), torch.tensor([1.0, 0.5, 0.0])
     sample(
-        lambda x, t, labels, routing=(): x,
+        lambda x, t, labels, routing=(), step_t=None: x,
         schedule,
         one,
         timesteps,
@@ -354,11 +356,13 @@ def _groups(n: int, *, starts: bool, ends: bool) -> list[int]:
     return [*alone, *[3] * threes, *[rest] * (rest > 0), *last]
 
 
-def _heun_step(denoiser: Denoiser, x: Tensor, here: float, there: float, labels: Tensor) -> Tensor:
-    slope = (x - denoiser(x, here, labels)) / here
+def _heun_step(
+    denoiser: Denoiser, x: Tensor, here: float, there: float, labels: Tensor, step_t: float
+) -> Tensor:
+    slope = (x - denoiser(x, here, labels, step_t=step_t)) / here
     reached = x + (there - here) * slope
     if there > 0:
-        slope = (slope + (reached - denoiser(reached, there, labels)) / there) / 2
+        slope = (slope + (reached - denoiser(reached, there, labels, step_t=step_t)) / there) / 2
         reached = x + (there - here) * slope
     return reached
 

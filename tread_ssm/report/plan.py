@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from tread_ssm.models.cost import backbone_cost, count_parameters, long_skips
 from tread_ssm.report.estimate import estimate
 from tread_ssm.routing.advice import advice
 from tread_ssm.routing.cost import PlanCost
+from tread_ssm.sampling.cost import sampling_cost
+from tread_ssm.sampling.generate import Recipe
 from tread_ssm.tables import duration, markdown_table, prefix, short
 from tread_ssm.training.heads import with_heads
 
@@ -39,6 +42,7 @@ def plan_text(config: RunConfig, gpus: int | None = None) -> str:
         f"Per image. Blocks see {cost.token_share:.1%} of the dense network's tokens; expect a "
         f"training step of {cost.step_share:.2f} times the dense one's time, or a little more "
         f"where overhead counts.",
+        _sampling(config),
         _cautions(config),
         _optimizer(config),
         _evaluation(config),
@@ -125,6 +129,29 @@ def _optimizer(config: RunConfig) -> str:
         rows.append([group.role, size, tensors, group.rule, decay])
     head = ["parameter group", "parameters", "tensors", "optimiser", "weight decay"]
     return markdown_table(head, rows)
+
+
+def _sampling(config: RunConfig) -> str:
+    """FLOPs of an image by kind of guidance, as the run samples its own image grids."""
+    routes, classes = config.routing.routes, config.model.n_classes
+    base = replace(Recipe.of(config.sample), guidance=1.0)
+    recipes = {"none": base}
+    if classes:
+        recipes["class"] = replace(base, guidance=2.0)
+    if routes:
+        drop = max(r.drop for r in routes)
+        by_routes = replace(base, guidance=2.0, weak_drop=drop)
+        recipes |= {f"routes, the weak pass drops {drop:.0%}": by_routes}
+        recipes |= {"path": replace(base, guidance=2.0, guided_by="path")}
+    costs = {
+        name: sampling_cost(config.model, config.objective, routes, recipe)
+        for name, recipe in recipes.items()
+    }
+    dense = costs["none"].flops
+    rows = [[n, short(c.flops, "FLOPs"), f"{c.flops / dense:.2f}"] for n, c in costs.items()]
+    table = markdown_table(["guidance", "an image", "of no guidance"], rows)
+    passes = costs["none"].passes
+    return f"{table}\n\nSampled in {config.sample.steps} steps: {passes} passes and the weak ones."
 
 
 def _evaluation(config: RunConfig) -> str:

@@ -86,6 +86,14 @@ def plan_cost(network: Routed, plan: RoutePlan, inputs: Sequence[Tensor]) -> Pla
     return PlanCost(dense=_count(network, inputs, ()), routed=_count(network, inputs, draw))
 
 
+def forward_flops(network: Routed, draw: Draw, inputs: Sequence[Tensor]) -> int:
+    """FLOPs of one forward pass; arguments as of `plan_cost`, with a draw on the same device."""
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        network(*inputs, routing=draw)
+    return int(counter.get_total_flops())
+
+
 def _count(network: Routed, inputs: Sequence[Tensor], draw: Draw) -> Cost:
     corrected = {torch.ops.aten.convolution_backward: _convolution_backward}
     counter = FlopCounterMode(display=False, custom_mapping=corrected)

@@ -15,20 +15,33 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tread_ssm.config.run import SampleConfig
-from tread_ssm.diffusion import Network, Objective, classifier_free, route_guidance, sample
+from tread_ssm.diffusion import (
+    Denoiser,
+    Extrapolation,
+    Network,
+    Objective,
+    classifier_free,
+    guide,
+    path_guidance,
+    route_guidance,
+    sample,
+)
 from tread_ssm.diffusion.sampler import Fresh, OnStep
 from tread_ssm.models import ModelConfig
-from tread_ssm.pretrained import Export
+from tread_ssm.pretrained import Export, load_export
 from tread_ssm.randomness import generator
 from tread_ssm.routing import Draw, RoutePlan
 from tread_ssm.sampling.image_grid import Decode
+
+GuidedBy: TypeAlias = Literal["class", "routes", "path", "model"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +50,15 @@ class Recipe:
 
     Attributes:
         steps: Sampling steps.
-        guidance: Scale of the guidance, 1 is none.
-        interval: Timesteps at which to guide, see `classifier_free`; not with `weak_drop`.
-        weak_drop: Route guidance in place of classifier-free guidance: what the weak pass drops.
-        strong_drop: What the strong pass drops.
+        guidance: Scale of the guidance, 1 is none: x0 = weak + guidance * (strong - weak).
+        guided_by: What the weak pass is: without the class ("class"), with fewer tokens ("routes"),
+            without the class and the blocks of the routes ("path"), or another network ("model").
+            None: "routes" where `weak_drop` is set, else "class".
+        interval: Timesteps at which to guide, see `Extrapolation`.
+        channels: How many channels to guide, see `Extrapolation`; None: all.
+        weak_drop: What the weak pass drops, for "routes" alone.
+        strong_drop: What the strong pass drops, for "routes" alone.
+        weak_run: Folder of the other network's run or checkpoint, for "model" alone.
         sampler: A name from `SAMPLERS`. None: heun for EDM and flow, dpm_solver_pp for noise
             prediction.
         precision: bf16 runs the network under autocast; the sampler's own numbers stay float32.
@@ -51,9 +69,12 @@ class Recipe:
 
     steps: int
     guidance: float = 1.0
+    guided_by: GuidedBy | None = None
     interval: tuple[float, float] | None = None
+    channels: int | None = None
     weak_drop: float | None = None
     strong_drop: float = 0.0
+    weak_run: str | None = None
     sampler: str | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
 
@@ -65,11 +86,22 @@ class Recipe:
                 f"strong_drop is {self.strong_drop}, but weak_drop is not set; route guidance "
                 f"compares two passes, so set both."
             )
-        if self.weak_drop is not None and self.interval is not None:
-            raise ValueError(
-                "An interval belongs to classifier-free guidance, not to routes; leave interval or "
-                "weak_drop out."
-            )
+        for kind, name in (("routes", "weak_drop"), ("model", "weak_run")):
+            if (self.kind == kind) != (getattr(self, name) is not None):
+                raise ValueError(
+                    f"guided_by is {self.kind!r} and {name} {getattr(self, name)!r}; guidance by "
+                    f"{kind} needs {name}, and no other kind takes it."
+                )
+
+    @property
+    def kind(self) -> GuidedBy:
+        """What it is guided by."""
+        return self.guided_by or ("class" if self.weak_drop is None else "routes")
+
+    @property
+    def rule(self) -> Extrapolation:
+        """How far, when and where it is guided. Raises ValueError."""
+        return Extrapolation(self.guidance, self.interval, self.channels)
 
     @staticmethod
     def of(options: SampleConfig) -> Recipe:
@@ -125,10 +157,11 @@ def generate(
         ValueError: The recipe does not fit the model, or what it samples is not finite.
     """
     device = next(model.parameters()).device
+    weak = None if recipe.weak_run is None else _weak_denoiser(recipe.weak_run, run, device)
     for numbers in batches:
         mine = labels[numbers.start : numbers.stop].to(device)
         routes = None
-        if recipe.weak_drop is not None:
+        if recipe.kind in ("routes", "path"):
             plan = RoutePlan(run.routes, run.model.depth)
             routes = RouteGuidance(plan, run.model.grid, seed, numbers)
         x = sample_images(
@@ -139,6 +172,7 @@ def generate(
             recipe,
             null_label=run.model.n_classes,
             routes=routes,
+            weak=weak,
             fresh=partial(_step_noise, numbers, run.model, seed, device),
             on_step=on_step,
         )
@@ -220,7 +254,7 @@ def _step_noise(
 
 @dataclass(frozen=True)
 class RouteGuidance:
-    """Which tokens the two passes of route guidance keep, see `tread_ssm.diffusion.route_guidance`.
+    """Which tokens the passes of guidance by routes (or by path) keep, see `route_guidance`.
 
     Attributes:
         plan: The routes that the network was trained with.
@@ -239,7 +273,9 @@ class RouteGuidance:
 
     def __post_init__(self) -> None:
         if not self.plan.routes:
-            raise ValueError("Route guidance needs a network that was trained with routes.")
+            raise ValueError(
+                "Guidance by routes or path needs a network that was trained with routes."
+            )
 
     def draw(self, plan: RoutePlan, t: float) -> Draw:
         """What `plan` keeps of each image: a function of the seed, its number and t."""
@@ -261,6 +297,7 @@ def sample_images(
     *,
     null_label: int,
     routes: RouteGuidance | None = None,
+    weak: Denoiser | None = None,
     fresh: Fresh | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
@@ -274,7 +311,8 @@ def sample_images(
         recipe: How to sample.
         null_label: The network's label for "no class". 0: it has no classes, and is guided by
             routes alone.
-        routes: Chooses the tokens where the recipe guides by routes (`weak_drop`).
+        routes: Chooses the tokens where the recipe guides by routes or path.
+        weak: The other network, where the recipe guides by "model".
         fresh: Noise of each step, for stochastic samplers.
         on_step: Called after each step with (steps done, steps).
 
@@ -284,14 +322,7 @@ def sample_images(
     Raises:
         ValueError: The recipe does not fit the network or the objective.
     """
-    denoiser = objective.denoiser(network)
-    if recipe.weak_drop is not None:
-        if routes is None:
-            raise ValueError("sample_images: weak_drop guides by routes; pass `routes`.")
-        drops = recipe.weak_drop, recipe.strong_drop
-        denoiser = route_guidance(denoiser, routes.plan, recipe.guidance, *drops, routes.draw)
-    elif null_label > 0:
-        denoiser = classifier_free(denoiser, recipe.guidance, null_label, recipe.interval)
+    denoiser = _guided(objective.denoiser(network), recipe, null_label, routes, weak)
     half = recipe.precision == "bf16"
     with torch.autocast(noise.device.type, torch.bfloat16) if half else nullcontext():
         return sample(
@@ -304,3 +335,54 @@ def sample_images(
             fresh=fresh,
             on_step=on_step,
         )
+
+
+def _guided(
+    denoiser: Denoiser,
+    recipe: Recipe,
+    null_label: int,
+    routes: RouteGuidance | None,
+    weak: Denoiser | None,
+) -> Denoiser:
+    """The denoiser with the recipe's guidance; arguments as of `sample_images`."""
+    rule, kind = recipe.rule, recipe.kind
+    if kind == "model":
+        if weak is None:
+            raise ValueError("sample_images: guided_by 'model' needs the other one; pass `weak`.")
+        return guide(denoiser, weak, rule)
+    if kind == "class":
+        if not null_label:
+            return denoiser
+        return classifier_free(denoiser, rule.scale, null_label, rule.interval, rule.channels)
+    if routes is None:
+        raise ValueError(f"sample_images: guided_by {kind!r} chooses tokens; pass `routes`.")
+    if kind == "path":
+        return path_guidance(denoiser, routes.plan, routes.grid, rule, null_label)
+    assert recipe.weak_drop is not None
+    return route_guidance(
+        denoiser,
+        routes.plan,
+        rule.scale,
+        recipe.weak_drop,
+        recipe.strong_drop,
+        routes.draw,
+        interval=rule.interval,
+        channels=rule.channels,
+    )
+
+
+def _weak_denoiser(folder: str, run: Export, device: torch.device) -> Denoiser:
+    """The other network of a guidance by "model". Raises ValueError where it does not fit."""
+    model, described = load_export(Path(folder), device)
+    for name in ("image_size", "channels", "n_classes"):
+        own, other = getattr(run.model, name), getattr(described.model, name)
+        if own != other:
+            raise ValueError(
+                f"weak_run: {folder} has {name} {other}, the guided network {own}; they must agree."
+            )
+    if described.objective != run.objective:
+        raise ValueError(
+            f"weak_run: {folder} was trained with {described.objective}, the guided network with "
+            f"{run.objective}; they must agree."
+        )
+    return described.objective.denoiser(model)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace, _ArgumentGroup
 from pathlib import Path
+from typing import get_args
 
 from tread_ssm.config.strict import plain
 from tread_ssm.diffusion import SAMPLERS, Objective
 from tread_ssm.diffusion.sampler import default_sampler
 from tread_ssm.errors import ConfigError
 from tread_ssm.pretrained import Export
-from tread_ssm.sampling.generate import Recipe
+from tread_ssm.sampling.generate import GuidedBy, Recipe
 
 
 def add_sampling_options(add_to: ArgumentParser | _ArgumentGroup, *, run_required: bool) -> None:
@@ -21,12 +22,15 @@ def add_sampling_options(add_to: ArgumentParser | _ArgumentGroup, *, run_require
     add("--guidance", type=float, help="scale of guidance, 1 is none (default: the run's)")
     add("--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="timesteps to guide at")
     add(
-        "--weak-drop",
-        type=float,
-        help="route guidance in place of classifier-free guidance: "
-        "share of tokens that the weak pass drops",
+        "--guided-by",
+        choices=get_args(GuidedBy),
+        help="what the weak pass lacks: the class (default), tokens, the routes' blocks and the "
+        "class, or training",
     )
+    add("--guidance-channels", type=int, help="guide the first so many channels only")
+    add("--weak-drop", type=float, help="guided by routes: share that the weak pass drops")
     add("--strong-drop", type=float, default=0.0, help="share that the strong pass drops (0)")
+    add("--weak-run", help="guided by model: folder of the weak model's run or checkpoint")
     add("--sampler", choices=list(SAMPLERS), help="default: the objective's")
     add("--precision", choices=["fp32", "bf16"], default="fp32", help="of the network (fp32)")
     add("--vae", help="autoencoder of latents: a folder or an identifier (default: the data's)")
@@ -43,17 +47,21 @@ def described_recipe(recipe: Recipe, objective: Objective, seed: int) -> str:
 def recipe_of(run: Export, options: Namespace) -> Recipe:
     """A run's own recipe, but for what the command line says. Raises ValueError."""
     guidance = options.guidance
-    if guidance not in (None, 1) and options.weak_drop is None and not run.model.n_classes:
-        raise ConfigError(
-            f"guidance is {guidance:g}, but this run was trained without classes; guide it by "
-            f"routes (weak_drop)."
-        )
-    return Recipe(
+    recipe = Recipe(
         steps=run.sample.steps if options.steps is None else options.steps,
         guidance=run.sample.guidance if guidance is None else guidance,
+        guided_by=options.guided_by,
+        channels=options.guidance_channels,
         interval=None if options.interval is None else tuple(options.interval),
         weak_drop=options.weak_drop,
         strong_drop=options.strong_drop,
+        weak_run=options.weak_run,
         sampler=options.sampler or run.sample.sampler,
         precision=options.precision,
     )
+    if guidance not in (None, 1) and recipe.kind == "class" and not run.model.n_classes:
+        raise ConfigError(
+            f"guidance is {guidance:g}, but this run was trained without classes; guide it by "
+            f"routes (weak_drop), path or another model."
+        )
+    return recipe

@@ -1,0 +1,99 @@
+"""What sampling an image costs, whatever guides it.
+
+Shape legend: B batch, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tread_ssm.diffusion import Objective
+from tread_ssm.models import ModelConfig
+from tread_ssm.pretrained import Export, read_description
+from tread_ssm.routing import Draw, Route, RoutePlan
+from tread_ssm.routing.cost import forward_flops
+from tread_ssm.sampling.generate import Recipe, RouteGuidance, noise_of, sample_images
+from tread_ssm.tables import short
+
+
+@dataclass(frozen=True)
+class SamplingCost:
+    """What one image takes.
+
+    Attributes:
+        passes: Strong and weak ones, each over one image.
+        flops: Of all passes; a multiplication and an addition are two.
+    """
+
+    passes: int
+    flops: int
+
+
+def sampling_cost(
+    model: ModelConfig,
+    objective: Objective,
+    routes: tuple[Route, ...],
+    recipe: Recipe,
+    weak: ModelConfig | None = None,
+) -> SamplingCost:
+    """Count the passes of an image: the sampler walks with networks that only note what is asked.
+
+    Args:
+        model: The network.
+        objective: What it was trained with.
+        routes: What it was trained with.
+        recipe: How to sample.
+        weak: The other network, where the recipe guides by "model".
+
+    Raises:
+        ValueError: The recipe does not fit the network or the objective.
+    """
+    networks = [_Counting(config) for config in (model, weak) if config is not None]
+    by_tokens = recipe.kind in ("routes", "path")
+    plan, noise = RoutePlan(routes, model.depth), noise_of([0], model, seed=0)
+    sample_images(
+        networks[0],
+        objective,
+        noise,
+        torch.zeros(1, dtype=torch.int64),
+        recipe,
+        null_label=model.n_classes,
+        routes=RouteGuidance(plan, model.grid, 0, [0]) if by_tokens else None,
+        weak=None if weak is None else objective.denoiser(networks[1]),
+        fresh=lambda step: noise,
+    )
+    return SamplingCost(sum(n.passes for n in networks), sum(n.flops for n in networks))
+
+
+def cost_text(run: Export, recipe: Recipe) -> str:
+    """A sentence on what an image of a run costs."""
+    weak = None if recipe.weak_run is None else read_description(Path(recipe.weak_run)).model
+    cost = sampling_cost(run.model, run.objective, run.routes, recipe, weak)
+    guided = f"guided by {recipe.kind}" if recipe.guidance != 1 else "without guidance"
+    return f"An image takes {short(cost.flops, 'FLOPs')} in {cost.passes} passes, {guided}."
+
+
+class _Counting:
+    """Stands in for a network, and counts what it would have computed."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.passes, self.flops = 0, 0
+        self._config = config
+        self._known: dict[tuple[int, ...], int] = {}  # by what each route keeps, of one image
+        with torch.device("meta"):
+            self._model = config.build()
+
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, *, routing: Draw = ()) -> Tensor:
+        kept = tuple(subset.n_kept for _, subset in routing)
+        if kept not in self._known:
+            one = tuple(tensor[:1].to("meta") for tensor in (x, t, labels))
+            draw = tuple((route, subset.to("meta")) for route, subset in routing)
+            first = tuple((r, type(s)(s.index[:1], s.length)) for r, s in draw)
+            self._known[kept] = forward_flops(self._model, first, one)
+        self.passes += len(x)
+        self.flops += len(x) * self._known[kept]
+        return torch.zeros_like(x)
