@@ -166,7 +166,7 @@ def test_route_guidance_of_equal_passes_is_the_pass_itself(draw: Draw) -> None:
             ["--guided-by", "routes"],
             ["weak_drop None; guidance by routes needs weak_drop"],
         ),
-        (["--guided-by", "model", "--weak-run", "nowhere"], ["nowhere holds no ema.safetensors"]),
+        (["--guided-by", "model", "--weak-run", "nowhere"], ["nowhere holds no config.json"]),
         (["--guidance-channels", "4"], ["channels is 4, but there are 3"]),
         (["--vae", "stabilityai/sd-vae-ft-ema"], ["vae is stabilityai", "pixels"]),
         (["--device", "cdua"], ["--device cdua cannot be used"]),
