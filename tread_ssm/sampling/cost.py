@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tread_ssm.diffusion import Objective
 from tread_ssm.models import ModelConfig
-from tread_ssm.pretrained import Export, read_description
+from tread_ssm.pretrained import Export, load_export
 from tread_ssm.routing import Draw, Route, RoutePlan
 from tread_ssm.routing.cost import forward_flops
 from tread_ssm.sampling.generate import Recipe, RouteGuidance, noise_of, sample_images
@@ -71,7 +71,7 @@ def sampling_cost(
 
 def cost_text(run: Export, recipe: Recipe) -> str:
     """A sentence on what an image of a run costs."""
-    weak = None if recipe.weak_run is None else read_description(Path(recipe.weak_run)).model
+    weak = None if recipe.weak_run is None else load_export(Path(recipe.weak_run))[1].model
     cost = sampling_cost(run.model, run.objective, run.routes, recipe, weak)
     guided = f"guided by {recipe.kind}" if recipe.guidance != 1 else "without guidance"
     return f"An image takes {short(cost.flops, 'FLOPs')} in {cost.passes} passes, {guided}."
