@@ -11,6 +11,10 @@ ratio of FLOPs that tread_ssm.routing.cost predicts.
 The same for small DiMs at 256 tokens and several widths, by CPU time, beside what a step costs at 4
 tokens: the part that no route saves.
 
+`python benchmarks/models.py mixers`
+
+A training step of one DiM by mixer, at 64, 256 and 366 tokens, dense and routed, by CPU time.
+
 `python benchmarks/models.py throughput --size dim_l --batch 256`
 
 Images per second of training steps with each scan backend that runs here, compiled and not.
@@ -33,7 +37,15 @@ import torch
 
 from tread_ssm import Route, RoutePlan
 from tread_ssm.config.run import load_config
-from tread_ssm.models import DiTConfig, ModelConfig
+from tread_ssm.models import (
+    DiMConfig,
+    DiTConfig,
+    Mamba1Config,
+    Mamba2Config,
+    Mamba3Config,
+    MixerConfig,
+    ModelConfig,
+)
 from tread_ssm.models.cost import backbone_cost
 from tread_ssm.scan import BACKENDS
 from tread_ssm.scan.dispatch import ENVIRONMENT_VARIABLE, unavailable
@@ -139,6 +151,39 @@ def widths(dims: list[int], batch: int, repeats: int) -> str:
     return markdown_table([*head, "deviation"], lines)
 
 
+MIXERS: dict[str, MixerConfig] = {
+    "mamba1": Mamba1Config(),
+    "mamba2": Mamba2Config(d_state=64),
+    "mamba3": Mamba3Config(d_state=64),
+}
+GRIDS = {64: (16, 0), 256: (32, 0), 366: (32, 3)}
+"""Side of the latents and DiM's padding tokens, by the number of tokens (a prefix of 2 aside)."""
+
+
+def mixers(dim: int, batch: int, repeats: int) -> str:
+    """Markdown: CPU time of a step of 7 blocks by mixer, and its median ratio to Mamba-1's."""
+    lines = []
+    for tokens, (side, pads) in GRIDS.items():
+        for name, routes in (("dense", ()), ("routed", (Route(1, -1),))):
+            sides = {
+                kind: training_step(
+                    DiMConfig(
+                        image_size=side, channels=4, n_classes=10,
+                        dim=dim, depth=7, pads=pads, mixer=mixer,
+                    ),
+                    RoutePlan(routes, 7),
+                    batch,
+                )
+                for kind, mixer in MIXERS.items()
+            }  # fmt: skip
+            seconds = take_turns(sides, repeats, time.process_time)
+            for kind, times in seconds.items():
+                ratio = median_of_pairs(times, seconds["mamba1"])
+                ms = f"{1e3 * statistics.median(times):.0f}"
+                lines.append([str(tokens), name, kind, ms, f"{ratio:.3f}"])
+    return markdown_table(["tokens", "step", "mixer", "CPU ms", "over Mamba-1"], lines)
+
+
 def images_per_second(step: Callable[[], None], batch: int, repeats: int) -> float:
     """From the median of the steps' times."""
     return batch / statistics.median(take_turns({"step": step}, repeats)["step"])
@@ -191,7 +236,7 @@ def table(rows: list[Row]) -> str:
 def main() -> None:
     """Parse arguments, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["routing", "widths", "throughput"])
+    parser.add_argument("what", choices=["routing", "widths", "mixers", "throughput"])
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--dims", type=int, nargs="+", default=[64, 128, 192], help="widths")
     parser.add_argument("--repeats", type=int, default=7)
@@ -203,6 +248,9 @@ def main() -> None:
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     if options.what == "widths":
         print(widths(options.dims, options.batch, options.repeats))
+        return
+    if options.what == "mixers":
+        print(mixers(192, options.batch, options.repeats))
         return
     if options.what == "throughput":
         throughput(

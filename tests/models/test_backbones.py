@@ -37,6 +37,11 @@ CONFIGS: dict[str, ModelConfig] = {
         mixer=Mamba2Config(**HEADS, gap_decay=True, true_distance_conv=True),
         attention=AttentionConfig(head_dim=8),
     ),
+    "dim_shared": DiMConfig(
+        **{**SHAPE, "dim": 16, "depth": 5, "attention_every": 2, "attention_shared": True},
+        mixer=Mamba2Config(**HEADS),
+        attention=AttentionConfig(head_dim=8),
+    ),
     "zigmamba_mamba3": ZigMambaConfig(**SHAPE, dim=16, depth=5, mixer=Mamba3Config(**HEADS)),
 }
 every_backbone = pytest.mark.parametrize("name", CONFIGS)

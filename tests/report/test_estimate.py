@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tread_ssm.config.run import load_config
-from tread_ssm.models import DiMConfig, DiTConfig, ModelConfig
+from tread_ssm.models import AttentionConfig, DiMConfig, DiTConfig, ModelConfig
 from tread_ssm.models.cost import backbone_cost
 from tread_ssm.report.estimate import (
     A100_BYTES,
@@ -20,7 +20,9 @@ from tread_ssm.report.estimate import (
     Memory,
     _kept,
     block_bytes,
+    bytes_of_blocks,
     estimate,
+    flops_share,
 )
 from tread_ssm.routing import RoutePlan
 
@@ -84,3 +86,22 @@ def test_what_does_not_fit_is_said() -> None:
     assert found.ddp.total <= USABLE * A100_BYTES
     assert f"with {found.ddp.fitting} of 8192 images at once" in found.table()
     assert "not one image fits" in str(Memory(state=90e9, copies=1e9, image=1e6, images=4))
+
+
+def test_the_attention_blocks_of_a_hybrid_count_as_attention() -> None:
+    shape = {"image_size": 8, "channels": 3, "n_classes": 9, "dim": 32, "depth": 7, "pads": 1}
+    attention = AttentionConfig(head_dim=8)
+    hybrid = DiMConfig(**shape, attention_every=3, attention=attention)
+    pure, attends = (replace(hybrid, attention_every=n) for n in (0, 1))
+    scans, attending = block_bytes(pure), block_bytes(attends)
+    assert scans != attending
+    expected = [attending if i in (2, 5) else scans for i in range(7)]
+    assert bytes_of_blocks(hybrid) == expected and bytes_of_blocks(pure) == [scans] * 7
+
+    def share(model: DiMConfig) -> float:
+        flops = backbone_cost(model, RoutePlan((), 7)).dense.block_flops
+        return flops_share(model.build(), flops)
+
+    assert share(pure) == pytest.approx(MAMBA_SHARE)
+    assert share(attends) == pytest.approx(ATTENTION_SHARE)
+    assert MAMBA_SHARE < share(hybrid) < ATTENTION_SHARE

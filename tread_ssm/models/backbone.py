@@ -19,7 +19,7 @@ from tread_ssm.models.embed import (
     TimestepEmbedding,
     as_stream,
 )
-from tread_ssm.models.mixers import AttentionConfig, Mixer, MixerConfig
+from tread_ssm.models.mixers import AttentionConfig, Mixer, MixerConfig, SharedMixer
 from tread_ssm.routing.fuse import Fuse, Span, resolved
 from tread_ssm.routing.plan import Draw, kept_in
 from tread_ssm.routing.run import run_blocks
@@ -97,11 +97,14 @@ class MixedConfig(BackboneConfig):
         attention_every: every so many blocks, one has `attention` in place of the mixer: 4 makes
             a hybrid of blocks 3, 7, 11 ...; 0: none.
         attention: the attention of these blocks.
+        attention_shared: one attention, with the same weights, for all of these blocks, as in
+            DiMSUM (arXiv 2411.04168). Their norms, modulations and long skips stay their own.
     """
 
     mixer: MixerConfig
     attention_every: int = 0
     attention: AttentionConfig = field(default_factory=AttentionConfig)
+    attention_shared: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,13 +116,32 @@ class MixedConfig(BackboneConfig):
             )
         if self.attention_every:
             self.attention.check(self.dim)
+        elif self.attention_shared:
+            raise ValueError(
+                f"{type(self).__name__}: attention_shared is true, but attention_every is 0: no "
+                f"block has attention; set attention_every."
+            )
 
-    def build_mixer(self, block: int, order: OrderName) -> Mixer:
-        """The mixer of a block, which scans along `order` unless it is attention."""
-        every = self.attention_every
-        if every and block % every == every - 1:
-            return self.attention.build(self.dim, order)
-        return self.mixer.build(self.dim, order)
+    def attends(self, block: int) -> bool:
+        """Whether a block has attention in place of the mixer."""
+        return bool(self.attention_every) and (block + 1) % self.attention_every == 0
+
+    def build_shared(self) -> Mixer | None:
+        """The attention of all blocks that attend; None where each has its own."""
+        shared = self.attention_shared and self.depth >= self.attention_every
+        return self.attention.build(self.dim, "raster") if shared else None
+
+    def build_mixer(self, block: int, order: OrderName, shared: Mixer | None = None) -> Mixer:
+        """The mixer of a block, which scans along `order` unless it is attention.
+
+        Args:
+            block: Its number.
+            order: Its scan order.
+            shared: What build_shared made.
+        """
+        if not self.attends(block):
+            return self.mixer.build(self.dim, order)
+        return self.attention.build(self.dim, order) if shared is None else SharedMixer(shared)
 
 
 class Backbone(nn.Module):

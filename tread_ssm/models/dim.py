@@ -153,8 +153,9 @@ class DiM(Backbone):
         self.label_cond = label_embedding(config.n_classes, dim)
         self.modulation = nn.Linear(dim, 3 * dim)
         ends = {target for _, target in self.skips}
+        self.shared = config.build_shared()
         self.blocks = nn.ModuleList(
-            DiMBlock(dim, config.build_mixer(i, order), has_skip=i in ends)
+            DiMBlock(dim, config.build_mixer(i, order, self.shared), has_skip=i in ends)
             for i, order in enumerate(scan_orders(self.depth))
         )
         self.conv_out = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)

@@ -65,8 +65,10 @@ class ZigMamba(Backbone):
         self.position = nn.Parameter(torch.empty(self.grid[0] * self.grid[1], dim))
         self.t_cond = TimestepEmbedding(dim)
         self.label_cond = label_embedding(config.n_classes, dim)
+        self.shared = config.build_shared()
         self.blocks = nn.ModuleList(
-            ZigMambaBlock(dim, config.build_mixer(i, ZIGZAGS[i % 8])) for i in range(self.depth)
+            ZigMambaBlock(dim, config.build_mixer(i, ZIGZAGS[i % 8], self.shared))
+            for i in range(self.depth)
         )
         norm = nn.Sequential(
             nn.RMSNorm(dim, eps=1e-5), nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)

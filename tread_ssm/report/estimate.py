@@ -28,7 +28,9 @@ from torch import Tensor, nn
 
 from tread_ssm.config.run import RunConfig
 from tread_ssm.models import ModelConfig
+from tread_ssm.models.backbone import Backbone, MixedConfig
 from tread_ssm.models.cost import backbone_cost
+from tread_ssm.models.mixers import Attention
 from tread_ssm.tables import duration, markdown_table, short
 
 A100_FLOPS, A100_BYTES = 312e12, 80e9
@@ -119,10 +121,11 @@ def estimate(config: RunConfig, gpus: int) -> Estimate:
         network = model.build()
     parameters = sum(p.numel() for p in network.parameters())
     cost = backbone_cost(model, config.plan).routed
-    per_block, dense = block_bytes(model), max(cost.tokens)
+    dense = max(cost.tokens)
     skips = {target for _, target in network.skips}
-    image = [per_block[i in skips][0] * n / dense for i, n in enumerate(cost.tokens)]
-    fixed = [per_block[i in skips][1] for i in range(model.depth)]
+    per_block = [of[i in skips] for i, of in enumerate(bytes_of_blocks(model))]
+    image = [kept * n / dense for (kept, _), n in zip(per_block, cost.tokens, strict=True)]
+    fixed = [besides for _, besides in per_block]
     # With recomputation: a stream per block, and one block at a time.
     ways = {True: (4 * model.dim * sum(cost.tokens) + max(image), max(fixed))}
     ways[False] = (sum(image), sum(fixed))
@@ -132,7 +135,7 @@ def estimate(config: RunConfig, gpus: int) -> Estimate:
     block = 4 * max(sum(p.numel() for p in b.parameters()) for b in network.blocks)
     rows = -(-options.batch_size // gpus)
     flops = cost.training + (cost.forward if options.checkpoint_gradients else 0)
-    share = ATTENTION_SHARE if model.kind == "dit" else MAMBA_SHARE
+    share = flops_share(network, cost.block_flops)
     step = options.batch_size * flops / (gpus * A100_FLOPS * share)
     step = max(step, model.depth * BLOCK_SECONDS)
     return Estimate(
@@ -144,6 +147,22 @@ def estimate(config: RunConfig, gpus: int) -> Estimate:
         seconds=options.steps * step,
         images_per_second=options.batch_size / step,
     )
+
+
+def flops_share(network: Backbone, block_flops: tuple[int, ...]) -> float:
+    """Share of the GPU's peak: attention's in blocks that attend, Mamba's in the others."""
+    attends = [any(isinstance(m, Attention) for m in block.modules()) for block in network.blocks]
+    attention = sum(f for f, yes in zip(block_flops, attends, strict=True) if yes)
+    scans = sum(block_flops) - attention
+    return sum(block_flops) / (attention / ATTENTION_SHARE + scans / MAMBA_SHARE)
+
+
+def bytes_of_blocks(model: ModelConfig) -> list[dict[bool, tuple[float, float]]]:
+    """block_bytes of each block; in a hybrid those with attention differ from the others."""
+    if not isinstance(model, MixedConfig) or not model.attention_every:
+        return [block_bytes(model)] * model.depth
+    scans, attention = (block_bytes(replace(model, attention_every=n)) for n in (0, 1))
+    return [attention if model.attends(i) else scans for i in range(model.depth)]
 
 
 def block_bytes(model: ModelConfig) -> dict[bool, tuple[float, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from tread_ssm.models import AttentionConfig, DiMConfig, Mamba2Config, ZigMambaConfig
 from tread_ssm.models.mixers import Attention, Mamba2
 from tread_ssm.models.mixers.attention import rotary_angles
-from tread_ssm.routing import Layout, TokenSubset
+from tread_ssm.routing import Layout, Route, TokenSubset
 
 GRID, N, PREFIX = (3, 5), 15, 2
 
@@ -104,9 +105,41 @@ def test_a_hybrid_has_attention_in_every_fourth_block(
     assert kinds == [Attention if i in (3, 7) else Mamba2 for i in range(9)]
 
 
+@pytest.mark.parametrize("config", [DiMConfig, ZigMambaConfig])
+def test_a_shared_attention_is_own_ones_with_equal_weights(
+    config: type[DiMConfig] | type[ZigMambaConfig],
+) -> None:
+    options = {
+        **{"image_size": 8, "channels": 3, "n_classes": 4, "dim": 16, "depth": 5},
+        **{"mixer": Mamba2Config(d_state=8, head_dim=8), "attention_every": 2},
+        "attention": AttentionConfig(head_dim=8),
+    }
+    shared, own = config(**options, attention_shared=True).build(), config(**options).build()
+    with torch.no_grad():
+        for parameter in shared.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    state = shared.state_dict()
+    attention = {k.removeprefix("shared."): state.pop(k) for k in list(state) if k[:6] == "shared"}
+    assert set(attention) == set(dict(own.blocks[1].mixer.named_parameters()))
+    for i in (1, 3):
+        state |= {f"blocks.{i}.mixer.{k}": v for k, v in attention.items()}
+    own.load_state_dict(state)
+    subset = TokenSubset(torch.stack([torch.randperm(16)[:7].sort().values for _ in range(2)]), 16)
+    batch = torch.randn(2, 3, 8, 8), torch.rand(2), torch.tensor([0, 4])
+    outs = [copy.deepcopy(m)(*batch, routing=((Route(1, 4), subset),)) for m in (shared, own)]
+    assert torch.equal(*outs)
+    grads = []
+    for model in (shared, own):
+        model(*batch, routing=((Route(1, 4), subset),)).square().sum().backward()
+        grads.append({k: p.grad for k, p in model.named_parameters()})
+    both = grads[1]["blocks.1.mixer.qkv.weight"] + grads[1]["blocks.3.mixer.qkv.weight"]
+    torch.testing.assert_close(grads[0]["shared.qkv.weight"], both)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"attention_shared": True}, "attention_every is 0: no block has attention"),
         ({"attention_every": -1}, "attention_every is -1"),
         ({"attention_every": 2, "attention": AttentionConfig(head_dim=32)}, "16 channels are not"),
         ({"mixer": Mamba2Config(head_dim=24)}, "32 channels are not a multiple of head_dim 24"),

@@ -6,7 +6,7 @@ from tread_ssm.models.mixers.attention import Attention, AttentionConfig
 from tread_ssm.models.mixers.mamba1 import Mamba1, Mamba1Config
 from tread_ssm.models.mixers.mamba2 import Mamba2, Mamba2Config
 from tread_ssm.models.mixers.mamba3 import Mamba3, Mamba3Config
-from tread_ssm.models.mixers.mixer import Mixer
+from tread_ssm.models.mixers.mixer import Mixer, SharedMixer
 
 MixerConfig: TypeAlias = Mamba1Config | Mamba2Config | Mamba3Config | AttentionConfig
 
@@ -21,4 +21,5 @@ __all__ = [
     "Mamba3Config",
     "Mixer",
     "MixerConfig",
+    "SharedMixer",
 ]

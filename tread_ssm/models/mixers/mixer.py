@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,29 @@ class Mixer(nn.Module):
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """x_BLD of the stream that `layout` describes -> x_BLD."""
         raise NotImplementedError
+
+
+class SharedMixer(Mixer):
+    """A mixer that belongs to several blocks: its parameters are the backbone's, not the block's.
+
+    So the state dict holds them once, and FSDP2, which cuts the model into blocks, keeps them with
+    the rest of the backbone.
+    """
+
+    def __init__(self, mixer: Mixer) -> None:
+        super().__init__()
+        self._mixer = (mixer,)  # in a tuple, which torch does not look into
+
+    @property
+    def out_proj(self) -> nn.Linear:  # type: ignore[override]
+        return self._mixer[0].out_proj
+
+    def init_weights(self) -> None:
+        self._mixer[0].init_weights()
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """x_BLD of the stream that `layout` describes -> x_BLD."""
+        return cast(Tensor, self._mixer[0](x, layout))
 
 
 @dataclass(frozen=True, kw_only=True)
