@@ -209,6 +209,11 @@ def speedruns() -> str:
     return speedrun.table(rows) if rows else "Nothing is recorded yet: it needs a quiet machine."
 
 
+def records() -> str:
+    """The table that benchmarks/record.py keeps."""
+    return (ROOT / "benchmarks" / "results" / "records.md").read_text(encoding="utf-8")
+
+
 def presets() -> str:
     """The models that `attach` knows: what their blocks get for each token, what is special."""
     lines = ["| class | blocks | goes by tokens | besides |", "|---|---|---|---|"]
@@ -250,4 +255,6 @@ def samplers() -> str:
 
 
 _STUDY = (tokens64, tokens256, runs256, quick_mixers, speedruns)
-GENERATED = {f.__name__: f for f in (configuration, estimates, presets, mixers, samplers, *_STUDY)}
+GENERATED = {
+    f.__name__: f for f in (configuration, estimates, records, presets, mixers, samplers, *_STUDY)
+}
