@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -90,6 +91,34 @@ def test_a_folder_of_classes_trains_and_is_reported(own: Path) -> None:
     assert "4 of 4 steps, 24 images seen" in report
     with Image.open(run / "samples" / "step-0000004.png") as grid:
         assert grid.height > CLASSES * SIZE
+
+
+TINY = "model.dim=16 model.depth=3 model.patch=8 routing.routes.0.stop=3 train.steps=2"
+TINY += " train.batch_size=4 train.threads=1 train.report=false sample.steps=1 sample.per_class=1"
+
+
+def test_a_folder_needs_one_line(
+    own: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(own / "classes", folder)
+    for name in (".hidden/a.png", "._1.png", "notes.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("no picture")
+    first = next(folder.glob("*/0.jpg"))
+    first.write_bytes(first.read_bytes()[:300])
+    line = ["--config", "folder", f"data.path={folder}", f"out={tmp_path}", "name=photos"]
+    assert main("train")([*line, *TINY.split()]) == 0
+    said = capsys.readouterr().err
+    assert "18 images" in said and "scaled to 32 x 32" in said
+    assert "model.n_classes 3 (" in said
+    assert "1 of 19 files" in said and ": notes.txt." in said
+    assert f"cannot be read: {first.relative_to(folder)}." in said
+    described = json.loads((tmp_path / "photos" / "config.json").read_text())
+    assert described["class_names"] == sorted(load_emoji(32)[2][:CLASSES])
+    dit = [*TINY.split(), "model.kind=dit", "model.heads=2", "name=dit", "train.steps=1"]
+    assert main("train")([*line, *dit]) == 0
+    assert "model.kind=dit does not know pads" in capsys.readouterr().err
 
 
 def test_an_array_without_labels_trains_and_is_sampled(own: Path) -> None:
