@@ -12,6 +12,7 @@ import torch
 from tread_ssm.config.run import EvalConfig, RunConfig
 from tread_ssm.data import Data, Pixels
 from tread_ssm.data.features import Features, open_features
+from tread_ssm.data.held_out import split
 from tread_ssm.diffusion import Contrastive, Flow, Repa
 from tread_ssm.diffusion.sampler import check_sampler
 from tread_ssm.errors import ConfigError
@@ -46,6 +47,7 @@ def check(config: RunConfig) -> Data:
     except ValueError as error:
         raise ConfigError(f"sample.sampler: {error}") from None
     data = config.data.open()
+    split(data, config.data.validation)  # says whether it can be
     model = config.model
     channels, height, width = data.shape
     if (height, width) != (model.image_size, model.image_size):

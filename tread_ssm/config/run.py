@@ -64,6 +64,8 @@ class TrainConfig:
         posthoc_ema: Averages for a width that is chosen after training; null: none.
         label_dropout: Share of labels replaced by the null class, for classifier-free guidance.
         log_every: Steps between lines of metrics.jsonl.
+        validate_every: Steps between validations, where `data.validation` holds samples out. The
+            last step is validated besides.
         save_every: Steps between checkpoints. The last step, and a stop by a signal, save besides.
         retain: Newest checkpoints that stay; older ones are removed.
         report: Write report.md into the run folder at the end.
@@ -88,6 +90,7 @@ class TrainConfig:
     posthoc_ema: PosthocEma | None = None
     label_dropout: float = 0.1
     log_every: int = 50
+    validate_every: int = 500
     save_every: int = 1000
     retain: int = 2
     report: bool = False
@@ -96,7 +99,9 @@ class TrainConfig:
     start_from: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "micro_batch", "log_every", "save_every", "retain"):
+        for name in ("steps", "batch_size", "micro_batch", "retain"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("log_every", "validate_every", "save_every"):
             _at_least(name, getattr(self, name), 1)
         _at_least("warmup", self.warmup, 0)
         if self.threads is not None and not 1 <= self.threads <= _MOST_THREADS:

@@ -23,6 +23,7 @@ from tread_ssm.data.dataset import (
     sample_mirrored,
     to_model,
 )
+from tread_ssm.data.held_out import HeldOut
 from tread_ssm.data.values import PixelValues
 from tread_ssm.errors import ConfigError
 
@@ -31,7 +32,7 @@ _DEFLATE = 1032  # bytes at most that deflate makes out of one
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArrayData:
+class ArrayData(HeldOut):
     """An .npz with `images` uint8 (n, H, W, C), perhaps `labels` (n,) and `class_names`.
 
     `arr_0` and `arr_1`, as ADM's sets of samples have them, are read as `images` and `labels`.

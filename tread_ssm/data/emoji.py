@@ -10,12 +10,13 @@ import numpy as np
 from einops import reduce
 
 from tread_ssm.data.arrays import Pixels, archive_parts, load_arrays
+from tread_ssm.data.held_out import HeldOut
 
 _FILE = Path(__file__).with_name("noto_emoji_32.npz")
 
 
 @dataclass(frozen=True)
-class EmojiData:
+class EmojiData(HeldOut):
     """The embedded Noto emoji: 1906 images, 9 classes.
 
     Attributes:

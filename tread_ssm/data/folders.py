@@ -22,6 +22,7 @@ from tread_ssm.data.dataset import (
     sample_mirrored,
     to_model,
 )
+from tread_ssm.data.held_out import HeldOut
 from tread_ssm.data.images import (
     ImageFolder,
     fitting_size,
@@ -34,7 +35,7 @@ from tread_ssm.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderData:
+class FolderData(HeldOut):
     """A folder of images in ImageNet's layout, a sub-folder a class, or of images alone.
 
     Each image is cut to its central square (as ADM does) and brought to `size` pixels whenever it
@@ -57,6 +58,7 @@ class FolderData:
     check: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, value in (("size", self.size), ("threads", self.threads)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1.")

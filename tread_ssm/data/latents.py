@@ -20,6 +20,7 @@ from tread_ssm.data.dataset import (
     labelled,
     sample_mirrored,
 )
+from tread_ssm.data.held_out import HeldOut
 from tread_ssm.data.shards import (
     Manifest,
     PosteriorMoments,
@@ -32,7 +33,7 @@ from tread_ssm.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentData:
+class LatentData(HeldOut):
     """A folder of an autoencoder's moments that `tread-ssm prepare` made.
 
     A latent is sampled anew whenever it is read, then scaled as the manifest says.

@@ -37,6 +37,10 @@ def plot_losses(rows: Sequence[Mapping[str, Any]]) -> Figure:
     for part, key, name, colour in curves:
         if part:
             _draw_curve(axes[0], part, [row[key] for row in part], width, colour, name)
+    validated = [row for row in rows if row.get("validation_loss") is not None]
+    if validated:
+        at, values = ([row[key] for row in validated] for key in ("step", "validation_loss"))
+        axes[0].plot(at, values, color=INK, marker="o", markersize=4, label="validation, dense")
     upwards_log(axes[0])
     axes[0].set(ylabel="loss (log scale)", xlim=(0, rows[-1]["step"]))
     axes[0].legend(frameon=False)

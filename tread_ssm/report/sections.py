@@ -88,6 +88,12 @@ def _summary(found: Findings) -> str:
         f"images seen, {_duration(last['seconds'])}, {speed:,.0f} images/s (median)",
         "loss at the end": _last_losses(rows),
     }
+    validated = [row for row in rows if row.get("validation_loss") is not None]
+    if validated:
+        lines["validation loss"] = (
+            f"{validated[-1]['validation_loss']:.4g} after step {validated[-1]['step']:,}: dense "
+            f"network, averaged weights, {config.data.validation:.1%} of the samples"
+        )
     if times.share is not None:
         lines["training step, routed / dense"] = (
             f"{times.share:.2f} in time (median of {times.repeats} pairs of steps that took "

@@ -6,7 +6,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -80,12 +80,13 @@ class Log:
         finally:
             self._seconds, self._since = seconds, time.perf_counter()
 
-    def write(self, step: int, lr: float) -> None:
+    def write(self, step: int, lr: float, measured: Mapping[str, float] | None = None) -> None:
         """Write the means since the last row.
 
         Args:
             step: Steps done.
             lr: Learning rate of the last one.
+            measured: What else was found out after this step.
 
         Raises:
             TrainingError: A loss (or a gradient) is not finite.
@@ -105,6 +106,7 @@ class Log:
             # loss, and one that fp16 skips no gradient norm.
             values = [v for v in column if math.isfinite(v)]
             row[name] = sum(values) / len(values) if values else None
+        row |= measured or {}
         row["images_per_second"] = images / max(now - then, 1e-9)
         row["seconds"] = now
         if self._metrics is not None:

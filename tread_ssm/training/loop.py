@@ -15,6 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from tread_ssm.config.run import RunConfig
 from tread_ssm.config.strict import plain
 from tread_ssm.data import Data
+from tread_ssm.data.held_out import split
 from tread_ssm.pretrained import Export, export, exported_step
 from tread_ssm.processes import is_main
 from tread_ssm.training import checkpoint
@@ -86,8 +87,9 @@ def _train(config: RunConfig, data: Data) -> int | None:
             for average in (ema, *powers.values()):
                 average.update(done - 1)
             last = done == options.steps
-            if done % options.log_every == 0 or last:
-                log.write(done, lr)
+            measured = watch.validate(done)
+            if measured or done % options.log_every == 0 or last:
+                log.write(done, lr, measured)
             if posthoc is not None and (done % posthoc.every == 0 or last):
                 # Before the checkpoint: a run that resumes from there does not write it again.
                 log.checked(done)
@@ -162,7 +164,7 @@ def _batches(
 ) -> Iterator[tuple[int, float, Batch]]:
     """For each step from `start`: steps done after it, its learning rate, this process's batch."""
     options, routing = config.train, config.routing
-    maker = BatchMaker.of(config, data)
+    maker = BatchMaker.of(config, split(data, config.data.validation)[0])
     share = options.batch_size // accelerator.num_processes
     rows = slice(share * accelerator.process_index, share * (accelerator.process_index + 1))
 

@@ -32,6 +32,7 @@ _MAY_CHANGE = (
     "train.steps",
     "train.threads",
     "train.trackers",
+    "train.validate_every",
 )
 
 

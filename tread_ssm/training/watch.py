@@ -1,4 +1,4 @@
-"""What is sampled and measured during training, after the checkpoint of the step is written."""
+"""What is sampled and measured during training, from the averaged weights."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from tread_ssm.config.run import RunConfig
 from tread_ssm.data import Data
+from tread_ssm.data.held_out import split
 from tread_ssm.pretrained import Export
 from tread_ssm.processes import gathered
 from tread_ssm.training.checkpoint import Trained
@@ -13,6 +14,7 @@ from tread_ssm.training.evaluation import Evaluation
 from tread_ssm.training.log import Log
 from tread_ssm.training.metrics import read_metrics
 from tread_ssm.training.preview import Preview
+from tread_ssm.training.validation import Validation
 
 
 class Watch:
@@ -26,6 +28,10 @@ class Watch:
         self._start, self._steps = start, config.train.steps
         self._sample_every, self._eval_every = config.sample.every, config.eval.every
         device = trained.accelerator.device
+        self._validate_every, self._validation = config.train.validate_every, None
+        _, held_out = split(data, config.data.validation)
+        if held_out is not None:
+            self._validation = Validation.of(config, held_out, device)
         self._preview = Preview(run, config.folder, config.seed)
         self._evaluation = None
         if config.eval.every:
@@ -39,8 +45,16 @@ class Watch:
                 resume_at=start,
             )
 
+    def validate(self, step: int) -> dict[str, float]:
+        """What is due of `validation_loss` after `step` steps, for the row of that step."""
+        if self._validation is None or not self._due(step, self._validate_every):
+            return {}
+        self._log.checked(step)
+        with self._log.paused(), self._trained.ema.applied():
+            return {"validation_loss": self._validation.loss(self._trained.model)}
+
     def look(self, step: int) -> None:
-        """Do what is due after `step` steps."""
+        """Sample and evaluate what is due after `step` steps, once its checkpoint is written."""
         if self._due(step, self._sample_every):
             self._sample(step)
         if self._due(step, self._eval_every):

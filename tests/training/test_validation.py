@@ -1,0 +1,104 @@
+"""The loss on held-out samples: the dense network's, on fixed noise, without effect on training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from tread_ssm.config.check import check
+from tread_ssm.config.run import RoutingConfig, RunConfig, SampleConfig, TrainConfig
+from tread_ssm.data import EmojiData
+from tread_ssm.data.held_out import split
+from tread_ssm.diffusion import Flow
+from tread_ssm.models import DiMConfig
+from tread_ssm.pretrained import load_export
+from tread_ssm.randomness import generator
+from tread_ssm.routing import Route
+from tread_ssm.training.loop import train
+from tread_ssm.training.metrics import read_metrics
+from tread_ssm.training.optimizer import AdamWConfig
+from tread_ssm.training.validation import Validation
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def tiny(out: Path, name: str, every: int) -> RunConfig:
+    return RunConfig(
+        name=name,
+        out=str(out),
+        data=EmojiData(size=8, validation=0.01),
+        model=DiMConfig(image_size=8, channels=3, n_classes=9, dim=16, depth=3, pads=1),
+        objective=Flow(),
+        routing=RoutingConfig(routes=(Route(0, 2),)),
+        train=TrainConfig(
+            steps=5,
+            batch_size=4,
+            optimizer=AdamWConfig(lr=3e-3),
+            ema_decay=0.5,
+            log_every=3,
+            validate_every=every,
+        ),
+        sample=SampleConfig(every=0),
+    )
+
+
+def run(config: RunConfig) -> list[dict[str, float]]:
+    assert train(config, check(config)) is None
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return read_metrics(config.folder.metrics)
+
+
+def test_it_is_logged_and_changes_nothing(tmp_path: Path) -> None:
+    often, once = tiny(tmp_path, "often", 2), tiny(tmp_path, "once", 100)
+    rows = run(often)
+    assert [r["step"] for r in rows] == [2, 3, 4, 5]
+    assert ["validation_loss" in r for r in rows] == [True, False, True, True]
+    last = run(once)
+    assert [r["step"] for r in last] == [3, 5]
+    assert last[-1]["validation_loss"] == rows[-1]["validation_loss"]
+    a, b = (load_file(c.folder.path / "ema.safetensors") for c in (often, once))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_it_is_the_mean_loss_of_the_dense_averaged_network(tmp_path: Path) -> None:
+    config = tiny(tmp_path, "run", 100)
+    logged = run(config)[-1]["validation_loss"]
+    model, _ = load_export(config.folder.path)
+    _, held = split(check(config), config.data.validation)
+    assert held is not None and len(held.labels) == 19
+    losses = []
+    for i in range(14 * 19):  # 14 noise levels a sample: at least 256 losses
+        rng = generator(0, i, "validation")
+        held.sample_augmentation(1, rng)
+        t, noise = config.objective.sample_t(1, rng), torch.randn(1, 3, 8, 8, generator=rng)
+        x = held.read(torch.tensor([i % 19]).numpy(), (torch.zeros(1, dtype=torch.bool),))
+        label = torch.from_numpy(held.labels[i % 19 : i % 19 + 1])
+        with torch.no_grad():
+            losses.append(
+                config.objective.loss_terms(model, x, label, t, noise, ()).loss_map.mean()
+            )
+    assert logged == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
+
+
+def test_batches_do_not_change_it(tmp_path: Path) -> None:
+    config = tiny(tmp_path, "batches", 100)
+    torch.manual_seed(0)
+    model = config.model.build()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    _, held = split(check(config), config.data.validation)
+    assert held is not None
+    validation = Validation.of(config, held, torch.device("cpu"))
+    found = [replace(validation, batch=size).loss(model) for size in (7, 64)]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    assert model.training
