@@ -62,12 +62,14 @@ def python(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the scripts, the configurations and a finished run of the quickstart."""
+    """A folder with the scripts, the configurations and the quickstart, routed and dense."""
     folder = tmp_path_factory.mktemp("docs")
     for name in ("scripts", "configs"):
         (folder / name).symlink_to(ROOT / name)
-    run = python("-m", "tread_ssm", "train", "--config", "quickstart", *SMALL.split(), cwd=folder)
-    assert run.returncode == 0, run.stderr[-3000:]
+    train = ("-m", "tread_ssm", "train", "--config", "quickstart", *SMALL.split())
+    for more in ((), ("routing.routes=[]", "name=quickstart_dense")):
+        run = python(*train, *more, cwd=folder)
+        assert run.returncode == 0, run.stderr[-3000:]
     return folder
 
 

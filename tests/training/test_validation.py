@@ -6,20 +6,23 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from torch import Tensor
 
 from tread_ssm.config.check import check
 from tread_ssm.config.run import RoutingConfig, RunConfig, SampleConfig, TrainConfig
-from tread_ssm.data import EmojiData
+from tread_ssm.data import Augmentation, EmojiData, Pixels
 from tread_ssm.data.held_out import split
 from tread_ssm.diffusion import Flow
 from tread_ssm.models import DiMConfig
 from tread_ssm.pretrained import load_export
 from tread_ssm.randomness import generator
 from tread_ssm.routing import Route
+from tread_ssm.training.batch import BatchMaker
 from tread_ssm.training.loop import train
 from tread_ssm.training.metrics import read_metrics
 from tread_ssm.training.optimizer import AdamWConfig
@@ -74,20 +77,40 @@ def test_it_is_the_mean_loss_of_the_dense_averaged_network(tmp_path: Path) -> No
     config = tiny(tmp_path, "run", 100)
     logged = run(config)[-1]["validation_loss"]
     model, _ = load_export(config.folder.path)
-    _, held = split(check(config), config.data.validation)
-    assert held is not None and len(held.labels) == 19
+    data = check(config)
+    _, held = split(len(data.labels), config.data.validation)
+    assert len(held) == 19
     losses = []
     for i in range(14 * 19):  # 14 noise levels a sample: at least 256 losses
         rng = generator(0, i, "validation")
-        held.sample_augmentation(1, rng)
+        still = data.sample_augmentation(1, rng)
         t, noise = config.objective.sample_t(1, rng), torch.randn(1, 3, 8, 8, generator=rng)
-        x = held.read(torch.tensor([i % 19]).numpy(), (torch.zeros(1, dtype=torch.bool),))
-        label = torch.from_numpy(held.labels[i % 19 : i % 19 + 1])
+        index = held[i % 19 : i % 19 + 1]
+        x, label = data.read(index, still), torch.from_numpy(data.labels[index])
         with torch.no_grad():
             losses.append(
                 config.objective.loss_terms(model, x, label, t, noise, ()).loss_map.mean()
             )
     assert logged == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
+
+
+def test_training_never_reads_what_is_held_out(tmp_path: Path) -> None:
+    config = tiny(tmp_path, "kept", 100)
+    data, seen = check(config), []
+    _, held = split(len(data.labels), config.data.validation)
+
+    class Watched(Pixels):
+        def read(self, index_B: np.ndarray, augmentation: Augmentation) -> Tensor:
+            seen.extend(index_B)
+            return super().read(index_B, augmentation)
+
+    assert isinstance(data, Pixels)
+    watched = Watched(**vars(data))
+    maker = BatchMaker.of(config, watched, size=500)
+    for step in range(8):  # two epochs
+        maker.make(step, config.plan, slice(500))
+    assert len(set(seen)) == len(data.labels) - len(held)
+    assert not set(seen) & set(held)
 
 
 def test_batches_do_not_change_it(tmp_path: Path) -> None:
@@ -96,9 +119,9 @@ def test_batches_do_not_change_it(tmp_path: Path) -> None:
     model = config.model.build()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.1)
-    _, held = split(check(config), config.data.validation)
-    assert held is not None
-    validation = Validation.of(config, held, torch.device("cpu"))
+    data = check(config)
+    _, held = split(len(data.labels), config.data.validation)
+    validation = Validation.of(config, data, held, torch.device("cpu"))
     found = [replace(validation, batch=size).loss(model) for size in (7, 64)]
     assert found[0] == pytest.approx(found[1], rel=1e-5)
     assert model.training

@@ -47,7 +47,7 @@ def check(config: RunConfig) -> Data:
     except ValueError as error:
         raise ConfigError(f"sample.sampler: {error}") from None
     data = config.data.open()
-    split(data, config.data.validation)  # says whether it can be
+    split(len(data.labels), config.data.validation)  # says whether it can be
     model = config.model
     channels, height, width = data.shape
     if (height, width) != (model.image_size, model.image_size):

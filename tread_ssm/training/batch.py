@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from tread_ssm.config.check import features_of
 from tread_ssm.config.run import RunConfig
 from tread_ssm.data import Data
 from tread_ssm.data.features import Features
+from tread_ssm.data.held_out import split
 from tread_ssm.data.order import batch_index
 from tread_ssm.diffusion import Objective
 from tread_ssm.randomness import generator
@@ -93,6 +95,7 @@ class BatchMaker:
         null_label: The label of samples whose label is dropped; 0 where there are no classes.
         label_dropout: Share of labels dropped.
         features: Features of the images from another network. None: not needed.
+        samples: Numbers of the samples to train on, in their order. None: all.
     """
 
     data: Data
@@ -103,12 +106,14 @@ class BatchMaker:
     null_label: int
     label_dropout: float
     features: Features | None = None
+    samples: np.ndarray | None = None
 
     @classmethod
     def of(cls, config: RunConfig, data: Data, size: int | None = None) -> BatchMaker:
         """The batches of a run; `size`: of another global size than the run's."""
         return cls(
             data=data,
+            samples=split(len(data.labels), config.data.validation)[0],
             objective=config.objective,
             grid=config.grid,
             seed=config.seed,
@@ -121,7 +126,8 @@ class BatchMaker:
     def make(self, step: int, plan: RoutePlan, rows: slice) -> Batch:
         """The rows `rows` of the global batch of `step`, with routes drawn from `plan`; on CPU."""
         rng = generator(self.seed, step, "step")
-        index = batch_index(len(self.data.labels), self.size, self.seed, step)
+        samples = np.arange(len(self.data.labels)) if self.samples is None else self.samples
+        index = samples[batch_index(len(samples), self.size, self.seed, step)]
         mine = tuple(t[rows] for t in self.data.sample_augmentation(self.size, rng))
         dropped = torch.rand(self.size, generator=rng) < self.label_dropout
         labels = torch.from_numpy(self.data.labels[index])

@@ -15,7 +15,6 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from tread_ssm.config.run import RunConfig
 from tread_ssm.config.strict import plain
 from tread_ssm.data import Data
-from tread_ssm.data.held_out import split
 from tread_ssm.pretrained import Export, export, exported_step
 from tread_ssm.processes import is_main
 from tread_ssm.training import checkpoint
@@ -164,7 +163,7 @@ def _batches(
 ) -> Iterator[tuple[int, float, Batch]]:
     """For each step from `start`: steps done after it, its learning rate, this process's batch."""
     options, routing = config.train, config.routing
-    maker = BatchMaker.of(config, split(data, config.data.validation)[0])
+    maker = BatchMaker.of(config, data)
     share = options.batch_size // accelerator.num_processes
     rows = slice(share * accelerator.process_index, share * (accelerator.process_index + 1))
 

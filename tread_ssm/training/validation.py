@@ -27,7 +27,8 @@ class Validation:
     """Always the same samples, noise levels and noise; those of training have no part in it.
 
     Attributes:
-        data: The samples held out.
+        data: The data set.
+        samples: Numbers of those held out.
         objective: Gives the loss of each element.
         null_label: The network's label for "no class"; 0 where it has no classes.
         batch: Samples that a process looks at together.
@@ -35,21 +36,24 @@ class Validation:
     """
 
     data: Data
+    samples: np.ndarray
     objective: Objective
     null_label: int
     batch: int
     device: torch.device
 
     @classmethod
-    def of(cls, config: RunConfig, data: Data, device: torch.device) -> Validation:
+    def of(
+        cls, config: RunConfig, data: Data, samples: np.ndarray, device: torch.device
+    ) -> Validation:
         """The validation of a run."""
         batch = config.train.micro_batch or config.train.batch_size
-        return cls(data, config.objective, config.model.n_classes, batch, device)
+        return cls(data, samples, config.objective, config.model.n_classes, batch, device)
 
     @property
     def count(self) -> int:
         """Losses that are averaged: one for each sample, or for each of its noise levels."""
-        n = len(self.data.labels)
+        n = len(self.samples)
         return min(_MOST, n * max(1, -(-_LEAST // n)))
 
     @torch.no_grad()
@@ -72,7 +76,7 @@ class Validation:
 
     def _losses(self, model: nn.Module, numbers: range) -> np.ndarray:
         """(B,) the loss of each of these draws; number i is the same on any number of processes."""
-        index = np.array(numbers) % len(self.data.labels)
+        index = self.samples[np.array(numbers) % len(self.samples)]
         augmentations, ts, noises = zip(*map(self._random, numbers), strict=True)
         augmentation = tuple(torch.cat(parts) for parts in zip(*augmentations, strict=True))
         x = self.data.read(index, augmentation).to(self.device)

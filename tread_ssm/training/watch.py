@@ -29,9 +29,9 @@ class Watch:
         self._sample_every, self._eval_every = config.sample.every, config.eval.every
         device = trained.accelerator.device
         self._validate_every, self._validation = config.train.validate_every, None
-        _, held_out = split(data, config.data.validation)
-        if held_out is not None:
-            self._validation = Validation.of(config, held_out, device)
+        _, held_out = split(len(data.labels), config.data.validation)
+        if len(held_out):
+            self._validation = Validation.of(config, data, held_out, device)
         self._preview = Preview(run, config.folder, config.seed)
         self._evaluation = None
         if config.eval.every:
