@@ -57,6 +57,7 @@ def _run(args: argparse.Namespace) -> int:
     check_memory_for(config, data)
     for note in (*data.notes, *check_folder(config, data)):
         say(f"note: {note}", error=True)
+    _say_initial(config)
     return _train(config, data)
 
 
@@ -65,8 +66,20 @@ def _describe(config: RunConfig) -> int:
         check(config)
     except MissingDataError as error:
         say(f"note: training cannot start yet: {error}", error=True)
+    _say_initial(config)
     say(f"{dump(config)}\n{plan_text(config)}")
     return 0
+
+
+def _say_initial(config: RunConfig) -> None:
+    """Say what weights the run starts with. Raises ConfigError where they cannot be had."""
+    if config.train.init_from is None:
+        return
+    from tread_ssm.training.initial import initial_weights
+
+    found = initial_weights(config)
+    if found is not None:
+        say(f"note: {found}", error=True)
 
 
 def _train(config: RunConfig, data: Data) -> int:

@@ -74,6 +74,9 @@ class TrainConfig:
         trackers: Services that get the logged numbers as well.
         start_from: Checkpoint of another run, a folder, to start from: weights, averages, the
             optimiser's state and the steps done. null: start anew.
+        init_from: Weights of another network to start with, at step 0 and with a fresh optimiser:
+            the folder of a run, of one of its checkpoints or of converted weights (the average is
+            taken), or a file of tensors. What fits by name and shape is taken; the rest is listed.
     """
 
     steps: int
@@ -97,6 +100,7 @@ class TrainConfig:
     threads: int | None = None
     trackers: tuple[Tracker, ...] = ()
     start_from: str | None = None
+    init_from: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "micro_batch", "retain"):
@@ -110,6 +114,11 @@ class TrainConfig:
             raise ValueError(f"clip is {self.clip}; it must be greater than 0.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}; it must satisfy 0 <= ema_decay < 1.")
+        if self.start_from is not None and self.init_from is not None:
+            raise ValueError(
+                "init_from and start_from are both set; start_from resumes another run, init_from "
+                "begins a new one with its weights."
+            )
         if not 0 <= self.label_dropout <= 1:
             raise ValueError(f"label_dropout is {self.label_dropout}; it must lie in 0..1.")
 

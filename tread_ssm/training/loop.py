@@ -22,6 +22,7 @@ from tread_ssm.training.batch import Batch, BatchMaker, ahead
 from tread_ssm.training.checkpoint import Trained
 from tread_ssm.training.ema import Ema, ramped
 from tread_ssm.training.heads import with_heads
+from tread_ssm.training.initial import start_from_weights
 from tread_ssm.training.lock import locked
 from tread_ssm.training.log import Log
 from tread_ssm.training.peers import Peers
@@ -62,6 +63,7 @@ def _train(config: RunConfig, data: Data) -> int | None:
     accelerator = _accelerator(config)
     torch.manual_seed(config.seed)
     model = config.model.build().to(accelerator.device)
+    start_from_weights(model, config)
     whole = with_heads(model, config.auxiliary)
     module, optimizer = prepare(accelerator, whole, options.optimizer.build(whole))
     ema = Ema(model, ramped(options.ema_decay), whole)
