@@ -151,6 +151,46 @@ def test_an_image_does_not_depend_on_what_else_is_in_its_batch(name: str) -> Non
     assert np.array_equal(images(name, 3)[1].images, images(name, 3, n=6)[1].images)
 
 
+def test_a_batch_that_does_not_fit_into_memory_is_halved_until_it_does() -> None:
+    """An allocation that fails on a GPU, as torch raises it."""
+    model, run, seen = network(DIM), described(), []
+
+    def refuse(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        seen.append(len(arguments[0]))
+        if seen[-1] > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model.register_forward_pre_hook(refuse)
+    labels, decode = sample_labels(7, range(4), seed=5), decoder(run.values, None, "cpu")
+    arguments = (model, run, Recipe(steps=1, sampler="euler"), shares(7, 6), labels)
+    limit = 99
+    whole = list(generate(*arguments, seed=5, decode=decode))
+    seen.clear()
+    limit = 2
+    parts = list(generate(*arguments, seed=5, decode=decode))
+    assert seen == [6, 3, 1, 1, 1, 1, 1, 1, 1]
+    assert [p.numbers for p in parts] == [p.numbers for p in whole] == [range(6), range(6, 7)]
+    for part, expected in zip(parts, whole, strict=True):
+        difference = part.images.astype(int) - expected.images.astype(int)
+        assert np.abs(difference).max() <= 1
+    limit = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        list(generate(*arguments, seed=5, decode=decode))
+
+
+@pytest.mark.slow
+def test_a_compiled_network_samples_the_same_images() -> None:
+    run, recipe = described(), Recipe(steps=1, guidance=2.0, sampler="euler")
+    labels, decode = sample_labels(2, range(4), seed=5), decoder(run.values, None, "cpu")
+    plain, compiled = network(DIM), network(DIM)
+    compiled.compile(backend="aot_eager")
+    a, b = (
+        generate_all(model, run, recipe, labels, seed=5, decode=decode).astype(int)
+        for model in (plain, compiled)
+    )
+    assert np.abs(a - b).max() <= 1 and a.std() > 10
+
+
 def test_drawing_leaves_the_random_numbers_alone() -> None:
     model, run = network(DIM), described()
     before = torch.get_rng_state()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="name or number; repeatable; default all",
     )
-    add("--batch", type=int, default=64, help="images a device samples at once (64)")
+    add(
+        "--batch",
+        type=int,
+        default=64,
+        help="images at once (64); halved if they do not fit",
+    )
+    add("--compile", action="store_true", help="compile the network first (torch.compile)")
     add("--device", help="default: a GPU where there is one")
     add_processes(read)
     grid = read.add_argument_group("an image grid")
@@ -128,6 +135,9 @@ def _sample_grid(args: argparse.Namespace) -> None:
     )
     recipe, decode = recipe_of(described, args), _grid_decoder(described, args.vae, place)
     labels = torch.tensor(rows).repeat_interleave(args.per_class)
+    for model, _ in exports:
+        if args.compile:
+            model.compile()
     total = len(exports) * len(shares(len(labels), args.batch)) * recipe.steps
     print(cost_text(described, recipe))
     with tqdm(total=total, unit="step", desc="sampling") as bar:
@@ -185,6 +195,8 @@ def _sample_set(args: argparse.Namespace) -> None:
     _check_fits(args, described, parts)
     decode = decoder(described.values, args.vae, place)
     say(cost_text(described, recipe))
+    if args.compile:
+        model.compile()
     if is_main():
         if args.png is not None and not parts.begun() and any(args.png.glob("*.png")):
             # Those of a larger set would stay, and be taken for this one's.
@@ -194,6 +206,7 @@ def _sample_set(args: argparse.Namespace) -> None:
     labels = sample_labels(args.num, rows, args.seed, balanced=args.balanced)
     mine = shares(args.num, args.batch, *world())
     missing = [b for b in mine if not parts.done(b)]
+    before, began = parts.images(), time.monotonic()
     with _Bar(parts, args.num) as bar:
         for part in generate(
             model,
@@ -214,6 +227,9 @@ def _sample_set(args: argparse.Namespace) -> None:
         shape = parts.join(shares(args.num, args.batch), labels.numpy())
         print(f"{args.npz}: {' x '.join(map(str, shape))} after {described.step} training steps")
         print(described_recipe(recipe, described.objective, args.seed))
+        if args.num > before:
+            seconds = time.monotonic() - began
+            print(f"{(args.num - before) / seconds:.3g} images/s, decoding and writing included")
 
 
 def _check_fits(args: argparse.Namespace, described: Export, parts: Parts) -> None:
@@ -276,6 +292,7 @@ def _record(
         "batch": args.batch,
         "classes": args.classes,
         "balanced": args.balanced,
+        "compile": args.compile,
         "recipe": plain(recipe),
         "vae": vae,
         "png": None if args.png is None else str(args.png),

@@ -141,7 +141,8 @@ def generate(
         labels = sample_labels(50_000, range(1000), seed=0)
         for part in generate(model, run, recipe, batches, labels, seed=0, decode=decode): ...
 
-    Torch's global random state is left alone.
+    Torch's global random state is left alone. Where a batch does not fit into the device's memory,
+    half as many images are sampled at once from there on.
 
     Args:
         model: As `load_export` gives it, in eval mode, on the device to sample on.
@@ -158,24 +159,21 @@ def generate(
     """
     device = next(model.parameters()).device
     weak = None if recipe.weak_run is None else _weak_denoiser(recipe.weak_run, run, device)
+    most: int | None = None  # images at once, where a whole batch did not fit into the memory
     for numbers in batches:
         mine = labels[numbers.start : numbers.stop].to(device)
-        routes = None
-        if recipe.kind in ("routes", "path"):
-            plan = RoutePlan(run.routes, run.model.depth)
-            routes = RouteGuidance(plan, run.model.grid, seed, numbers)
-        x = sample_images(
-            model,
-            run.objective,
-            noise_of(numbers, run.model, seed).to(device),
-            mine,
-            recipe,
-            null_label=run.model.n_classes,
-            routes=routes,
-            weak=weak,
-            fresh=partial(_step_noise, numbers, run.model, seed, device),
-            on_step=on_step,
-        )
+        parts: list[Tensor] = []
+        rest = numbers
+        while rest:
+            now = rest if most is None else rest[:most]
+            try:
+                parts.append(_sampled(model, run, recipe, weak, now, labels, seed, on_step))
+                rest = rest[len(now) :]
+            except torch.OutOfMemoryError:
+                if len(now) == 1:
+                    raise
+                most = len(now) // 2
+        x = torch.cat(parts)
         if not bool(x.isfinite().all()):
             bad = [i for i, image in zip(numbers, x, strict=True) if not image.isfinite().all()]
             raise ValueError(
@@ -184,6 +182,36 @@ def generate(
                 f"too strong."
             )
         yield Samples(numbers, mine.cpu(), decode(x))
+
+
+def _sampled(
+    model: nn.Module,
+    run: Export,
+    recipe: Recipe,
+    weak: Denoiser | None,
+    numbers: range,
+    labels: Tensor,
+    seed: int,
+    on_step: OnStep | None,
+) -> Tensor:
+    """The images of these numbers in the model's own numbers, sampled at once."""
+    device = next(model.parameters()).device
+    routes = None
+    if recipe.kind in ("routes", "path"):
+        plan = RoutePlan(run.routes, run.model.depth)
+        routes = RouteGuidance(plan, run.model.grid, seed, numbers)
+    return sample_images(
+        model,
+        run.objective,
+        noise_of(numbers, run.model, seed).to(device),
+        labels[numbers.start : numbers.stop].to(device),
+        recipe,
+        null_label=run.model.n_classes,
+        routes=routes,
+        weak=weak,
+        fresh=partial(_step_noise, numbers, run.model, seed, device),
+        on_step=on_step,
+    )
 
 
 def generate_all(
