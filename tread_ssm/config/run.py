@@ -71,7 +71,8 @@ class TrainConfig:
         report: Write report.md into the run folder at the end.
         threads: CPU threads per process; null: all cores where `accelerate launch` started the
             run (it sets one otherwise), else torch's own choice.
-        trackers: Services that get the logged numbers as well.
+        trackers: Services that get the logged numbers as well; tensorboard and wandb get image
+            grids and histograms of the averaged weights, too.
         start_from: Checkpoint of another run, a folder, to start from: weights, averages, the
             optimiser's state and the steps done. null: start anew.
         init_from: Weights of another network to start with, at step 0 and with a fresh optimiser:

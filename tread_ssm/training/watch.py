@@ -14,6 +14,7 @@ from tread_ssm.training.evaluation import Evaluation
 from tread_ssm.training.log import Log
 from tread_ssm.training.metrics import read_metrics
 from tread_ssm.training.preview import Preview
+from tread_ssm.training.trackers import show, wants_pictures
 from tread_ssm.training.validation import Validation
 
 
@@ -27,6 +28,7 @@ class Watch:
         self._folder, self._run, self._trained, self._log = config.folder, run, trained, log
         self._start, self._steps = start, config.train.steps
         self._sample_every, self._eval_every = config.sample.every, config.eval.every
+        self._shows = wants_pictures(config.train.trackers)
         device = trained.accelerator.device
         self._validate_every, self._validation = config.train.validate_every, None
         _, held_out = split(len(data.labels), config.data.validation)
@@ -80,8 +82,16 @@ class Watch:
     def _sample(self, step: int) -> None:
         trained = self._trained
         self._log.checked(step)
-        with self._log.paused(), trained.ema.applied():
-            self._preview.write(trained.model, step, write=trained.accelerator.is_main_process)
+        main = trained.accelerator.is_main_process
+        with self._log.paused():
+            with trained.ema.applied():
+                self._preview.write(trained.model, step, write=main)
+            if self._shows:
+                state = trained.ema.state(gather=main)
+                if main:
+                    weights = {name: state[name] for name in trained.ema.average}
+                    grid = self._folder.sample_grid(step)
+                    show(trained.accelerator.trackers, step, grid, weights)
 
     def _measure(self, step: int) -> None:
         assert self._evaluation is not None
