@@ -1,7 +1,8 @@
+import pytest
 import torch
 from torch import Tensor, nn
 
-from tread_ssm import Layout, Route, RoutePlan, run_blocks
+from tread_ssm import Blocks, Layout, Route, RoutePlan, attach, run_blocks
 from tread_ssm.routing import Draw
 from tread_ssm.routing.cost import plan_cost
 
@@ -82,3 +83,57 @@ def test_streams_given_by_name_are_counted() -> None:
 
     cost = plan_cost(ByName(), RoutePlan((), DEPTH), [torch.randn(2, 16, 3)])
     assert cost.dense.tokens == (16,) * DEPTH
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(DIM, DIM, bias=False)
+
+    def forward(self, scale: float, x: Tensor) -> Tensor:
+        return x + scale * self.linear(x)
+
+
+class Foreign(nn.Module):
+    """A model that knows no routes: a class token before the image, its output in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(3, DIM, bias=False)
+        self.layers = nn.ModuleList(Block() for _ in range(DEPTH))
+
+    def forward(self, image: Tensor) -> dict[str, object]:
+        x = self.embed(image)
+        x = torch.cat([x.new_zeros(len(x), 1, DIM), x], dim=1)
+        for block in self.layers:
+            x = block(0.5, x=x)
+        return {"sample": x, "grid": GRID}
+
+
+def test_attached_models_are_counted_as_they_run() -> None:
+    with torch.device("meta"):
+        model, image = Foreign(), torch.empty(2, 16, 3)
+    routing = attach(model, rows=(Blocks("layers", n_prefix=1, streams=("x",)),))
+    plan = RoutePlan((Route(1, 5),), DEPTH)
+    cost = plan_cost(routing, plan, {"image": image}, grid=GRID)
+    assert cost.dense.tokens == (17,) * 6
+    assert cost.routed.tokens == (17, 9, 9, 9, 9, 17)
+    one_token = 2 * 2 * DIM * DIM
+    assert cost.routed.block_flops == tuple(t * one_token for t in cost.routed.tokens)
+    embed = 2 * 16 * 2 * 3 * DIM
+    assert cost.routed.training == 2 * embed + 3 * 70 * one_token
+    assert plan_cost(routing, plan, [image], grid=GRID) == cost
+
+
+def test_what_an_attached_model_must_tell() -> None:
+    model, image = Foreign(), torch.randn(2, 16, 3)
+    plan = RoutePlan((Route(1, 5),), DEPTH)
+    routing = attach(model, rows=(Blocks("layers", n_prefix=1, streams=("x",)),))
+    with pytest.raises(ValueError, match="does not tell its token grid"):
+        plan_cost(routing, plan, [image])
+    routing.detach()
+    alone = attach(model.layers, n_prefix=1, streams=("x",))
+    with pytest.raises(ValueError, match="attached to blocks alone"):
+        plan_cost(alone, plan, [image], grid=GRID)
+    with pytest.raises(ValueError, match="leave grid out"):
+        plan_cost(Network(), plan, [image], grid=(2, 8))

@@ -50,7 +50,7 @@ def test_residuals_of_a_controlnet_are_named_or_go_to_the_kept_tokens() -> None:
     message = r"between blocks, inside Route\(start=1(.|\n)*ControlNet.*whole_between=True"
     with pytest.raises(RuntimeError, match=message), routing.using(draw()):
         run()
-    blocks = routing._blocks
+    blocks = routing.blocks
     routing.detach()
     rows = [replace(r, whole_between=True) for r in PRESETS["diffusers.SD3Transformer2DModel"]]
     expected = masked_dense(blocks, run, draw(), "first", [1] * 5, BATCH)

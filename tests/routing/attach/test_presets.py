@@ -41,7 +41,7 @@ def test_outputs_and_gradients_are_those_of_the_dense_model_with_keys_hidden(nam
         found = case.run(model)
     returns = [None if row.returns is None else row.returns[0] for row in routing._rows]
     expected = masked_dense(
-        routing._blocks, lambda: case.run(model), draw, case.image, returns, BATCH
+        routing.blocks, lambda: case.run(model), draw, case.image, returns, BATCH
     )
     assert not torch.allclose(found, dense, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -81,7 +81,7 @@ def test_other_blocks_are_what_a_loop_by_hand_gives(name: str) -> None:
     with routing.using(draw):
         found = case.run(model)
     routing.detach()
-    blocks, start = list(routing._blocks), []
+    blocks, start = list(routing.blocks), []
 
     def before(i: int) -> Any:
         def hook(block: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -138,7 +138,7 @@ def test_checkpoints_of_the_library_give_the_same_gradients(name: str) -> None:
             enable_checkpoints(model)
         with routing.using(draw):
             y = case.run(model)
-        repeats = counted_calls(next(routing._blocks[1].children()))
+        repeats = counted_calls(next(routing.blocks[1].children()))
         found.append(gradients(model, y))
         assert (repeats() > 0) == checkpoints
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)

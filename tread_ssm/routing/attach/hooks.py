@@ -41,6 +41,8 @@ class Attached:
     Attributes:
         draw: The last draw that was used, () for a dense pass: what losses and logs need to know.
         drawing: What draws by itself in training; None where each draw comes by `using`.
+        blocks: The blocks that have the hooks, in the order in which they are called.
+        model: The model that holds them; None where the blocks alone were given.
     """
 
     def __init__(
@@ -49,19 +51,20 @@ class Attached:
         drawing: Drawing | None = None,
         model: nn.Module | None = None,
     ) -> None:
-        self._blocks = tuple(block for block, _ in blocks)
+        self.blocks = tuple(block for block, _ in blocks)
+        self.model = model
         self._rows = tuple(row for _, row in blocks)
-        self._names = [argument_names(b)[0] for b in self._blocks]
-        self._made = [made_positions(block) for block in self._blocks]
+        self._names = [argument_names(b)[0] for b in self.blocks]
+        self._made = [made_positions(block) for block in self.blocks]
         self.draw: Draw = ()
         self.drawing = drawing
         self._pass: Pass | None = None
         self._explicit = False
-        self._repeats = Recomputations(len(self._blocks))
+        self._repeats = Recomputations(len(self.blocks))
         self._partial = WeakTensorKeyDictionary()  # outputs inside a route: that route
         self._fit: set[tuple[int, bool]] = set()  # blocks that were looked through
         self._handles = []
-        for i, block in enumerate(self._blocks):
+        for i, block in enumerate(self.blocks):
             before, behind = partial(self._before, i), partial(self._behind, i)
             explain = partial(self._explain, i)
             if block._compiled_call_impl is not None:
@@ -86,7 +89,7 @@ class Attached:
     @property
     def depth(self) -> int:
         """How many blocks there are."""
-        return len(self._blocks)
+        return len(self.blocks)
 
     @contextmanager
     def using(self, draw: Draw, *, offsets: Tensor | None = None) -> Iterator[None]:
@@ -119,7 +122,7 @@ class Attached:
             self._pass, self._explicit = None, False
         if draw and not now.ran:
             raise ValueError(
-                f"attach: none of the {len(self._blocks)} blocks was called inside `using`, so "
+                f"attach: none of the {len(self.blocks)} blocks was called inside `using`, so "
                 f"nothing was routed; call the model that holds them, not a copy or replica, and "
                 f"attach before a compiled model's first run, or call torch.compiler.reset()."
             )
@@ -157,14 +160,24 @@ class Attached:
         """
         n = None if grid is None else math.prod(grid)
         with self.using(()):
-            return verify(self._blocks, self._rows, self._names, call, n)
+            return verify(self.blocks, self._rows, self._names, call, n)
+
+    def stream_length(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        """Tokens of the stream, prefix included, that a call of block i gets with these arguments.
+
+        Raises:
+            ValueError: There is no stream (B, S, D) where it is declared.
+        """
+        kind = type(self.blocks[i]).__name__
+        call = Call(i, kind, self._names[i], args, kwargs, self._rows[i])
+        return call.streams()[0].shape[1]
 
     def detach(self) -> None:
         """Take the hooks away; the model is as it was."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        for block in self._blocks:
+        for block in self.blocks:
             attached.discard(block)
 
     # --- the hooks
@@ -222,7 +235,7 @@ class Attached:
                     self._partial[output if place is None else output[place]] = now.inside
         if recomputes and call is not None:
             self._repeats.leave(i, output, stream_places(call, output)[0])
-        if not recomputes and i + 1 == len(self._blocks) and not self._explicit:
+        if not recomputes and i + 1 == len(self.blocks) and not self._explicit:
             self._pass = None
         return output
 
@@ -248,7 +261,7 @@ class Attached:
         self._pass = None
 
     def _owns(self, i: int, block: nn.Module) -> bool:
-        return i < len(self._blocks) and self._blocks[i] is block
+        return i < len(self.blocks) and self.blocks[i] is block
 
     def _drawn(
         self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -301,7 +314,7 @@ class Attached:
         if (
             batch == length
             and not call.blocks.sequence_first
-            and is_sequence_first(self._blocks[call.number])
+            and is_sequence_first(self.blocks[call.number])
         ):
             raise ValueError(
                 f"{place}: batch and tokens are both {batch}, and a part of the block takes tokens "
@@ -335,13 +348,13 @@ class Attached:
         for j in range(route.start, route.stop):
             seen = j, subset.grid is None
             if torch.compiler.is_compiling() or seen not in self._fit:
-                refuse_unfit(j, self._blocks[j], self._rows[j], subset, self._made[j])
+                refuse_unfit(j, self.blocks[j], self._rows[j], subset, self._made[j])
                 if not torch.compiler.is_compiling():
                     self._fit.add(seen)
 
     def _check_routes(self, draw: Draw) -> None:
         refuse_routes(route for route, _ in draw)
-        free_from, depth = 0, len(self._blocks)
+        free_from, depth = 0, len(self.blocks)
         for route, subset in draw:
             if subset.is_none:
                 raise ValueError(
