@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import signal
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from tread_ssm import command
 from tread_ssm.command import say
@@ -21,6 +22,7 @@ from tread_ssm.data import Data, MissingDataError
 from tread_ssm.errors import ConfigError
 from tread_ssm.processes import is_main
 from tread_ssm.report.plan import plan_text
+from tread_ssm.training.console import console_log
 from tread_ssm.training.resume import check_folder
 
 
@@ -55,10 +57,12 @@ def _run(args: argparse.Namespace) -> int:
         return _describe(config)
     data = check(config)
     check_memory_for(config, data)
-    for note in (*data.notes, *check_folder(config, data)):
-        say(f"note: {note}", error=True)
-    _say_initial(config)
-    return _train(config, data)
+    notes = (*data.notes, *check_folder(config, data))
+    with console_log(config.folder.console) if is_main() else nullcontext():
+        for note in notes:
+            say(f"note: {note}", error=True)
+        _say_initial(config)
+        return _train(config, data)
 
 
 def _describe(config: RunConfig) -> int:

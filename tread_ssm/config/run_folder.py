@@ -33,6 +33,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def console(self) -> Path:
+        """What the console said."""
+        return self.path / "train.log"
+
+    @property
     def evals(self) -> Path:
         """One line for each evaluation."""
         return self.path / "evals.jsonl"
