@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +88,22 @@ def browser(address: str) -> Iterator[Any]:
         driver.quit()
 
 
+def until(browser: Any, reached: Callable[[Any], Any], what: str) -> Any:
+    """What `reached` gives once it is true; elements are replaced while the page changes."""
+    from selenium.common.exceptions import StaleElementReferenceException
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    wait = WebDriverWait(browser, 60, ignored_exceptions=[StaleElementReferenceException])
+    return wait.until(reached, what)
+
+
 def find(browser: Any, path: str) -> Any:
     """The first shown element of an XPath, waited for."""
-    from selenium.webdriver.support.ui import WebDriverWait
 
     def shown(driver: Any) -> Any:
         return next((e for e in driver.find_elements("xpath", path) if e.is_displayed()), None)
 
-    return WebDriverWait(browser, 60).until(shown, f"nothing shown at {path}")
+    return until(browser, shown, f"nothing shown at {path}")
 
 
 def press(browser: Any, text: str) -> None:
@@ -132,12 +140,11 @@ def test_sampling_shows_the_images_and_what_the_weak_pass_saw(
 def test_another_run_has_other_controls(browser: Any) -> None:
     find(browser, "//input[@aria-label='Run']").click()
     find(browser, "//ul//li[contains(., 'dense')]").click()
-    from selenium.webdriver.support.ui import WebDriverWait
 
     def kinds(driver: Any) -> list[str]:
         return [e.text for e in driver.find_elements("css selector", "fieldset label") if e.text]
 
-    WebDriverWait(browser, 60).until(lambda driver: kinds(driver) == ["none"])
+    until(browser, lambda driver: kinds(driver) == ["none"], "the kinds stay")
     assert not [e for e in browser.find_elements("css selector", "input[aria-label='Class']")
                 if e.is_displayed()]  # fmt: skip
     press(browser, "Sample")
