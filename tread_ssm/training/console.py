@@ -29,7 +29,7 @@ def console_log(path: Path) -> Iterator[None]:
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     out, err = _Copied(sys.stdout, file), _Copied(sys.stderr, file)
     try:
-        with redirect_stdout(out), redirect_stderr(err):  # type: ignore[type-var]
+        with redirect_stdout(out), redirect_stderr(err):
             yield
     finally:
         out.end()

@@ -42,4 +42,10 @@ def show(
             import wandb
 
             tracker.log_images({"samples": [image]}, step)
-            tracker.log({name: wandb.Histogram(value) for name, value in values.items()}, step)
+            tracker.log(
+                {
+                    name: wandb.Histogram(np_histogram=np.histogram(value, 64))
+                    for name, value in values.items()
+                },
+                step,
+            )
