@@ -177,3 +177,14 @@ Markdown(tables.matched_table(arms, SIDES, "loss"))
 
 # %%
 Markdown(tables.matched_table(arms, SIDES, "distance"))
+
+# %% [markdown]
+# ## 256 tokens
+#
+# The same at 32 x 32 pixels, as far as it has been run: short runs, for the machine was shared. ± is
+# half the 95 % interval over the seeds; where only checkpoints of one length are recorded, nothing
+# can be said at equal FLOPs. The page "Does it pay?" of the documentation goes on from here.
+
+# %%
+LARGER = [n for n in ("dim-50", "dim-75", "dit-50", "dim2-50") if n in arms]
+Markdown(tables.answer_table(arms, LARGER))

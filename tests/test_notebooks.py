@@ -82,3 +82,6 @@ def test_the_comparison_shows_the_recorded_numbers() -> None:
         table = tables.matched_table(recorded, pairs, measure)
         for line in table.splitlines():
             assert any(line in text for text in shown), f"not in the notebook: {line}"
+    table = tables.answer_table(recorded, [n for n in ("dim-50", "dim-75") if n in recorded])
+    for line in table.splitlines():
+        assert any(line in text for text in shown), f"not in the notebook: {line}"
