@@ -181,8 +181,8 @@ Markdown(tables.matched_table(arms, SIDES, "distance"))
 # %% [markdown]
 # ## 256 tokens
 #
-# The same at 32 x 32 pixels, as far as it has been run: short runs, for the machine was shared. ± is
-# half the 95 % interval over the seeds; where only checkpoints of one length are recorded, nothing
+# The same at 32 x 32 pixels, as far as it has been run: 300 steps, for the machine was shared. ±
+# is half the 95 % interval over the seeds; where checkpoints of one length alone are known, nothing
 # can be said at equal FLOPs. The page "Does it pay?" of the documentation goes on from here.
 
 # %%

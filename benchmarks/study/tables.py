@@ -107,9 +107,9 @@ def within(values: np.ndarray, form: str, unit: str) -> str:
     """Mean and half the 95 % interval; how many seeds have no value; "" where none has."""
     there = values[~np.isnan(values)]
     if not len(there):
-        return "not measured" if unit else "not reached"
+        return "not measured" if unit else "not seen"
     if len(there) < len(values):
-        return f"not reached by {len(values) - len(there)} of {len(values)}"
+        return f"not seen in {len(values) - len(there)} of {len(values)}"
     mean, half = interval(there)
     spread = "one seed" if math.isnan(half) else f"± {half:{form.lstrip('+')}}"
     return (
