@@ -26,7 +26,7 @@ data: {kind: emoji, size: 8, flip: true}
 model: {kind: dim, image_size: 8, channels: 3, n_classes: 9, dim: 16, depth: 3, pads: 1}
 objective: {kind: flow}
 routing: {routes: [{start: 0, stop: 2, drop: 0.5}]}
-train: {steps: 12, batch_size: 4, log_every: 3, save_every: 4}
+train: {steps: 12, batch_size: 4, log_every: 3, save_every: 4, posthoc_ema: {every: 4}}
 sample: {every: 6, classes: 2, per_class: 2, steps: 2}
 """
 IMAGES = 6
@@ -74,6 +74,20 @@ COMMANDS = (
         ("latents",),
     ),
     Command(
+        "cache",
+        python(
+            *("scripts/cache_features.py", "--data", "images", "--library", "transformers"),
+            *("--model", "vit", "--size", 16, "--out", "features", "--batch", 2),
+            *("--shard-size", 3, "--workers", 1, "--device", "cpu"),
+        ),
+        ("features",),
+    ),
+    Command(
+        "average",
+        python("scripts/average.py", "--run", "given/tiny", "--width", 0.1, "--out", "averaged"),
+        ("averaged",),
+    ),
+    Command(
         "evaluate",
         python(
             *("scripts/evaluate.py", "--samples", "samples.npz", "--reference", "real.npz"),
@@ -109,6 +123,7 @@ def prepare(server: Server, folder: Path) -> Path:
     np.savez(folder / "real.npz", arr_0=load_emoji(8)[0][:80])
     np.savez(folder / "samples.npz", arr_0=load_emoji(8)[0][80:170])
     _save_vae(folder / "vae")
+    _save_vision_transformer(folder / "vit")
     return folder
 
 
@@ -130,6 +145,14 @@ def _save_vae(folder: Path) -> None:
         latent_channels=4,
         norm_num_groups=4,
     ).save_pretrained(folder)
+
+
+def _save_vision_transformer(folder: Path) -> None:
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    Dinov2Model(Dinov2Config(**size, patch_size=4, image_size=16)).save_pretrained(folder)
 
 
 def digest(folder: Path, results: tuple[str, ...]) -> str:
