@@ -182,6 +182,8 @@ def test_docstrings_describe_arguments_and_fields_that_exist() -> None:
             if item.docstring is None or item.is_module:
                 continue
             known = set(item.members) | INHERITED
+            if item.is_class and "__init__" in item.members:  # described with the class
+                known |= {p.name for p in item.members["__init__"].parameters}
             if item.is_function:
                 known = {p.name.lstrip("*") for p in item.parameters}
             for part in item.docstring.parse("google", warnings=False):
