@@ -26,7 +26,7 @@ objective: {kind: flow}
 routing:
   routes: [{start: 0, stop: 2, drop: 0.5}]
 train:
-  {steps: 60, batch_size: 4, micro_batch: 1, optimizer: {lr: 1e-3}, warmup: 20,
+  {steps: 60, batch_size: 4, micro_batch: 1, optimizer: {kind: adamw, lr: 1e-3}, warmup: 20,
    schedule: cosine, log_every: 3, save_every: 5}
 sample: {every: 0}
 """

@@ -29,7 +29,7 @@ routing:
 train:
   steps: 120
   batch_size: 4
-  optimizer: {lr: 1e-3}
+  optimizer: {kind: adamw, lr: 1e-3}
   log_every: 3
   save_every: 10
 sample: {every: 0}
