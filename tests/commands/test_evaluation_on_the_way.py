@@ -19,8 +19,8 @@ model: {kind: dim, image_size: 8, channels: 3, n_classes: 9, dim: 16, depth: 3, 
 objective: {kind: flow}
 routing: {routes: [{start: 0, stop: 2}]}
 train:
-  {steps: 4, batch_size: 8, optimizer: {kind: adamw, lr: 1e-3}, save_every: 4, ema_decay: 0.5, threads: 1,
-   report: true}
+  {steps: 4, batch_size: 8, optimizer: {kind: adamw, lr: 1e-3}, save_every: 4, ema_decay: 0.5,
+   threads: 1, report: true}
 sample: {every: 0, steps: 2}
 eval: {every: 2, num: 70, batch: 16, metrics: [fid, kid], extractor: emoji}
 """

@@ -31,8 +31,8 @@ routing:
   routes: [{start: 1, stop: 3}]
   schedule: {dense_tail: 0.25}
 train:
-  {steps: 6, batch_size: 16, optimizer: {kind: adamw, lr: 1e-3}, log_every: 2, save_every: 4, retain: 9,
-   threads: 1}
+  {steps: 6, batch_size: 16, optimizer: {kind: adamw, lr: 1e-3}, log_every: 2, save_every: 4,
+   retain: 9, threads: 1}
 sample: {every: 4, per_class: 2, steps: 2}
 """
 
