@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,19 @@ def test_flops_follow_the_schedule(runs: list[RunConfig]) -> None:
     assert training_flops(runs[2], [6]) == [6 * dense]
 
 
+def test_path_drop_counts_as_expected(runs: list[RunConfig]) -> None:
+    """Blocks that a step skips cost nothing: with probability 1 only the outer ones would count."""
+    config = runs[0]
+    (route,) = config.routing.routes
+    dropping = replace(route, path_drop=0.25)
+    changed = replace(config, routing=replace(config.routing, routes=(dropping,)))
+    cost = backbone_cost(config.model, config.plan).routed
+    inside = sum(cost.block_flops[1:3]) / cost.forward
+    assert 0.2 < inside < 0.9
+    expected = 16 * cost.training * (1 - 0.25 * inside)
+    assert training_flops(changed, [1]) == pytest.approx([expected])
+
+
 def test_curves_have_every_evaluation_at_its_cost(runs: list[RunConfig]) -> None:
     measures = measures_of(arms_of([History.read(config.folder.path) for config in runs]))
     assert list(measures) == ["training loss", "FID (emoji)"]
@@ -91,6 +105,15 @@ def test_the_page_needs_no_other_file(page: Path) -> None:
     assert [stage["label"] for stage in stages] == ["after 4 steps", "after 6 steps"]
     assert all(url.startswith("data:image/webp;base64,") for s in stages for url in s["pictures"])
     assert 'src="curves.png"' not in text and 'src="samples.png"' not in text
+
+
+def test_runs_without_grids_say_so(runs: list[RunConfig], tmp_path: Path) -> None:
+    copies = [tmp_path / "a", tmp_path / "b"]
+    for copy, config in zip(copies, runs[::2], strict=True):
+        shutil.copytree(config.folder.path, copy)
+        shutil.rmtree(copy / "samples")
+    text = write_comparison(copies, tmp_path / "out").with_suffix(".md").read_text()
+    assert "a run sampled no image grids" in text and "slider" not in text
 
 
 def test_one_run_is_no_comparison(

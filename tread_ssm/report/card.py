@@ -95,7 +95,7 @@ def _figures(run: History) -> str:
     rows = [
         (literal(title_of(name, options.extractor)), f"{last[name]:.4g}")
         for name in last
-        if name not in ("step", "count") and last[name] is not None
+        if name not in ("step", "count")
     ]
     return (
         f"## Figures\n\n{last['count']:,} images after {last['step']:,} steps, "

@@ -20,7 +20,7 @@ from tread_ssm.report.arms import Arm, arms_of, measures_of
 from tread_ssm.report.grids import timeline
 from tread_ssm.report.history import History
 from tread_ssm.report.markdown import literal
-from tread_ssm.report.page import TIMELINE, write_page
+from tread_ssm.report.page import TIMELINE, Timeline, write_page
 from tread_ssm.report.paired import paired_samples
 from tread_ssm.tables import markdown_table, short
 
@@ -39,21 +39,21 @@ def write_comparison(runs: Sequence[str | Path], out: Path) -> Path:
         ConfigError: A folder is no run, or there are fewer than two.
     """
     if len(set(map(os.path.abspath, runs))) < 2:
-        raise ConfigError(f"compare: {len(runs)} run is named; name two or more different ones.")
+        raise ConfigError(f"compare: {runs[0]} is the only run named; name two or more.")
     arms = arms_of([History.read(run) for run in runs])
     measures = measures_of(arms)
     out.mkdir(parents=True, exist_ok=True)
     save(plot_curves(measures), out / "curves.png")
     paired = paired_samples(arms, out / "samples.png")
-    text = "\n\n".join(_text(arms, measures, paired)) + "\n"
+    stages = timeline([arm.name for arm in arms], [arm.runs[0].folder for arm in arms])
+    text = "\n\n".join([*_text(arms, measures), paired, _stages(stages)]) + "\n"
     with replacing(out / "comparison.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
-    stages = timeline([arm.name for arm in arms], [arm.runs[0].folder for arm in arms])
     write_page(out / "comparison.html", text, stages)
     return out / "comparison.html"
 
 
-def _text(arms: Sequence[Arm], measures: Mapping[str, Sequence[Curve]], paired: str) -> list[str]:
+def _text(arms: Sequence[Arm], measures: Mapping[str, Sequence[Curve]]) -> list[str]:
     seeds = any(len(arm.runs) > 1 for arm in arms)
     said = "Runs that differ in their seed alone are one row; ± is the standard deviation over them"
     return [
@@ -65,10 +65,14 @@ def _text(arms: Sequence[Arm], measures: Mapping[str, Sequence[Curve]], paired: 
         "## Curves\n\n![measures over steps, FLOPs and seconds](curves.png)\n\nThe training loss "
         "is that of kept tokens, smoothed. A routed network sees fewer tokens in the middle than a "
         "dense one, so compare the other measures.",
-        paired,
-        f"## Samples as training went on\n\n{TIMELINE}\n\nThe page `comparison.html` has a slider "
-        "here.",
     ]
+
+
+def _stages(stages: Timeline | None) -> str:
+    title = "## Samples as training went on"
+    if stages is None:
+        return f"{title}\n\nThere are none: a run sampled no image grids (`sample.every: 0`)."
+    return f"{title}\n\n{TIMELINE}\n\nThe page `comparison.html` has a slider here."
 
 
 def _table(arms: Sequence[Arm], measures: Mapping[str, Sequence[Curve]]) -> str:

@@ -11,6 +11,8 @@ from tread_ssm.config.run import RunConfig, load_config
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.errors import ConfigError
 from tread_ssm.models.cost import backbone_cost
+from tread_ssm.routing import RoutePlan
+from tread_ssm.routing.cost import Cost
 from tread_ssm.training.metrics import read_metrics
 
 _LOGGED = ("images", "seconds", "images_per_second", "loss")
@@ -45,7 +47,9 @@ class History:
         if not folder.config.is_file():
             raise ConfigError(f"{run} holds no config.yaml; it is no run folder.")
         config = load_config(folder.config)
-        rows = _checked(folder.metrics, _LOGGED)
+        # A row of steps without routes, or of steps that dropped the path, lacks these.
+        blank = {"kept_loss": None, "routed_loss": None}
+        rows = [blank | row for row in _checked(folder.metrics, _LOGGED)]
         if not rows:
             raise ConfigError(
                 f"{run} holds no metrics yet; train it until the first log line "
@@ -61,25 +65,31 @@ class History:
 def training_flops(config: RunConfig, steps: Sequence[int]) -> list[float]:
     """FLOPs of training behind each of these numbers of steps, forward and backward.
 
-    Routes count as the schedule has them at each step.
+    Routes count as the schedule has them at each step. With path drop it is what can be expected:
+    a route's blocks count for the steps that do not skip them, at their share of a forward pass.
 
     Args:
         config: The run's.
         steps: Rising.
     """
     schedule, total = config.routing.schedule, config.train.steps
-    costs: dict[float, int] = {}
+    costs: dict[float, float] = {}
     spent, done, found = 0.0, 0, []
     for step in steps:
         while done < step:
             share = schedule.share(done, total)
             if share not in costs:
                 plan = schedule.at(config.plan, done, total)
-                costs[share] = backbone_cost(config.model, plan).routed.training
+                costs[share] = _expected(plan, backbone_cost(config.model, plan).routed)
             spent += costs[share] * config.train.batch_size
             done += 1
         found.append(spent)
     return found
+
+
+def _expected(plan: RoutePlan, cost: Cost) -> float:
+    skipped = sum(r.path_drop * sum(cost.block_flops[r.start : r.stop]) for r in plan.routes)
+    return cost.training * (1 - skipped / cost.forward)
 
 
 def _checked(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
@@ -100,4 +110,4 @@ def _checked(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
                 f"must rise. Remove that row."
             )
         before = row["step"]
-    return [{"kept_loss": None, "routed_loss": None} | row for row in rows]
+    return rows

@@ -29,8 +29,9 @@ def paired_samples(arms: Sequence[Arm], path: Path) -> str:
         arms: What to compare.
         path: The picture, beside the report.
     """
+    place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        exports = [load_export(arm.runs[0].folder.weights()) for arm in arms]
+        exports = [load_export(arm.runs[0].folder.weights(), place) for arm in arms]
     except ConfigError as error:
         return f"{_TITLE}\n\nThere are none. {literal(str(error))}"
     asked = {(e.model.channels, e.model.image_size, e.class_names) for _, e in exports}
@@ -53,7 +54,7 @@ def _sampled(model: nn.Module, run: Export, rows: Sequence[int]) -> np.ndarray:
     """(classes, COLUMNS, H, W, 3) uint8."""
     labels = torch.tensor(rows).repeat_interleave(COLUMNS)
     try:
-        decode = decoder(run.values, None, "cpu")
+        decode = decoder(run.values, None, next(model.parameters()).device)
     except ConfigError:  # latents whose autoencoder is not there are shown as they are
 
         def decode(x: torch.Tensor) -> np.ndarray:

@@ -58,8 +58,8 @@ class Findings:
     @property
     def measures(self) -> list[str]:
         """What was evaluated during training, in the order of its rows."""
-        there = (k for row in self.history.evals for k, v in row.items() if v is not None)
-        return [name for name in dict.fromkeys(there) if name not in ("step", "count")]
+        names = dict.fromkeys(name for row in self.history.evals for name in row)
+        return [name for name in names if name not in ("step", "count")]
 
 
 def sections(found: Findings) -> list[str]:
