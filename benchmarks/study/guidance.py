@@ -18,7 +18,7 @@ from benchmarks.study.jobs import Job, configure, toy
 from benchmarks.study.measure import distance_of, held_out
 from benchmarks.study.results import Row
 from benchmarks.study.run import origin
-from tread_ssm.sampling.generate import Recipe
+from tread_ssm.sampling.recipe import Recipe
 from tread_ssm.tables import markdown_table
 
 SCALES = {"none": (1.0,), "classifier-free": (1.5, 2.0, 3.0), "route": (1.5, 2.0, 3.0)}

@@ -23,8 +23,9 @@ from tread_ssm.evaluation import (
 from tread_ssm.files import replacing
 from tread_ssm.pretrained import load_export
 from tread_ssm.randomness import generator
-from tread_ssm.sampling.generate import Recipe, generate_all
+from tread_ssm.sampling.generate import generate_all
 from tread_ssm.sampling.image_grid import decoder
+from tread_ssm.sampling.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from tread_ssm.config.check import check
 from tread_ssm.config.run import RunConfig
 from tread_ssm.files import replacing
 from tread_ssm.models.cost import backbone_cost
-from tread_ssm.sampling.generate import Recipe
+from tread_ssm.sampling.recipe import Recipe
 from tread_ssm.training.loop import is_finished, train
 from tread_ssm.training.metrics import read_metrics
 

@@ -13,7 +13,7 @@ from tread_ssm.models.cost import backbone_cost
 from tread_ssm.pretrained import export
 from tread_ssm.routing import Route, RoutePlan
 from tread_ssm.sampling.cost import cost_text, sampling_cost
-from tread_ssm.sampling.generate import Recipe
+from tread_ssm.sampling.recipe import Recipe
 
 MODEL = DiTConfig(image_size=8, channels=3, n_classes=4, dim=16, depth=5, heads=2)
 ROUTES = (Route(1, 4),)

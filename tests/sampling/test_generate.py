@@ -17,8 +17,6 @@ from tread_ssm.models import DiMConfig, DiTConfig
 from tread_ssm.pretrained import Export, export
 from tread_ssm.routing import Cells, Draw, Route, RoutePlan, Segments
 from tread_ssm.sampling.generate import (
-    Recipe,
-    RouteGuidance,
     Samples,
     generate,
     generate_all,
@@ -26,7 +24,9 @@ from tread_ssm.sampling.generate import (
     sample_labels,
     shares,
 )
+from tread_ssm.sampling.guidance import RouteGuidance
 from tread_ssm.sampling.image_grid import decoder
+from tread_ssm.sampling.recipe import Recipe
 
 DIM = DiMConfig(image_size=8, channels=3, n_classes=4, dim=32, depth=3, pads=1)
 DIT = DiTConfig(image_size=8, channels=3, n_classes=4, dim=32, depth=3, heads=2)

@@ -12,8 +12,9 @@ from tread_ssm.errors import ConfigError
 from tread_ssm.models import DiTConfig
 from tread_ssm.pretrained import Export, export
 from tread_ssm.sampling.classes import class_number
-from tread_ssm.sampling.generate import Recipe, generate_all
+from tread_ssm.sampling.generate import generate_all
 from tread_ssm.sampling.image_grid import decoder
+from tread_ssm.sampling.recipe import Recipe
 
 
 @pytest.fixture(scope="module")

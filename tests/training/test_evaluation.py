@@ -29,8 +29,9 @@ from tread_ssm.models import DiMConfig
 from tread_ssm.pretrained import load_export
 from tread_ssm.report.plan import plan_text
 from tread_ssm.routing import Route
-from tread_ssm.sampling.generate import Recipe, generate, sample_labels, shares
+from tread_ssm.sampling.generate import generate, sample_labels, shares
 from tread_ssm.sampling.image_grid import decoder
+from tread_ssm.sampling.recipe import Recipe
 from tread_ssm.training.loop import train
 from tread_ssm.training.metrics import read_metrics
 from tread_ssm.training.optimizer import AdamWConfig

@@ -19,8 +19,10 @@ from tread_ssm.plots.tokens import plot_kept
 from tread_ssm.pretrained import Export, load_export
 from tread_ssm.routing import RoutePlan
 from tread_ssm.sampling.classes import class_number
-from tread_ssm.sampling.generate import Recipe, RouteGuidance, generate_all
+from tread_ssm.sampling.generate import generate_all
+from tread_ssm.sampling.guidance import RouteGuidance
 from tread_ssm.sampling.image_grid import Decode, decoder
+from tread_ssm.sampling.recipe import Recipe
 from tread_ssm.tokens import TokenSubset
 
 NONE, CLASS, ROUTES = "none", "classifier-free", "routes"

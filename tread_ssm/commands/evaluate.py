@@ -48,9 +48,10 @@ from tread_ssm.posthoc import load_average
 from tread_ssm.pretrained import Export, load_export
 from tread_ssm.processes import gathered
 from tread_ssm.sampling.adm_npz import check_same
-from tread_ssm.sampling.generate import Recipe, sample_labels
+from tread_ssm.sampling.generate import sample_labels
 from tread_ssm.sampling.image_grid import decoder
 from tread_ssm.sampling.options import add_sampling_options, recipe_of
+from tread_ssm.sampling.recipe import Recipe
 from tread_ssm.tables import markdown_table
 from tread_ssm.training.power_ema import gamma_of
 

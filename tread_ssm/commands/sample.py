@@ -37,14 +37,7 @@ from tread_ssm.processes import gathered, world
 from tread_ssm.sampling.adm_npz import Parts
 from tread_ssm.sampling.classes import class_number
 from tread_ssm.sampling.cost import cost_text
-from tread_ssm.sampling.generate import (
-    Recipe,
-    Samples,
-    generate,
-    generate_all,
-    sample_labels,
-    shares,
-)
+from tread_ssm.sampling.generate import Samples, generate, generate_all, sample_labels, shares
 from tread_ssm.sampling.image_grid import (
     FORMATS,
     Decode,
@@ -54,6 +47,7 @@ from tread_ssm.sampling.image_grid import (
     to_uint8,
 )
 from tread_ssm.sampling.options import add_sampling_options, described_recipe, recipe_of
+from tread_ssm.sampling.recipe import Recipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:

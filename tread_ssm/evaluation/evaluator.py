@@ -25,8 +25,9 @@ from tread_ssm.evaluation.score import check_comparable, score
 from tread_ssm.evaluation.statistics import Statistics, alike, statistics
 from tread_ssm.pretrained import Export
 from tread_ssm.processes import gathered, own_share, world
-from tread_ssm.sampling.generate import Recipe, generate, shares
+from tread_ssm.sampling.generate import generate, shares
 from tread_ssm.sampling.image_grid import Decode
+from tread_ssm.sampling.recipe import Recipe
 
 
 @dataclass(frozen=True)

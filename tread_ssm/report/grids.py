@@ -17,8 +17,9 @@ from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.data import Data, PixelValues
 from tread_ssm.pretrained import Export
 from tread_ssm.report.page import Stage, Timeline
-from tread_ssm.sampling.generate import Recipe, generate_all
+from tread_ssm.sampling.generate import generate_all
 from tread_ssm.sampling.image_grid import save_grid, spread, to_uint8
+from tread_ssm.sampling.recipe import Recipe
 
 _MOST_STAGES = 24  # a page stays small
 _MOST_SEARCHED = 20_000  # images that a neighbour is looked for among

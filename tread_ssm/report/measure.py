@@ -24,8 +24,9 @@ from tread_ssm.evaluation.evaluator import Evaluator
 from tread_ssm.pretrained import load_export
 from tread_ssm.randomness import generator
 from tread_ssm.routing import RoutePlan
-from tread_ssm.sampling.generate import Recipe, generate_all
+from tread_ssm.sampling.generate import generate_all
 from tread_ssm.sampling.image_grid import decoder, to_uint8
+from tread_ssm.sampling.recipe import Recipe
 from tread_ssm.timing import median_of_pairs, take_turns
 from tread_ssm.training.batch import Batch, BatchMaker
 from tread_ssm.training.heads import with_heads

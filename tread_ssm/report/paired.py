@@ -13,8 +13,9 @@ from tread_ssm.errors import ConfigError
 from tread_ssm.pretrained import Export, load_export
 from tread_ssm.report.arms import Arm
 from tread_ssm.report.markdown import literal
-from tread_ssm.sampling.generate import Recipe, generate_all
+from tread_ssm.sampling.generate import generate_all
 from tread_ssm.sampling.image_grid import decoder, save_grid, spread, to_uint8
+from tread_ssm.sampling.recipe import Recipe
 
 COLUMNS = 8  # images of a class
 _ROWS = 6  # classes at most

@@ -15,7 +15,7 @@ from tread_ssm.report.estimate import estimate
 from tread_ssm.routing.advice import advice
 from tread_ssm.routing.cost import PlanCost
 from tread_ssm.sampling.cost import sampling_cost
-from tread_ssm.sampling.generate import Recipe
+from tread_ssm.sampling.recipe import Recipe
 from tread_ssm.tables import duration, markdown_table, prefix, short
 from tread_ssm.training.heads import with_heads
 

@@ -16,7 +16,9 @@ from tread_ssm.models import ModelConfig
 from tread_ssm.pretrained import Export, load_export
 from tread_ssm.routing import Draw, Route, RoutePlan
 from tread_ssm.routing.cost import forward_flops
-from tread_ssm.sampling.generate import Recipe, RouteGuidance, noise_of, sample_images
+from tread_ssm.sampling.generate import noise_of, sample_batch
+from tread_ssm.sampling.guidance import RouteGuidance
+from tread_ssm.sampling.recipe import Recipe
 from tread_ssm.tables import short
 
 
@@ -55,7 +57,7 @@ def sampling_cost(
     networks = [_Counting(config) for config in (model, weak) if config is not None]
     by_tokens = recipe.kind in ("routes", "path")
     plan, noise = RoutePlan(routes, model.depth), noise_of([0], model, seed=0)
-    sample_images(
+    sample_batch(
         networks[0],
         objective,
         noise,

@@ -10,103 +10,24 @@ Shape legend: B batch, C channels, H rows, W columns, n images of a set.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tread_ssm.config.run import SampleConfig
-from tread_ssm.diffusion import (
-    Denoiser,
-    Extrapolation,
-    Network,
-    Objective,
-    classifier_free,
-    guide,
-    path_guidance,
-    route_guidance,
-    sample,
-)
+from tread_ssm.diffusion import Denoiser, Network, Objective, sample
 from tread_ssm.diffusion.sampler import Fresh, OnStep
 from tread_ssm.models import ModelConfig
-from tread_ssm.pretrained import Export, load_export
+from tread_ssm.pretrained import Export
 from tread_ssm.randomness import generator
-from tread_ssm.routing import Draw, RoutePlan
+from tread_ssm.routing import RoutePlan
+from tread_ssm.sampling.guidance import RouteGuidance, guided, weak_denoiser
 from tread_ssm.sampling.image_grid import Decode
-
-GuidedBy: TypeAlias = Literal["class", "routes", "path", "model"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How images are sampled.
-
-    Attributes:
-        steps: Sampling steps.
-        guidance: Scale of the guidance, 1 is none: x0 = weak + guidance * (strong - weak).
-        guided_by: What the weak pass is: without the class ("class"), with fewer tokens ("routes"),
-            without the class and the blocks of the routes ("path"), or another network ("model").
-            None: "routes" where `weak_drop` is set, else "class".
-        interval: Timesteps at which to guide, see `Extrapolation`.
-        channels: How many channels to guide, see `Extrapolation`; None: all.
-        weak_drop: What the weak pass drops, for "routes" alone.
-        strong_drop: What the strong pass drops, for "routes" alone.
-        weak_run: Folder of the other network's run or checkpoint, for "model" alone.
-        sampler: A name from `SAMPLERS`. None: heun for EDM and flow, dpm_solver_pp for noise
-            prediction.
-        precision: bf16 runs the network under autocast; the sampler's own numbers stay float32.
-
-    Raises:
-        ValueError: Its parts do not fit together.
-    """
-
-    steps: int
-    guidance: float = 1.0
-    guided_by: GuidedBy | None = None
-    interval: tuple[float, float] | None = None
-    channels: int | None = None
-    weak_drop: float | None = None
-    strong_drop: float = 0.0
-    weak_run: str | None = None
-    sampler: str | None = None
-    precision: Literal["fp32", "bf16"] = "fp32"
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.guidance):
-            raise ValueError(f"guidance is {self.guidance}; it must be finite (1 is none).")
-        if self.weak_drop is None and self.strong_drop:
-            raise ValueError(
-                f"strong_drop is {self.strong_drop}, but weak_drop is not set; route guidance "
-                f"compares two passes, so set both."
-            )
-        for kind, name in (("routes", "weak_drop"), ("model", "weak_run")):
-            if (self.kind == kind) != (getattr(self, name) is not None):
-                raise ValueError(
-                    f"guided_by is {self.kind!r} and {name} {getattr(self, name)!r}; guidance by "
-                    f"{kind} needs {name}, and no other kind takes it."
-                )
-
-    @property
-    def kind(self) -> GuidedBy:
-        """What it is guided by."""
-        return self.guided_by or ("class" if self.weak_drop is None else "routes")
-
-    @property
-    def rule(self) -> Extrapolation:
-        """How far, when and where it is guided. Raises ValueError."""
-        return Extrapolation(self.guidance, self.interval, self.channels)
-
-    @staticmethod
-    def of(options: SampleConfig) -> Recipe:
-        """The recipe of a run's own image grids."""
-        return Recipe(steps=options.steps, guidance=options.guidance, sampler=options.sampler)
+from tread_ssm.sampling.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -158,7 +79,7 @@ def generate(
         ValueError: The recipe does not fit the model, or what it samples is not finite.
     """
     device = next(model.parameters()).device
-    weak = None if recipe.weak_run is None else _weak_denoiser(recipe.weak_run, run, device)
+    weak = None if recipe.weak_run is None else weak_denoiser(recipe.weak_run, run, device)
     most: int | None = None  # images at once, where a whole batch did not fit into the memory
     for numbers in batches:
         mine = labels[numbers.start : numbers.stop].to(device)
@@ -200,7 +121,7 @@ def _sampled(
     if recipe.kind in ("routes", "path"):
         plan = RoutePlan(run.routes, run.model.depth)
         routes = RouteGuidance(plan, run.model.grid, seed, numbers)
-    return sample_images(
+    return sample_batch(
         model,
         run.objective,
         noise_of(numbers, run.model, seed).to(device),
@@ -280,43 +201,8 @@ def _step_noise(
     return noise_of(images, model, seed, f"sample step {step}").to(device)
 
 
-@dataclass(frozen=True)
-class RouteGuidance:
-    """Which tokens the passes of guidance by routes (or by path) keep, see `route_guidance`.
-
-    Attributes:
-        plan: The routes that the network was trained with.
-        grid: (rows, columns) of its tokens.
-        seed: Of the set.
-        images: Numbers of the images in the batch.
-
-    Raises:
-        ValueError: The plan has no routes.
-    """
-
-    plan: RoutePlan
-    grid: tuple[int, int]
-    seed: int
-    images: Sequence[int]
-
-    def __post_init__(self) -> None:
-        if not self.plan.routes:
-            raise ValueError(
-                "Guidance by routes or path needs a network that was trained with routes."
-            )
-
-    def draw(self, plan: RoutePlan, t: float) -> Draw:
-        """What `plan` keeps of each image: a function of the seed, its number and t."""
-        purpose = f"sample routes at {t.hex()}"
-        rows = [plan.draw(1, self.grid, generator(self.seed, i, purpose)) for i in self.images]
-        return tuple(
-            (route, replace(subset, index=torch.cat([row[k][1].index for row in rows])))
-            for k, (route, subset) in enumerate(rows[0])
-        )
-
-
 @torch.no_grad()
-def sample_images(
+def sample_batch(
     network: Network,
     objective: Objective,
     noise: Tensor,
@@ -350,7 +236,7 @@ def sample_images(
     Raises:
         ValueError: The recipe does not fit the network or the objective.
     """
-    denoiser = _guided(objective.denoiser(network), recipe, null_label, routes, weak)
+    denoiser = guided(objective.denoiser(network), recipe, null_label, routes, weak)
     half = recipe.precision == "bf16"
     with torch.autocast(noise.device.type, torch.bfloat16) if half else nullcontext():
         return sample(
@@ -363,54 +249,3 @@ def sample_images(
             fresh=fresh,
             on_step=on_step,
         )
-
-
-def _guided(
-    denoiser: Denoiser,
-    recipe: Recipe,
-    null_label: int,
-    routes: RouteGuidance | None,
-    weak: Denoiser | None,
-) -> Denoiser:
-    """The denoiser with the recipe's guidance; arguments as of `sample_images`."""
-    rule, kind = recipe.rule, recipe.kind
-    if kind == "model":
-        if weak is None:
-            raise ValueError("sample_images: guided_by 'model' needs the other one; pass `weak`.")
-        return guide(denoiser, weak, rule)
-    if kind == "class":
-        if not null_label:
-            return denoiser
-        return classifier_free(denoiser, rule.scale, null_label, rule.interval, rule.channels)
-    if routes is None:
-        raise ValueError(f"sample_images: guided_by {kind!r} chooses tokens; pass `routes`.")
-    if kind == "path":
-        return path_guidance(denoiser, routes.plan, routes.grid, rule, null_label)
-    assert recipe.weak_drop is not None
-    return route_guidance(
-        denoiser,
-        routes.plan,
-        rule.scale,
-        recipe.weak_drop,
-        recipe.strong_drop,
-        routes.draw,
-        interval=rule.interval,
-        channels=rule.channels,
-    )
-
-
-def _weak_denoiser(folder: str, run: Export, device: torch.device) -> Denoiser:
-    """The other network of a guidance by "model". Raises ValueError where it does not fit."""
-    model, described = load_export(Path(folder), device)
-    for name in ("image_size", "channels", "n_classes"):
-        own, other = getattr(run.model, name), getattr(described.model, name)
-        if own != other:
-            raise ValueError(
-                f"weak_run: {folder} has {name} {other}, the guided network {own}; they must agree."
-            )
-    if described.objective != run.objective:
-        raise ValueError(
-            f"weak_run: {folder} was trained with {described.objective}, the guided network with "
-            f"{run.objective}; they must agree."
-        )
-    return described.objective.denoiser(model)

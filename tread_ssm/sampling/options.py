@@ -11,7 +11,7 @@ from tread_ssm.diffusion import SAMPLERS, Objective
 from tread_ssm.diffusion.sampler import default_sampler
 from tread_ssm.errors import ConfigError
 from tread_ssm.pretrained import Export
-from tread_ssm.sampling.generate import GuidedBy, Recipe
+from tread_ssm.sampling.recipe import GuidedBy, Recipe
 
 
 def add_sampling_options(add_to: ArgumentParser | _ArgumentGroup, *, run_required: bool) -> None:

@@ -14,8 +14,9 @@ from torch import nn
 
 from tread_ssm.pretrained import Export
 from tread_ssm.sampling.classes import class_number
-from tread_ssm.sampling.generate import Recipe, generate_all
+from tread_ssm.sampling.generate import generate_all
 from tread_ssm.sampling.image_grid import decoder
+from tread_ssm.sampling.recipe import Recipe
 
 
 def sample_images(

@@ -24,8 +24,9 @@ from tread_ssm.evaluation.evaluator import Evaluator
 from tread_ssm.evaluation.images import KEYS, npz_names
 from tread_ssm.pretrained import Export
 from tread_ssm.processes import own_share, world
-from tread_ssm.sampling.generate import Recipe, sample_labels, shares
+from tread_ssm.sampling.generate import sample_labels, shares
 from tread_ssm.sampling.image_grid import decoder, save_grid
+from tread_ssm.sampling.recipe import Recipe
 from tread_ssm.training.metrics import MetricsLog
 
 ROWS, COLUMNS = 8, 8  # of the image grid, at most

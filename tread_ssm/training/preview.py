@@ -7,8 +7,9 @@ from torch import nn
 
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.pretrained import Export
-from tread_ssm.sampling.generate import Recipe, generate_all
+from tread_ssm.sampling.generate import generate_all
 from tread_ssm.sampling.image_grid import save_grid, spread, to_uint8
+from tread_ssm.sampling.recipe import Recipe
 
 
 class Preview:

@@ -1,0 +1,104 @@
+"""The denoiser that a recipe's guidance makes of a network's.
+
+Shape legend: B batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from tread_ssm.diffusion import Denoiser, classifier_free, guide, path_guidance, route_guidance
+from tread_ssm.pretrained import Export, load_export
+from tread_ssm.randomness import generator
+from tread_ssm.routing import Draw, RoutePlan
+from tread_ssm.sampling.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class RouteGuidance:
+    """Which tokens the passes of guidance by routes (or by path) keep, see `route_guidance`.
+
+    Attributes:
+        plan: The routes that the network was trained with.
+        grid: (rows, columns) of its tokens.
+        seed: Of the set.
+        images: Numbers of the images in the batch.
+
+    Raises:
+        ValueError: The plan has no routes.
+    """
+
+    plan: RoutePlan
+    grid: tuple[int, int]
+    seed: int
+    images: Sequence[int]
+
+    def __post_init__(self) -> None:
+        if not self.plan.routes:
+            raise ValueError(
+                "Guidance by routes or path needs a network that was trained with routes."
+            )
+
+    def draw(self, plan: RoutePlan, t: float) -> Draw:
+        """What `plan` keeps of each image: a function of the seed, its number and t."""
+        purpose = f"sample routes at {t.hex()}"
+        rows = [plan.draw(1, self.grid, generator(self.seed, i, purpose)) for i in self.images]
+        return tuple(
+            (route, replace(subset, index=torch.cat([row[k][1].index for row in rows])))
+            for k, (route, subset) in enumerate(rows[0])
+        )
+
+
+def guided(
+    denoiser: Denoiser,
+    recipe: Recipe,
+    null_label: int,
+    routes: RouteGuidance | None,
+    weak: Denoiser | None,
+) -> Denoiser:
+    """The denoiser with the recipe's guidance; arguments as of `sample_batch`."""
+    rule, kind = recipe.rule, recipe.kind
+    if kind == "model":
+        if weak is None:
+            raise ValueError("sample_batch: guided_by 'model' needs the other one; pass `weak`.")
+        return guide(denoiser, weak, rule)
+    if kind == "class":
+        if not null_label:
+            return denoiser
+        return classifier_free(denoiser, rule.scale, null_label, rule.interval, rule.channels)
+    if routes is None:
+        raise ValueError(f"sample_batch: guided_by {kind!r} chooses tokens; pass `routes`.")
+    if kind == "path":
+        return path_guidance(denoiser, routes.plan, routes.grid, rule, null_label)
+    assert recipe.weak_drop is not None
+    return route_guidance(
+        denoiser,
+        routes.plan,
+        rule.scale,
+        recipe.weak_drop,
+        recipe.strong_drop,
+        routes.draw,
+        interval=rule.interval,
+        channels=rule.channels,
+    )
+
+
+def weak_denoiser(folder: str, run: Export, device: torch.device) -> Denoiser:
+    """The other network of a guidance by "model". Raises ValueError where it does not fit."""
+    model, described = load_export(Path(folder), device)
+    for name in ("image_size", "channels", "n_classes"):
+        own, other = getattr(run.model, name), getattr(described.model, name)
+        if own != other:
+            raise ValueError(
+                f"weak_run: {folder} has {name} {other}, the guided network {own}; they must agree."
+            )
+    if described.objective != run.objective:
+        raise ValueError(
+            f"weak_run: {folder} was trained with {described.objective}, the guided network with "
+            f"{run.objective}; they must agree."
+        )
+    return described.objective.denoiser(model)
