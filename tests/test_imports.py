@@ -100,6 +100,10 @@ def test_importing_the_package_loads_nothing_but_torch(statement: str) -> None:
     assert extra == {"tread_ssm"}, f"{statement} also loads {sorted(extra)}"
 
 
+def test_the_list_of_commands_does_not_wait_for_torch() -> None:
+    assert "torch" not in loaded_after("import tread_ssm.__main__ as command; command._usage()")
+
+
 def test_state_space_models_need_neither_timm_nor_accelerate() -> None:
     loaded = loaded_after("from tread_ssm import DiM, selective_scan")
     assert not loaded & (HEAVY - {"einops"})
