@@ -22,8 +22,9 @@ import torch
 
 from tread_ssm.command import add_processes, check_at_least, device, parser, run_on, say
 from tread_ssm.data.dataset import digest
+from tread_ssm.data.encode import EncodedImages
 from tread_ssm.data.images import list_images
-from tread_ssm.data.prepare import EncodedImages, write_all
+from tread_ssm.data.prepare import write_all
 from tread_ssm.data.vision import PatchFeatures
 
 

@@ -28,11 +28,11 @@ from tqdm import tqdm
 from tread_ssm.command import add_processes, check_at_least, device, parser, run_on, say
 from tread_ssm.data.autoencoder import Autoencoder
 from tread_ssm.data.dataset import digest
+from tread_ssm.data.encode import EncodedImages
 from tread_ssm.data.images import list_images
 from tread_ssm.data.importers import FORMATS, open_source
 from tread_ssm.data.prepare import (
     UNREADABLE,
-    EncodedImages,
     Source,
     files_digest,
     write_all,
