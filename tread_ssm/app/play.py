@@ -50,7 +50,7 @@ class Player:
 
     @property
     def kinds(self) -> list[str]:
-        """The kinds of guidance that this run allows."""
+        """The kinds of guidance that this run allows, of those that the page offers."""
         classes = [CLASS] if self.run.model.n_classes else []
         return [NONE, *classes, *([ROUTES] if self.run.routes else [])]
 

@@ -3,7 +3,8 @@
     tread-ssm app --run runs/quickstart
     tread-ssm app --run runs/dim --run runs/dit --port 7861
 
-The page is served to this machine alone, unless --host says otherwise, and loads nothing from
+The page guides by the class or by routes; `tread-ssm sample` guides by path and by another model as
+well. It is served to this machine alone, unless --host says otherwise, and loads nothing from
 elsewhere. Ctrl-C ends it. Needs Gradio: pip install "tread_ssm[app]".
 """
 
