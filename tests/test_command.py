@@ -25,6 +25,12 @@ def raising(error: BaseException) -> Callable[[], int]:
         (ConfigError("no such thing."), 2, "error: no such thing.\n"),
         (ValueError("7 is odd."), 2, "error: 7 is odd.\n"),
         (FileNotFoundError(2, "No such file", "a"), 2, "error: [Errno 2] No such file: 'a'\n"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory."),
+            2,
+            "error: the device's memory does not suffice; compute less at once. "
+            "(CUDA out of memory.)\n",
+        ),
         (KeyboardInterrupt(), 130, "Interrupted; rerun the command to resume.\n"),
     ],
 )

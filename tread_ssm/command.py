@@ -34,13 +34,17 @@ def add_processes(add_to: argparse.ArgumentParser) -> None:
 def run(work: Callable[[], int | None]) -> int:
     """Do the work of a command; returns its exit code.
 
-    0 or what the work returns. 2 where an argument or a file cannot be used, 130 after Ctrl-C;
-    each with a sentence instead of a traceback.
+    0 or what the work returns. 2 where an argument or a file cannot be used or the device's memory
+    does not suffice, 130 after Ctrl-C; each with a sentence instead of a traceback.
     """
     try:
         code = work()
     except (ValueError, OSError) as error:  # ConfigError among them
         fail(error)
+        return 2
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        fail(f"the device's memory does not suffice; compute less at once. ({reason})")
         return 2
     except KeyboardInterrupt:
         say("Interrupted; rerun the command to resume.", error=True)

@@ -17,15 +17,11 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from tread_ssm.config.check import check
-from tread_ssm.config.run import RoutingConfig, RunConfig, SampleConfig, TrainConfig
-from tread_ssm.data import EmojiData, load_emoji
-from tread_ssm.diffusion import EDM
+from tests.app.runs import write_run
+from tests.commands.runs import trained
+from tread_ssm.data import load_emoji
 from tread_ssm.evaluation import METRICS, EmojiFeatures, feature_moments, frechet_distance
-from tread_ssm.models import DiMConfig
-from tread_ssm.routing import Route
-from tread_ssm.training.loop import train
-from tread_ssm.training.optimizer import AdamWConfig
+from tread_ssm.pretrained import export, load_export
 from tread_ssm.training.power_ema import PosthocEma
 
 ROOT = Path(__file__).parents[2]
@@ -185,26 +181,9 @@ def test_missing_weights_say_where_they_are_looked_for(
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = RunConfig(
-        name="run",
-        out=str(tmp_path_factory.mktemp("runs")),
-        data=EmojiData(size=8),
-        model=DiMConfig(image_size=8, channels=3, n_classes=9, dim=32, depth=3, pads=1),
-        objective=EDM(),
-        routing=RoutingConfig(routes=(Route(1, 3),)),
-        train=TrainConfig(
-            steps=30,
-            batch_size=16,
-            optimizer=AdamWConfig(lr=3e-3),
-            save_every=20,
-            ema_decay=0.5,
-            posthoc_ema=PosthocEma(every=6),
-        ),
-        sample=SampleConfig(every=0, steps=3, guidance=1.5),
+    return trained(
+        tmp_path_factory.mktemp("runs"), sampling_steps=3, posthoc_ema=PosthocEma(every=6)
     )
-    assert train(config, check(config)) is None
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return config.folder.path
 
 
 SWEEP = ["--num", "70", "--batch", "16", "--metrics", "fid,recall,kid", "--seed", "3"]
@@ -312,6 +291,28 @@ def test_a_sweep_is_refused_before_it_draws(
     assert "weak_drop is without effect at guidance 1" in capsys.readouterr().err
     assert main(*common, "--strong-drop", "0.3") == 2
     assert "weak_drop goes from --strong-drop to below 1" in capsys.readouterr().err
+
+
+def test_a_run_without_classes_is_swept_by_path_and_by_another_run(
+    main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, weak = (write_run(tmp_path / name, classes=()) for name in ("run", "weak"))
+    common = ["--run", folder, "--sweep", "guidance=1,3", "--num", "9", "--metrics", "is"]
+    common += ["--steps", "1"]
+    assert main(*common) == 2
+    assert "guidance is without effect on a run without classes" in capsys.readouterr().err
+    by_path = tmp_path / "path.json"
+    assert main(*common, "--guided-by", "path", "--out", by_path) == 0
+    rows = dict(read(by_path)["rows"])
+    assert list(rows) == [1.0, 3.0] and rows[1.0] != rows[3.0]
+
+    by_model = [*common, "--guided-by", "model", "--weak-run", weak, "--out", tmp_path / "m.json"]
+    assert main(*by_model) == 0
+    # Rows of a weak run that was trained anew are not those of the one before.
+    model, described = load_export(weak)
+    export(weak, {name: 0.9 * w for name, w in model.state_dict().items()}, described)
+    assert main(*by_model) == 2
+    assert "made with other settings for weak_weights" in capsys.readouterr().err
 
 
 def test_a_black_set_is_refused(

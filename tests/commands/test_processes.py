@@ -15,20 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.commands.runs import TINY
 from tread_ssm.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
-TINY = """
-name: tiny
-data: {kind: emoji, size: 8, flip: true}
-model: {kind: dim, image_size: 8, channels: 3, n_classes: 9, dim: 16, depth: 3, pads: 1}
-objective: {kind: flow}
-routing:
-  routes: [{start: 0, stop: 2, drop: 0.5}]
+CONFIG = f"""{TINY}
 train:
-  {steps: 60, batch_size: 4, micro_batch: 1, optimizer: {kind: adamw, lr: 1e-3}, warmup: 20,
-   schedule: cosine, log_every: 3, save_every: 5}
-sample: {every: 0}
+  {{steps: 60, batch_size: 4, micro_batch: 1, optimizer: {{kind: adamw, lr: 1e-3}}, warmup: 20,
+   schedule: cosine, log_every: 3, save_every: 5}}
 """
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
 LAUNCH = ("-m", "accelerate.commands.launch", "--num_processes", "2", "--config_file")
@@ -39,7 +33,7 @@ FSDP2 = (*LAUNCH, "configs/accelerate/fsdp2.yaml")
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
-    path.write_text(TINY)
+    path.write_text(CONFIG)
     return path
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,18 +19,15 @@ from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL
 from PIL import Image
 
+from tests.commands.runs import trained
 from tread_ssm.commands import sample
-from tread_ssm.config.check import check
-from tread_ssm.config.run import RoutingConfig, RunConfig, SampleConfig, TrainConfig
+from tread_ssm.config.run import SampleConfig
 from tread_ssm.config.run_folder import RunFolder
-from tread_ssm.data import EmojiData, LatentValues, PixelValues
+from tread_ssm.data import LatentValues, PixelValues
 from tread_ssm.diffusion import EDM
-from tread_ssm.models import DiMConfig, DiTConfig
+from tread_ssm.models import DiTConfig
 from tread_ssm.pretrained import Export, export, load_export
-from tread_ssm.routing import Route
 from tread_ssm.sampling.generate import noise_of, sample_labels
-from tread_ssm.training.loop import train
-from tread_ssm.training.optimizer import AdamWConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,21 +39,7 @@ def main() -> Callable[[list[str]], int]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = RunConfig(
-        name="run",
-        out=str(tmp_path_factory.mktemp("runs")),
-        data=EmojiData(size=8),
-        model=DiMConfig(image_size=8, channels=3, n_classes=9, dim=32, depth=3, pads=1),
-        objective=EDM(),
-        routing=RoutingConfig(routes=(Route(1, 3),)),
-        train=TrainConfig(
-            steps=30, batch_size=16, optimizer=AdamWConfig(lr=3e-3), save_every=20, ema_decay=0.5
-        ),
-        sample=SampleConfig(every=0, steps=4, guidance=1.5),
-    )
-    assert train(config, check(config)) is None
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return config.folder.path
+    return trained(tmp_path_factory.mktemp("runs"), sampling_steps=4)
 
 
 Draw = Callable[..., np.ndarray]
@@ -395,6 +379,33 @@ def test_a_run_without_classes_is_drawn_and_guides_by_no_label(
     assert "guidance is 2, but this run was trained without classes" in capsys.readouterr().err
     assert draw_set(*command) == 0
     assert np.load(out)["arr_1"].tolist() == [0, 0, 0]
+
+
+def test_the_rate_counts_what_this_command_has_sampled(
+    draw_set: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By a clock that goes on by 4 seconds whenever it is looked at."""
+    folder, out = exported(tmp_path / "run", 0, 3, None), tmp_path / "set.npz"
+
+    def said() -> str:
+        clock = iter(range(0, 100, 4))
+        monkeypatch.setattr(sample, "time", SimpleNamespace(monotonic=clock.__next__))
+        assert draw_set(out, "--run", str(folder), "--steps", "1", "--num", "5") == 0
+        return capsys.readouterr().out
+
+    assert "\n1.25 images/s, decoding and writing included" in said()
+    assert "images/s" not in said()  # it is there already
+    # Killed when the first two parts of 2 images were there.
+    images, parts = np.load(out)["arr_0"], tmp_path / "set.npz.parts"
+    parts.mkdir()
+    for first in (0, 2):
+        np.save(parts / f"{first:08d}-{first + 1:08d}.npy", images[first : first + 2])
+    out.unlink()
+    (tmp_path / "set.npz.json").rename(parts / "record.json")
+    assert "\n0.25 images/s" in said()
 
 
 def test_pictures_of_two_sets_are_not_mixed(

@@ -15,31 +15,25 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from tests.commands.runs import TINY
 from tread_ssm.commands import train
 from tread_ssm.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
-TINY = """
-name: tiny
-data: {kind: emoji, size: 8, flip: true}
-model: {kind: dim, image_size: 8, channels: 3, n_classes: 9, dim: 16, depth: 3, pads: 1}
-objective: {kind: flow}
-routing:
-  routes: [{start: 0, stop: 2, drop: 0.5}]
+CONFIG = f"""{TINY}
 train:
   steps: 120
   batch_size: 4
-  optimizer: {kind: adamw, lr: 1e-3}
+  optimizer: {{kind: adamw, lr: 1e-3}}
   log_every: 3
   save_every: 10
-sample: {every: 0}
 """
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
-    path.write_text(TINY)
+    path.write_text(CONFIG)
     return path
 
 

@@ -178,6 +178,25 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_until_it_does() -> None
         list(generate(*arguments, seed=5, decode=decode))
 
 
+def test_images_that_cannot_be_decoded_at_once_are_halved_as_well() -> None:
+    model, run, seen = network(DIM), described(), []
+    whole = decoder(run.values, None, "cpu")
+
+    def decode(x: Tensor) -> np.ndarray:
+        seen.append(len(x))
+        if seen[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return whole(x)
+
+    labels, recipe = sample_labels(7, range(4), seed=5), Recipe(steps=1, sampler="euler")
+    parts = [
+        generate_all(model, run, recipe, labels, seed=5, decode=way, batch=6)
+        for way in (decode, whole)
+    ]
+    assert seen == [6, 3, 1, 1, 1, 1, 1, 1, 1]
+    assert np.abs(parts[0].astype(int) - parts[1].astype(int)).max() <= 1
+
+
 @pytest.mark.slow
 def test_a_compiled_network_samples_the_same_images() -> None:
     run, recipe = described(), Recipe(steps=1, guidance=2.0, sampler="euler")

@@ -50,7 +50,7 @@ from tread_ssm.processes import gathered
 from tread_ssm.sampling.adm_npz import check_same
 from tread_ssm.sampling.generate import sample_labels
 from tread_ssm.sampling.image_grid import decoder
-from tread_ssm.sampling.options import add_sampling_options, recipe_of
+from tread_ssm.sampling.options import add_sampling_options, recipe_of, weak_checksum
 from tread_ssm.sampling.recipe import Recipe
 from tread_ssm.tables import markdown_table
 from tread_ssm.training.power_ema import gamma_of
@@ -181,6 +181,7 @@ def _sweep(args: argparse.Namespace, evaluator: Evaluator) -> None:
     out = args.out or args.run / f"sweep_{'_'.join(swept)}.json"
     record = _described(args, evaluator) | {
         "averaged_weights": load.checksums("width" in swept),
+        **({"weak_weights": digest} if (digest := weak_checksum(base)) else {}),
         **{key: getattr(args, key) for key in ("num", "seed", "batch")},
         "vae": args.vae or getattr(described.values, "vae", None),
         "reference_time": args.reference and args.reference.stat().st_mtime_ns,
@@ -300,9 +301,10 @@ def _check_points(name: str, points: Sequence[float], base: Recipe, described: E
     if name == "width":
         for width in points:
             gamma_of(width)  # raises
-    if name == "guidance" and base.weak_drop is None and not described.model.n_classes:
+    if name == "guidance" and base.kind == "class" and not described.model.n_classes:
         raise ConfigError(
-            "--sweep: guidance is without effect on a run without classes; guide by --weak-drop."
+            "--sweep: guidance is without effect on a run without classes; guide by --weak-drop, "
+            "or with --guided-by path or model."
         )
 
 

@@ -46,7 +46,12 @@ from tread_ssm.sampling.image_grid import (
     spread,
     to_uint8,
 )
-from tread_ssm.sampling.options import add_sampling_options, described_recipe, recipe_of
+from tread_ssm.sampling.options import (
+    add_sampling_options,
+    described_recipe,
+    recipe_of,
+    weak_checksum,
+)
 from tread_ssm.sampling.recipe import Recipe
 
 
@@ -274,13 +279,13 @@ def _record(
     args: argparse.Namespace, described: Export, recipe: Recipe, digest: str
 ) -> dict[str, Any]:
     """What a set depends on."""
-    values, weak = described.values, recipe.weak_run
+    values = described.values
     vae = (args.vae or values.vae) if isinstance(values, LatentValues) else None
     return {
         "run": str(args.run),
         "step": described.step,
         "weights": digest,
-        "weak_weights": weak and checksum(Path(weak) / "ema.safetensors"),
+        "weak_weights": weak_checksum(recipe),
         "num": args.num,
         "seed": args.seed,
         "batch": args.batch,

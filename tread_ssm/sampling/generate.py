@@ -63,7 +63,7 @@ def generate(
         for part in generate(model, run, recipe, batches, labels, seed=0, decode=decode): ...
 
     Torch's global random state is left alone. Where a batch does not fit into the device's memory,
-    half as many images are sampled at once from there on.
+    half as many images are sampled and decoded at once from there on.
 
     Args:
         model: As `load_export` gives it, in eval mode, on the device to sample on.
@@ -77,32 +77,25 @@ def generate(
 
     Raises:
         ValueError: The recipe does not fit the model, or what it samples is not finite.
+        torch.OutOfMemoryError: Not even one image fits.
     """
     device = next(model.parameters()).device
     weak = None if recipe.weak_run is None else weak_denoiser(recipe.weak_run, run, device)
     most: int | None = None  # images at once, where a whole batch did not fit into the memory
     for numbers in batches:
-        mine = labels[numbers.start : numbers.stop].to(device)
-        parts: list[Tensor] = []
+        parts: list[np.ndarray] = []
         rest = numbers
         while rest:
             now = rest if most is None else rest[:most]
             try:
-                parts.append(_sampled(model, run, recipe, weak, now, labels, seed, on_step))
+                x = _sampled(model, run, recipe, weak, now, labels, seed, on_step)
+                parts.append(decode(x))
                 rest = rest[len(now) :]
             except torch.OutOfMemoryError:
                 if len(now) == 1:
                     raise
                 most = len(now) // 2
-        x = torch.cat(parts)
-        if not bool(x.isfinite().all()):
-            bad = [i for i, image in zip(numbers, x, strict=True) if not image.isfinite().all()]
-            raise ValueError(
-                f"{len(bad)} of {len(numbers)} images are not finite, image {bad[0]} the first: "
-                f"the weights (of step {run.step}) are damaged, or guidance {recipe.guidance:g} is "
-                f"too strong."
-            )
-        yield Samples(numbers, mine.cpu(), decode(x))
+        yield Samples(numbers, labels[numbers.start : numbers.stop].cpu(), np.concatenate(parts))
 
 
 def _sampled(
@@ -115,13 +108,16 @@ def _sampled(
     seed: int,
     on_step: OnStep | None,
 ) -> Tensor:
-    """The images of these numbers in the model's own numbers, sampled at once."""
+    """The images of these numbers in the model's own numbers, sampled at once.
+
+    Raises ValueError where one is not finite.
+    """
     device = next(model.parameters()).device
     routes = None
     if recipe.kind in ("routes", "path"):
         plan = RoutePlan(run.routes, run.model.depth)
         routes = RouteGuidance(plan, run.model.grid, seed, numbers)
-    return sample_batch(
+    x = sample_batch(
         model,
         run.objective,
         noise_of(numbers, run.model, seed).to(device),
@@ -133,6 +129,14 @@ def _sampled(
         fresh=partial(_step_noise, numbers, run.model, seed, device),
         on_step=on_step,
     )
+    if not bool(x.isfinite().all()):
+        bad = [i for i, image in zip(numbers, x, strict=True) if not image.isfinite().all()]
+        raise ValueError(
+            f"{len(bad)} of {len(numbers)} images are not finite, image {bad[0]} the first: the "
+            f"weights (of step {run.step}) are damaged, or guidance {recipe.guidance:g} is too "
+            f"strong."
+        )
+    return x
 
 
 def generate_all(

@@ -1,4 +1,4 @@
-"""Command-line options of sampling, which sample.py and evaluate.py share."""
+"""Command-line options of sampling, which the commands sample and evaluate share."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tread_ssm.config.strict import plain
 from tread_ssm.diffusion import SAMPLERS, Objective
 from tread_ssm.diffusion.sampler import default_sampler
 from tread_ssm.errors import ConfigError
+from tread_ssm.files import checksum
 from tread_ssm.pretrained import Export
 from tread_ssm.sampling.recipe import GuidedBy, Recipe
 
@@ -42,6 +43,11 @@ def described_recipe(recipe: Recipe, objective: Objective, seed: int) -> str:
     settings = plain(recipe) | {"sampler": recipe.sampler or default_sampler(objective)}
     given = {name: value for name, value in settings.items() if value is not None}
     return ", ".join(f"{name} {value}" for name, value in (given | {"seed": seed}).items())
+
+
+def weak_checksum(recipe: Recipe) -> str | None:
+    """What tells the weights of the weak run apart; None where there is none. Raises OSError."""
+    return recipe.weak_run and checksum(Path(recipe.weak_run) / "ema.safetensors")
 
 
 def recipe_of(run: Export, options: Namespace) -> Recipe:
