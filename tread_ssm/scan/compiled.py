@@ -64,6 +64,22 @@ def load(level: str, fits: Callable[[ctypes.CDLL], bool]) -> ctypes.CDLL | None:
     return None
 
 
+def agrees(kernels: ctypes.CDLL, function: str, *expected: int) -> bool:
+    """Whether a library tells the numbers that an operation's host code expects of it.
+
+    Args:
+        kernels: The library.
+        function: Of the library, which writes them; libraries of other sources may lack it.
+        expected: A version, sizes of argument blocks, constants.
+    """
+    numbers = (ctypes.c_int64 * len(expected))()
+    try:
+        getattr(kernels, function)(numbers)
+    except AttributeError:
+        return False
+    return tuple(numbers) == expected
+
+
 def best(fits: Callable[[ctypes.CDLL], bool]) -> Library | None:
     """The best kernels that were built and that can run, or None."""
     for level in instruction_sets():
@@ -91,9 +107,12 @@ def fields(pointers: str, integers: str) -> tuple[tuple[str, type], ...]:
     )
 
 
-def native(inputs: Any) -> Any:
-    """A tuple of inputs, contiguous and in dtypes that the kernels read."""
-    return type(inputs)(*(native_tensor(x) if isinstance(x, Tensor) else x for x in inputs))
+def native(inputs: Any, rows: int = 0) -> Any:
+    """A tuple of inputs, contiguous and in dtypes that the kernels read; its first `rows` tensors
+    may be slices of wider rows."""
+    makers = (native_rows if i < rows else native_tensor for i in range(len(inputs)))
+    pairs = zip(makers, inputs, strict=True)
+    return type(inputs)(*(make(x) if isinstance(x, Tensor) else x for make, x in pairs))
 
 
 def native_tensor(x: Tensor) -> Tensor:

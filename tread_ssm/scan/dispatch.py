@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch import Tensor
 from tread_ssm.scan.gated import reference as plain
 from tread_ssm.scan.inputs import ConvInputs, GateInputs, ScanInputs, SSDInputs, converted
 from tread_ssm.scan.ops import CONV, GATE, OPERATIONS, SCAN, SELECTIVE_BACKENDS, SSD, Operation
+from tread_ssm.tokens import is_whole
 
 ENVIRONMENT_VARIABLE = "TREAD_SSM_BACKEND"
 BACKENDS = tuple(SELECTIVE_BACKENDS)
@@ -227,16 +229,22 @@ def gated_norm(
     Raises:
         ValueError, TypeError, NotImplementedError: As selective_scan.
     """
-    for name, x in (("y", y), ("z", z), ("weight", weight)):
-        if isinstance(x, Tensor) and x.ndim and x.shape[-1] % groups:
-            raise ValueError(f"gated_norm: {name} has {x.shape[-1]} channels, not {groups} parts.")
-    y_BLGC, z_BLGC = (x.unflatten(-1, (groups, -1)) for x in (y, z))
-    weight_GC = None if weight is None else weight.unflatten(-1, (groups, -1))
-    x = converted("gated_norm", GateInputs(y_BLGC, z_BLGC, weight_GC))
-    if torch.compiler.is_compiling() and y.device.type != "cpu":
+    if not is_whole(groups) or groups < 1:
+        raise ValueError(f"gated_norm: groups is {groups!r}; use a whole number, at least 1.")
+    given: dict[str, Any] = {"y": y, "z": z, "weight": weight}
+    for name, tensor in given.items():
+        if isinstance(tensor, Tensor) and tensor.ndim:
+            if tensor.shape[-1] % groups:
+                raise ValueError(
+                    f"gated_norm: {name} has {tensor.shape[-1]} channels, not {groups} parts."
+                )
+            given[name] = tensor.unflatten(-1, (groups, -1))
+    x = converted("gated_norm", GateInputs(**given))
+    chosen = choose_backend(backend, y.device.type, x.y.dtype, GATE)
+    if torch.compiler.is_compiling() and chosen == "reference":
+        x.check()
         out = plain.gate_forward(x)  # the compiler fuses it with what stands around it
     else:
-        chosen = choose_backend(backend, y.device.type, x.y.dtype, GATE)
         out = torch.ops.tread_ssm.gate_forward.default(*x, chosen)[0]
     return out.flatten(-2).to(y.dtype)
 

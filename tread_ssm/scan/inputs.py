@@ -105,6 +105,17 @@ class SSDInputs(NamedTuple):
                 "multiple of G."
             )
 
+    def refuse_terms(self, backend: str) -> None:
+        """For a backend without scale and diagonal, which `ssd` then adds around it.
+
+        Raises:
+            ValueError: They are given.
+        """
+        if not (self.scale is None and self.diagonal is None):
+            raise ValueError(
+                f"ssd: the backend {backend} takes no scale and no diagonal; call tread_ssm.ssd."
+            )
+
 
 class GateInputs(NamedTuple):
     """What `gated_norm` computes from; its docstring says what each argument means."""

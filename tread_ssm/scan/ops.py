@@ -87,30 +87,43 @@ FLOPS_PER_TAP = {"forward": 2, "backward": 4}
 
 @dataclass(frozen=True)
 class Operation:
-    """What the operators of one operation need to know of it. A backend's module comes first.
+    """What the operators of one operation need to know of it.
 
     Attributes:
         name: The public function, for messages.
-        forward_operator, backward_operator: The operators' names, with their namespace.
+        prefix: Of the operators' names, and of the names of a backend's functions.
         inputs: The named tuple of its arguments.
         backends: The module of each backend, the preferred one first.
-        forward: (module, inputs) -> (y, states); y like the argument `like`.
-        backward: (module, grad_y, inputs, states) -> gradients.
-        states_shape: (module, inputs) -> shape of states.
         flops: ("forward" or "backward", inputs as shapes) -> number.
         like: The argument whose shape and dtype y has.
+        keeps_states: Whether backends keep anything from forward to backward.
     """
 
     name: str
-    forward_operator: str
-    backward_operator: str
+    prefix: str
     inputs: type
     backends: Mapping[str, str]
-    forward: Callable[[Any, Any], tuple[Tensor, Tensor]]
-    backward: Callable[[Any, Tensor, Any, Tensor], Gradients]
-    states_shape: Callable[[Any, Any], tuple[int, ...]]
     flops: Callable[[str, Any], int]
     like: int = 0
+    keeps_states: bool = True
+
+    def forward(self, backend: Any, x: Any) -> tuple[Tensor, Tensor]:
+        """y and the states, by a backend's module."""
+        run = getattr(backend, f"{self.prefix}_forward")
+        return run(x) if self.keeps_states else (run(x), _states(x[self.like], (0,)))
+
+    def backward(self, backend: Any, grad_y: Tensor, x: Any, states: Tensor) -> Gradients:
+        """The gradients, by a backend's module."""
+        kept = (states,) if self.keeps_states else ()
+        gradients: Gradients = getattr(backend, f"{self.prefix}_backward")(grad_y, x, *kept)
+        return gradients
+
+    def states_shape(self, backend: Any, x: Any) -> tuple[int, ...]:
+        """The shape of the states of a backend's module."""
+        if not self.keeps_states:
+            return (0,)
+        shape: tuple[int, ...] = getattr(backend, f"{self.prefix}_states_shape")(x)
+        return shape
 
     def backend(self, name: str) -> Any:
         """The module of a backend, imported when first asked for.
@@ -132,7 +145,7 @@ def define(operation: Operation) -> None:
     n, floating = len(ARGUMENTS[operation.inputs]), _floating(operation)
 
     @torch.library.custom_op(
-        operation.forward_operator,
+        f"tread_ssm::{operation.prefix}_forward",
         mutates_args=(),
         schema=f"({schema}, str backend) -> (Tensor, Tensor)",
     )
@@ -143,7 +156,7 @@ def define(operation: Operation) -> None:
         return operation.forward(operation.backend(args[n]), x)
 
     @torch.library.custom_op(
-        operation.backward_operator,
+        f"tread_ssm::{operation.prefix}_backward",
         mutates_args=(),
         schema=f"(Tensor grad_y, {schema}, Tensor states, str backend) -> "
         f"({', '.join('Tensor' for _ in floating)})",
@@ -159,7 +172,7 @@ def define(operation: Operation) -> None:
         x.check()
         y = x[operation.like]
         shape = operation.states_shape(operation.backend(args[n]), x)
-        return _fake_like(y), y.new_empty(shape, dtype=wide_dtype(y.dtype))
+        return _fake_like(y), _states(y, shape)
 
     @backward.register_fake
     def _(grad_y: Tensor, *args: Any) -> Any:
@@ -220,17 +233,18 @@ def _count_flops(operation: Operation) -> None:
     """Give both operators to FlopCounterMode."""
     n = len(ARGUMENTS[operation.inputs])
 
-    @register_flop_formula(_packet(operation.forward_operator))
+    @register_flop_formula(getattr(torch.ops.tread_ssm, f"{operation.prefix}_forward"))
     def _(*args: Any, **kwargs: Any) -> int:
         return operation.flops("forward", operation.inputs(*args[:n]))
 
-    @register_flop_formula(_packet(operation.backward_operator))
+    @register_flop_formula(getattr(torch.ops.tread_ssm, f"{operation.prefix}_backward"))
     def _(grad_y: Any, *args: Any, **kwargs: Any) -> int:
         return operation.flops("backward", operation.inputs(*args[:n]))
 
 
-def _packet(operator: str) -> Any:
-    return getattr(torch.ops.tread_ssm, operator.removeprefix("tread_ssm::"))
+def _states(y: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Memory for states, in the wide dtype of y."""
+    return y.new_empty(shape, dtype=wide_dtype(y.dtype))
 
 
 def _given(x: Tensor | None) -> Tensor:
@@ -293,68 +307,15 @@ def _ssd_flops(which: str, x: SSDInputs) -> int:
     return FLOPS_PER_SSD_STEP[which] * batch * visits * heads * channels * state
 
 
-def _fitting(backend: Any, x: SSDInputs) -> SSDInputs:
-    """The inputs. Raises ValueError for terms that the backend has not; `ssd` adds them itself."""
-    if not backend.FUSES_TERMS and not (x.scale is None and x.diagonal is None):
-        raise ValueError(
-            f"ssd_forward: {backend.__name__} takes no scale and no diagonal; call tread_ssm.ssd."
-        )
-    return x
-
-
-SCAN = Operation(
-    name="selective_scan",
-    forward_operator="tread_ssm::scan_forward",
-    backward_operator="tread_ssm::scan_backward",
-    inputs=ScanInputs,
-    backends=SELECTIVE_BACKENDS,
-    forward=lambda backend, x: backend.scan_forward(x),
-    backward=lambda backend, grad_y, x, states: backend.scan_backward(grad_y, x, states),
-    states_shape=lambda backend, x: backend.scan_states_shape(x),
-    flops=_scan_flops,
-)
-
+SCAN = Operation("selective_scan", "scan", ScanInputs, SELECTIVE_BACKENDS, _scan_flops)
 CONV = Operation(
-    name="causal_conv",
-    forward_operator="tread_ssm::conv_forward",
-    backward_operator="tread_ssm::conv_backward",
-    inputs=ConvInputs,
-    backends=SELECTIVE_BACKENDS,
-    forward=lambda backend, x: (
-        backend.conv_forward(x),
-        x.x.new_empty(0, dtype=wide_dtype(x.x.dtype)),
-    ),
-    backward=lambda backend, grad_y, x, states: backend.conv_backward(grad_y, x),
-    states_shape=lambda backend, x: (0,),
-    flops=_conv_flops,
+    "causal_conv", "conv", ConvInputs, SELECTIVE_BACKENDS, _conv_flops, keeps_states=False
 )
-
 SSD = Operation(
-    name="ssd",
-    forward_operator="tread_ssm::ssd_forward",
-    backward_operator="tread_ssm::ssd_backward",
-    inputs=SSDInputs,
-    backends=SSD_BACKENDS,
-    forward=lambda backend, x: backend.ssd_forward(_fitting(backend, x)),
-    backward=lambda backend, grad_y, x, states: backend.ssd_backward(grad_y, x, states),
-    states_shape=lambda backend, x: backend.ssd_states_shape(x),
-    flops=_ssd_flops,
-    like=SSDInputs._fields.index("v"),
+    "ssd", "ssd", SSDInputs, SSD_BACKENDS, _ssd_flops, like=SSDInputs._fields.index("v")
 )
-
 GATE = Operation(
-    name="gated_norm",
-    forward_operator="tread_ssm::gate_forward",
-    backward_operator="tread_ssm::gate_backward",
-    inputs=GateInputs,
-    backends=GATE_BACKENDS,
-    forward=lambda backend, x: (
-        backend.gate_forward(x),
-        x.y.new_empty(0, dtype=wide_dtype(x.y.dtype)),
-    ),
-    backward=lambda backend, grad_y, x, states: backend.gate_backward(grad_y, x),
-    states_shape=lambda backend, x: (0,),
-    flops=lambda which, x: 0,
+    "gated_norm", "gate", GateInputs, GATE_BACKENDS, lambda which, x: 0, keeps_states=False
 )
 
 OPERATIONS = (SCAN, CONV, SSD, GATE)

@@ -159,6 +159,9 @@ def test_backends_without_scale_and_diagonal_say_so():
     arguments = ssd_inputs(SSDCase("t", terms=True), torch.float32).values()
     with pytest.raises(ValueError, match=r"decayed\.matmul takes no scale .*call tread_ssm\.ssd"):
         torch.ops.tread_ssm.ssd_forward(*arguments, "matmul")
+    (_, _, v, *_), states = arguments, torch.empty(2, 0, 1, 16, 24)
+    with pytest.raises(ValueError, match=r"decayed\.matmul takes no scale"):
+        torch.ops.tread_ssm.ssd_backward(v, *arguments, states, "matmul")
 
 
 def test_second_derivatives_are_refused():

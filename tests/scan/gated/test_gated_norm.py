@@ -96,6 +96,16 @@ def test_opcheck(backend: str) -> None:
     torch.library.opcheck(torch.ops.tread_ssm.gate_forward, (y, z, None, backend))
 
 
+def test_a_compiled_call_is_checked_as_any_other() -> None:
+    """Without a kernel, the compiler sees plain torch, which would broadcast."""
+    compiled_norm = torch.compile(gated_norm, backend="eager")
+    y = torch.randn(2, 3, 8)
+    want = gated_norm(y, y, backend="reference")
+    assert torch.equal(compiled_norm(y, y, backend="reference"), want)
+    with pytest.raises(ValueError, match=r"gated_norm: z has shape \(1, 3, 1, 8\)"):
+        compiled_norm(y, y[:1], backend="reference")
+
+
 def test_nan_comes_through() -> None:
     inputs = inputs_of((1, 3, 24, 1), torch.float32)
     inputs["z"][0, 1, 5] = torch.nan
@@ -107,6 +117,11 @@ def test_bad_arguments_are_named() -> None:
     y = torch.randn(2, 3, 8)
     with pytest.raises(ValueError, match="y has 8 channels, not 3 parts"):
         gated_norm(y, y, None, 3)
+    for groups in (0, -2, 2.0):
+        with pytest.raises(ValueError, match=r"gated_norm: groups is .*at least 1"):
+            gated_norm(y, y, None, groups)
+    with pytest.raises(TypeError, match="gated_norm: y is NoneType; a tensor is needed"):
+        gated_norm(None, y)
     with pytest.raises(ValueError, match=r"gated_norm: z has shape \(2, 3, 1, 6\)"):
         gated_norm(y, y[..., :6])
     with pytest.raises(TypeError, match=r"z is torch\.int64"):

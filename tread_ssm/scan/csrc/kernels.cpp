@@ -1,10 +1,10 @@
-// C interface of the CPU kernels, loaded with ctypes by cpu.py: no Python, no torch headers.
+// C interface of the CPU kernels, loaded with ctypes by compiled.py: no Python, no torch headers.
 #include "conv.h"
 #include "gate.h"
 #include "scan.h"
 #include "ssd.h"
 
-// Order of checks and numbering of errors: cpu.py.
+// Numbering of errors: compiled.py.
 enum { OK = 0, OUT_OF_RANGE = 1, VISITED_TWICE = 2, NO_MEMORY = 3 };
 
 // Positions must lie in 0..length-1 and be distinct: a bad one would write outside the tensors.
@@ -65,7 +65,7 @@ int gate_forward(const GateArgs* a, int is_bf16) {
 int gate_backward(const GateArgs* a, int is_bf16) {
   return guarded([&] { is_bf16 ? Gate<bf16>(*a).backward() : Gate<float>(*a).backward(); });
 }
-// What cpu.py must agree with; count the version up when the meaning of an argument changes.
+// What selective/cpu.py must agree with; count the version up when the meaning of an argument changes.
 void interface_numbers(int64_t* out) {
   const int64_t numbers[] = {3, sizeof(ScanArgs), sizeof(ConvArgs), CHUNK, STATE_PAD, CHANNEL_PAD};
   std::memcpy(out, numbers, sizeof(numbers));

@@ -189,7 +189,7 @@ class Ssd {
           afterT(NP * PP), grad_q_head(SSD_CHUNK * NP) {}
   };
 
-  // to[i] = sum over the rows of x * y, both (T, width); returns nothing else.
+  // to[i] = the sum of row i of x * y, both (T, width).
   void row_products(const Tile& t, const float* x, const float* y, int64_t width, float* to) const {
     vf sums[SSD_CHUNK];
     for (int64_t i = 0; i < t.rows; ++i) {

@@ -34,13 +34,8 @@ class _SsdArgs(ctypes.Structure):
 
 def fits(kernels: ctypes.CDLL) -> bool:
     """Whether a library was built from the sources that this file belongs to."""
-    expected = (INTERFACE_VERSION, ctypes.sizeof(_SsdArgs), CHUNK, PAD)
-    numbers = (ctypes.c_int64 * len(expected))()
-    try:
-        kernels.ssd_interface_numbers(numbers)
-    except AttributeError:
-        return False
-    return tuple(numbers) == expected
+    numbers = (INTERFACE_VERSION, ctypes.sizeof(_SsdArgs), CHUNK, PAD)
+    return compiled.agrees(kernels, "ssd_interface_numbers", *numbers)
 
 
 @cache
@@ -64,7 +59,7 @@ def ssd_states_shape(x: SSDInputs) -> tuple[int, ...]:
 def ssd_forward(x: SSDInputs) -> tuple[Tensor, Tensor]:
     """y (B, L, H, P) in v's dtype, and the chunk states."""
     dtype = x.v.dtype
-    x = _native(x)
+    x = compiled.native(x, rows=3)
     states = x.v.new_empty(ssd_states_shape(x), dtype=torch.float32)
     y = output_like(x.v, n_visits(x.v, x.order))
     _call("ssd_forward", x, y=y, states=states)
@@ -74,7 +69,8 @@ def ssd_forward(x: SSDInputs) -> tuple[Tensor, Tensor]:
 def ssd_backward(grad_y: Tensor, x: SSDInputs, states: Tensor) -> Gradients:
     """Gradients of all floating inputs, from the chunk states that the forward kept."""
     dtype = x.v.dtype
-    x, grad_y, states = _native(x), compiled.native_rows(grad_y), states.contiguous()
+    x, grad_y = compiled.native(x, rows=3), compiled.native_rows(grad_y)
+    states = states.contiguous()
     visits = n_visits(x.v, x.order)
     gq, gk, gv, glog = (output_like(t, visits) for t in x[:4])
     gscale, gdiagonal = (
@@ -90,13 +86,6 @@ def ssd_backward(grad_y: Tensor, x: SSDInputs, states: Tensor) -> Gradients:
 
 def _padded(n: int) -> int:
     return -(-n // PAD) * PAD
-
-
-def _native(x: SSDInputs) -> SSDInputs:
-    """Contiguous and in dtypes that the kernels read; q, k and v may be slices of wider rows."""
-    q, k, v = (compiled.native_rows(t) for t in x[:3])
-    order, gap, scale, diagonal = (None if t is None else t.contiguous() for t in x[4:])
-    return SSDInputs(q, k, v, x.log_decay.contiguous(), order, gap, scale, diagonal)
 
 
 def _call(name: str, x: SSDInputs, grad_y_stride: int = 0, **others: Tensor | None) -> None:

@@ -150,6 +150,7 @@ class _Chunks:
 
 
 def _in_chunks(x: SSDInputs, visit: Tensor | None) -> _Chunks:
+    x.refuse_terms("decayed.matmul")
     q, k, v, log_decay = (gathered_one(t, visit) for t in x[:4])
     batch, visits, groups, _ = q.shape
     shape = (batch, visits, groups, v.shape[2] // groups, v.shape[3])

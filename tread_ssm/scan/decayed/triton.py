@@ -101,6 +101,7 @@ def _ranges(programs: int, per_group: int) -> int:
 
 def _readable(x: SSDInputs) -> SSDInputs:
     """Contiguous, but q, k and v may be slices of wider rows."""
+    x.refuse_terms("decayed.triton")
     order, gap = (None if t is None else t.contiguous() for t in (x.order, x.gap))
     q, k, v = (rows_in_place(t) for t in (x.q, x.k, x.v))
     return SSDInputs(q, k, v, x.log_decay.contiguous(), order, gap, None, None)

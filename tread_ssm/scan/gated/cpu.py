@@ -29,13 +29,8 @@ class _GateArgs(ctypes.Structure):
 
 def fits(kernels: ctypes.CDLL) -> bool:
     """Whether a library was built from the sources that this file belongs to."""
-    expected = (INTERFACE_VERSION, ctypes.sizeof(_GateArgs))
-    numbers = (ctypes.c_int64 * len(expected))()
-    try:
-        kernels.gate_interface_numbers(numbers)
-    except AttributeError:
-        return False
-    return tuple(numbers) == expected
+    numbers = (INTERFACE_VERSION, ctypes.sizeof(_GateArgs))
+    return compiled.agrees(kernels, "gate_interface_numbers", *numbers)
 
 
 @cache
@@ -52,7 +47,7 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
 def gate_forward(x: GateInputs) -> Tensor:
     """out (B, L, G, C) in y's dtype."""
     dtype = x.y.dtype
-    x = _native(x)
+    x = compiled.native(x, rows=2)
     out = torch.empty_like(x.y, memory_format=torch.contiguous_format)
     _call("gate_forward", x, out=out)
     return out.to(dtype)
@@ -61,17 +56,11 @@ def gate_forward(x: GateInputs) -> Tensor:
 def gate_backward(grad_out: Tensor, x: GateInputs) -> Gradients:
     """Gradients of y, z and weight."""
     dtype = x.y.dtype
-    x, grad_out = _native(x), compiled.native_rows(grad_out)
+    x, grad_out = compiled.native(x, rows=2), compiled.native_rows(grad_out)
     gy, gz = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in x[:2])
     gweight = None if x.weight is None else torch.empty_like(x.weight)
     _call("gate_backward", x, grad_out.stride(1), grad_out=grad_out, gy=gy, gz=gz, gweight=gweight)
     return gy.to(dtype), gz.to(dtype), gweight
-
-
-def _native(x: GateInputs) -> GateInputs:
-    """In dtypes that the kernels read; y and z may be slices of wider rows."""
-    y, z = (compiled.native_rows(t) for t in x[:2])
-    return GateInputs(y, z, None if x.weight is None else x.weight.contiguous())
 
 
 def _call(name: str, x: GateInputs, grad_stride: int = 0, **others: Tensor | None) -> None:

@@ -42,13 +42,8 @@ class _ConvArgs(ctypes.Structure):
 def fits(kernels: ctypes.CDLL) -> bool:
     """Whether a library was built from the sources that this file belongs to."""
     sizes = (ctypes.sizeof(_ScanArgs), ctypes.sizeof(_ConvArgs))
-    expected = (INTERFACE_VERSION, *sizes, CHUNK, STATE_PAD, CHANNEL_PAD)
-    numbers = (ctypes.c_int64 * len(expected))()
-    try:
-        kernels.interface_numbers(numbers)
-    except AttributeError:
-        return False
-    return tuple(numbers) == expected
+    numbers = (INTERFACE_VERSION, *sizes, CHUNK, STATE_PAD, CHANNEL_PAD)
+    return compiled.agrees(kernels, "interface_numbers", *numbers)
 
 
 @cache
@@ -115,7 +110,7 @@ def scan_backward(grad_y: Tensor, x: ScanInputs, states: Tensor) -> Gradients:
 def conv_forward(inputs: ConvInputs) -> Tensor:
     """y (B, L, D) in x's dtype."""
     dtype = inputs.x.dtype
-    inputs = _native_conv(inputs)
+    inputs = compiled.native(inputs, rows=1)  # a part of in_proj's output
     y = output_like(inputs.x, n_visits(inputs.x, inputs.order))
     _call_conv("conv_forward", inputs, y=y)
     return y.to(dtype)
@@ -124,19 +119,12 @@ def conv_forward(inputs: ConvInputs) -> Tensor:
 def conv_backward(grad_y: Tensor, inputs: ConvInputs) -> Gradients:
     """Gradients of x, weight and bias."""
     dtype = inputs.x.dtype
-    inputs, grad_y = _native_conv(inputs), compiled.native_tensor(grad_y)
+    inputs, grad_y = compiled.native(inputs, rows=1), compiled.native_tensor(grad_y)
     gx = output_like(inputs.x, n_visits(inputs.x, inputs.order))
     gweight = torch.empty_like(inputs.weight)
     gbias = None if inputs.bias is None else torch.empty_like(inputs.bias)
     _call_conv("conv_backward", inputs, grad_y=grad_y, gx=gx, gweight=gweight, gbias=gbias)
     return gx.to(dtype), gweight, gbias
-
-
-def _native_conv(inputs: ConvInputs) -> ConvInputs:
-    """As compiled.native, but x may be a slice of wider rows, like a part of in_proj's output."""
-    x, *others = inputs
-    rest = [t.contiguous() if isinstance(t, Tensor) else t for t in others]
-    return ConvInputs._make([compiled.native_rows(x), *rest])
 
 
 def _call_scan(name: str, x: ScanInputs, **others: Tensor | None) -> None:
