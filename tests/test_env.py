@@ -7,6 +7,7 @@ import torch
 
 from tread_ssm.env import report
 from tread_ssm.scan import BACKENDS, choose_backend
+from tread_ssm.scan.ops import GATE, SSD
 
 
 def test_the_report_names_every_backend_and_the_choice():
@@ -14,6 +15,9 @@ def test_the_report_names_every_backend_and_the_choice():
     for name in BACKENDS:
         assert f"\n    {name} " in text
     assert f"scan on cpu, float32: {choose_backend(None, 'cpu', torch.float32)}" in text
+    for operation in (SSD, GATE):
+        chosen = choose_backend(None, "cpu", torch.float32, operation)
+        assert f"\n{operation.name} on cpu, float32: {chosen}\n" in text
     assert f"torch {torch.__version__.split('+')[0]}" in text
 
 

@@ -9,7 +9,7 @@ import platform
 import torch
 
 from tread_ssm.scan.dispatch import ENVIRONMENT_VARIABLE, choose_backend, unavailable
-from tread_ssm.scan.ops import SCAN, SSD, Operation
+from tread_ssm.scan.ops import GATE, SCAN, SSD, Operation
 from tread_ssm.scan.selective.cpu import library
 
 PACKAGES = ("tread_ssm", "torch", "triton", "mamba-ssm", "causal-conv1d")
@@ -31,7 +31,8 @@ def report() -> str:
     ]
     for device in devices:
         for dtype in DTYPES:
-            lines += [*_choice(SCAN, device, dtype), *_choice(SSD, device, dtype)]
+            for operation in (SCAN, SSD, GATE):  # the convolution has the scan's backends
+                lines += _choice(operation, device, dtype)
     return "\n".join(lines)
 
 
