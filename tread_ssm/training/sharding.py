@@ -51,8 +51,13 @@ def prepare(
     accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """accelerate's `prepare`; under FSDP2 each block of the model is sharded by itself."""
-    # Nobody here changes a model's output in place, and DDP copies small gradients just as well.
-    for text in ("FSDP2-wrapped module .* returned a view", "Grad strides do not match bucket"):
+    # Nobody here changes a model's output in place, DDP copies small gradients just as well, and
+    # accelerate 1.8 says that it upcasts weights which are float32 already.
+    for text in (
+        "FSDP2-wrapped module .* returned a view",
+        "Grad strides do not match bucket",
+        "FSDP upcast of low precision parameters",
+    ):
         warnings.filterwarnings("ignore", message=text)
     if accelerator.is_fsdp2:
         plugin = accelerator.state.fsdp_plugin
