@@ -159,7 +159,7 @@ class Stepper:
         for loss, block in zip(self.auxiliary, self.blocks, strict=True):
             if block is not None and _is_skipped(part.draw, block):
                 next(behind)
-                values.append(terms.loss_map.new_tensor(torch.nan))
+                values.append(terms.loss_map.new_full((), torch.nan))
                 continue
             seen = Seen(
                 x=part.x,
