@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tread_ssm.config.check import check
 from tread_ssm.config.run import RoutingConfig, RunConfig, SampleConfig, TrainConfig
@@ -125,3 +127,15 @@ def test_batches_do_not_change_it(tmp_path: Path) -> None:
     found = [replace(validation, batch=size).loss(model) for size in (7, 64)]
     assert found[0] == pytest.approx(found[1], rel=1e-5)
     assert model.training
+
+
+def test_a_process_looks_at_no_more_than_it_trains_on_at_once(tmp_path: Path) -> None:
+    config = tiny(tmp_path, "shares", 100)  # 4 images a step
+    data = check(config)
+    held = split(len(data.labels), config.data.validation)[1]
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        validation = Validation.of(config, data, held, torch.device("cpu"))
+    finally:
+        dist.destroy_process_group()
+    assert validation.batch == 2

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tread_ssm.config.run import RunConfig
 from tread_ssm.data import Data
 from tread_ssm.diffusion import Objective
-from tread_ssm.processes import gathered, own_share
+from tread_ssm.processes import gathered, own_share, world
 from tread_ssm.randomness import generator
 from tread_ssm.sampling.generate import shares
 
@@ -47,7 +47,7 @@ class Validation:
         cls, config: RunConfig, data: Data, samples: np.ndarray, device: torch.device
     ) -> Validation:
         """The validation of a run."""
-        batch = config.train.micro_batch or config.train.batch_size
+        batch = config.train.micro_batch or config.train.batch_size // world()[1]
         return cls(data, samples, config.objective, config.model.n_classes, batch, device)
 
     @property
