@@ -10,6 +10,7 @@ import pytest
 from tqdm import tqdm
 
 from tread_ssm.commands import train
+from tread_ssm.errors import ConfigError
 from tread_ssm.training import console
 from tread_ssm.training.console import console_log
 
@@ -54,6 +55,22 @@ def test_a_progress_bar_is_noted_now_and_then(
         for _ in tqdm(range(50), mininterval=0, desc="often"):
             pass
     assert len([line for line in lines(path) if "often" in line]) > 25
+
+
+def test_an_error_that_ends_the_run_is_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "train.log"
+    with pytest.raises(ZeroDivisionError), console_log(path):
+        print("started")
+        print(1 / 0)
+    noted = lines(path)
+    assert noted[:2] == ["started", "Traceback (most recent call last):"]
+    assert "    print(1 / 0)" in noted and noted[-1] == "ZeroDivisionError: division by zero"
+    with pytest.raises(ConfigError), console_log(path):
+        raise ConfigError("no such folder")
+    assert lines(path)[len(noted) :] == ["error: no such folder"]
+    assert capsys.readouterr() == ("started\n", "")  # whoever catches them says them
 
 
 def test_a_large_file_makes_way_for_a_new_one(

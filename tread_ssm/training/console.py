@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any, TextIO
+
+from tread_ssm.errors import ConfigError
 
 LARGEST = 5_000_000  # bytes; then it becomes train.log.1, in place of the one before
 BAR_EVERY = 60.0  # seconds between two states of a progress bar
@@ -19,8 +22,9 @@ BAR_EVERY = 60.0  # seconds between two states of a progress bar
 def console_log(path: Path) -> Iterator[None]:
     """Append what is printed inside, to stdout and stderr, to a file as well.
 
-    A progress bar is noted once a minute and at its end. A file that cannot be written, or no
-    longer, loses lines, but stops nothing.
+    A progress bar is noted once a minute and at its end. An error that ends the run is noted as
+    the console shows it afterwards. A file that cannot be written, or no longer, loses lines, but
+    stops nothing.
 
     Args:
         path: The file; its folder is made where it is missing.
@@ -31,6 +35,11 @@ def console_log(path: Path) -> Iterator[None]:
     try:
         with redirect_stdout(out), redirect_stderr(err):
             yield
+    except Exception as error:
+        told = f"error: {error}" if isinstance(error, ConfigError) else traceback.format_exc()
+        for line in told.splitlines():
+            err.note(line)
+        raise
     finally:
         out.end()
         err.end()
@@ -61,19 +70,20 @@ class _Copied:
         self._console.write(text)
         *lines, self._line = (self._line + text).split("\n")
         for line in lines:
-            self._note(line)
+            self.note(line)
         # What stands before a carriage return is overwritten: a bar's earlier states.
         before, _, self._line = self._line.rpartition("\r")
         if before.strip() and time.monotonic() - self._noted >= BAR_EVERY:
             self._noted = time.monotonic()
-            self._note(before)
+            self.note(before)
         return len(text)
 
     def end(self) -> None:
         """Note a line that was not ended."""
-        self._note(self._line)
+        self.note(self._line)
 
-    def _note(self, line: str) -> None:
+    def note(self, line: str) -> None:
+        """Write one line into the file alone."""
         shown = line.rstrip("\r").rpartition("\r")[2].rstrip()
         if shown:
             record = logging.LogRecord("train", logging.INFO, "", 0, shown, None, None)
