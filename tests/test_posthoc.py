@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +105,20 @@ def test_damaged_and_missing_snapshots_are_named(tmp_path: Path) -> None:
     run(plain)
     with pytest.raises(ConfigError, match="holds no snapshots to average"):
         reconstruct(plain.folder, 0.07)
+
+
+def test_a_run_that_starts_anew_drops_the_snapshots_of_the_one_before(tmp_path: Path) -> None:
+    config = averaged(tmp_path)
+    run(config)
+    shutil.rmtree(config.folder.checkpoint(9).parent)
+    again = replace(config, seed=config.seed + 1, train=replace(config.train, steps=5))
+    run(again)
+    assert list(again.folder.snapshots()) == [2, 4, 5]
+    weights, described = reconstruct(again.folder, WIDTHS[0])
+    held = load_file(again.folder.snapshot(5) / file_of(WIDTHS[0]))
+    assert described.step == 5
+    for name, tensor in held.items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_a_run_cannot_start_from_one_that_kept_no_such_averages(tmp_path: Path) -> None:

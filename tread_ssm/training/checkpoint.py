@@ -6,7 +6,8 @@ A checkpoint is a folder `checkpoints/step-0001000`: `model.safetensors` (the we
 with a checksum of each. It holds whole tensors under the model's own names, however many processes
 wrote it and however the parameters were spread over them; any other number of them resumes from it.
 It is written under a temporary name, flushed to the disk and renamed; whatever bears the final name
-is whole. So are the snapshots of post-hoc EMA, which are never removed.
+is whole. So are the snapshots of post-hoc EMA. They stay, unless they are behind the step that
+training resumes from.
 """
 
 from __future__ import annotations
@@ -144,7 +145,8 @@ def tidy(folder: RunFolder) -> None:
 def resume(folder: RunFolder, start_from: Path | None, trained: Trained) -> Progress:
     """Load the newest checkpoint that is whole. Every process calls it.
 
-    A damaged one is named and set aside, and the one before it is taken.
+    A damaged one is named and set aside, and the one before it is taken. Snapshots of post-hoc EMA
+    behind the step that training resumes from are removed, as rows of metrics.jsonl are.
 
     Args:
         folder: Of the run.
@@ -166,7 +168,12 @@ def resume(folder: RunFolder, start_from: Path | None, trained: Trained) -> Prog
     found = gathered(found)[0]
     if isinstance(found, ConfigError):
         raise found
-    return Progress(step=0, seconds=0.0, window=[]) if found is None else load(found, trained)
+    start = Progress(step=0, seconds=0.0, window=[]) if found is None else load(found, trained)
+    if world()[0] == 0:
+        for step, snapshot in folder.snapshots().items():
+            if step > start.step:  # of an attempt that is made anew, perhaps with other settings
+                _remove(snapshot)
+    return start
 
 
 def load(path: Path, trained: Trained) -> Progress:
