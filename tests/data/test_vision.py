@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,15 @@ def test_transformers_from_a_folder(tmp_path: Path) -> None:
     x = images(42, 42)
     with torch.no_grad():
         seen = normalised(x, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        tokens = network(pixel_values=seen).last_hidden_state[:, 1:]
+    same(features.encode(x), tokens, 3)
+
+    # google/vit-base-patch16-224 and others were trained with half as mean and deviation.
+    half = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.6, 0.7]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(half))
+    features = PatchFeatures.load(str(tmp_path), "transformers", 42)
+    with torch.no_grad():
+        seen = normalised(x, (0.5, 0.4, 0.3), (0.5, 0.6, 0.7))
         tokens = network(pixel_values=seen).last_hidden_state[:, 1:]
     same(features.encode(x), tokens, 3)
 

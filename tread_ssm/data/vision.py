@@ -21,7 +21,8 @@ from tread_ssm.data.values import LatentValues
 
 Library = Literal["timm", "transformers"]
 
-# What ImageNet's networks, DINO and DINOv2 among them, were trained with.
+_DESCRIPTION = "preprocessor_config.json"  # of transformers
+# What most of ImageNet's networks, DINO and DINOv2 among them, were trained with.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -139,4 +140,17 @@ def _from_transformers(
         # Class and register tokens stand in front.
         return network(pixel_values=x).last_hidden_state[:, -patches:]
 
-    return PatchFeatures(network, tokens, factor)
+    return PatchFeatures(network, tokens, factor, _normalisation(name))
+
+
+def _normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and deviation of colours that a model of transformers was trained with.
+
+    ImageNet's for a folder that does not say. Raises OSError.
+    """
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    if Path(name).is_dir() and not (Path(name) / _DESCRIPTION).is_file():
+        return _MEAN, _STD
+    held, _ = ImageProcessingMixin.get_image_processor_dict(name)
+    return tuple(held.get("image_mean", _MEAN)), tuple(held.get("image_std", _STD))
