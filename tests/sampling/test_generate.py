@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from tread_ssm.config.run import SampleConfig
 from tread_ssm.data import PixelValues
@@ -195,6 +197,28 @@ def test_images_that_cannot_be_decoded_at_once_are_halved_as_well() -> None:
     ]
     assert seen == [6, 3, 1, 1, 1, 1, 1, 1, 1]
     assert np.abs(parts[0].astype(int) - parts[1].astype(int)).max() <= 1
+
+
+def test_a_process_does_not_halve_alone_where_weights_are_sharded() -> None:
+    """It would call the network, which gathers the weights of all, more often than the others."""
+    model, run, seen = network(DIM), described(), []
+
+    def refuse(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        seen.append(len(arguments[0]))
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    try:
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        model.register_forward_pre_hook(refuse)
+        labels, decode = sample_labels(7, range(4), seed=5), decoder(run.values, None, "cpu")
+        with pytest.raises(torch.OutOfMemoryError):
+            generate_all(model, run, Recipe(steps=1), labels, seed=5, decode=decode)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert seen == [7]
 
 
 @pytest.mark.slow

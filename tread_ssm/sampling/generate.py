@@ -63,7 +63,8 @@ def generate(
         for part in generate(model, run, recipe, batches, labels, seed=0, decode=decode): ...
 
     Torch's global random state is left alone. Where a batch does not fit into the device's memory,
-    half as many images are sampled and decoded at once from there on.
+    half as many images are sampled and decoded at once from there on. Not so where FSDP2 shards
+    the weights: processes gather them together, and have to call the network equally often.
 
     Args:
         model: As `load_export` gives it, in eval mode, on the device to sample on.
@@ -77,7 +78,7 @@ def generate(
 
     Raises:
         ValueError: The recipe does not fit the model, or what it samples is not finite.
-        torch.OutOfMemoryError: Not even one image fits.
+        torch.OutOfMemoryError: Not even one image fits, or the weights are sharded.
     """
     device = next(model.parameters()).device
     weak = None if recipe.weak_run is None else weak_denoiser(recipe.weak_run, run, device)
@@ -92,10 +93,16 @@ def generate(
                 parts.append(decode(x))
                 rest = rest[len(now) :]
             except torch.OutOfMemoryError:
-                if len(now) == 1:
+                if len(now) == 1 or _is_sharded(model):
                     raise
                 most = len(now) // 2
         yield Samples(numbers, labels[numbers.start : numbers.stop].cpu(), np.concatenate(parts))
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    from torch.distributed.fsdp import FSDPModule  # seldom needed, and slow to import
+
+    return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
 def _sampled(
