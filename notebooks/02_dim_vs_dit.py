@@ -19,18 +19,18 @@
 # time, over several seeds, with what did *not* work.
 #
 # **In short**, for 64 tokens, 2,000 steps and networks of 0.3 to 0.4 million weights, mean and
-# standard deviation over three seeds:
+# standard deviation over three seeds (the 95 % interval of a mean is 2.5 times as wide):
 #
 # - At equal *steps* routing costs quality: the held-out loss rises by 2.7 ± 1.0 % (DiM) and
 #   3.9 ± 1.0 % (DiT).
-# - At equal *FLOPs* the routed DiM is ahead: loss 2.8 ± 1.2 % lower, FD-emoji 9 ± 13 % lower
-#   (two seeds of three). At equal *time* 2.1 ± 1.2 % and 6 ± 13 %. The routed DiT is about even in
-#   loss (-0.7 ± 1.1 %) and behind in FD-emoji (8 ± 8 % higher).
+# - At equal *FLOPs* the routed DiM seems ahead, but the interval holds zero: loss 2.8 ± 1.2 % lower,
+#   FD-emoji 9 ± 13 % lower (two seeds of three). At equal *time* 2.1 ± 1.2 % and 6 ± 13 %. The routed
+#   DiT is about even in loss (-0.7 ± 1.1 %) and behind in FD-emoji (8 ± 8 % higher).
 # - DiT beats DiM here, dense or routed, at equal FLOPs and at equal time.
 #
-# So at this size a route is a small gain for DiM and none for DiT. The published gains are of
-# another order and were measured elsewhere: ImageNet-256, 256 tokens, 400,000 steps, *equal steps*,
-# unguided FID ([TREAD](https://arxiv.org/abs/2501.04765)):
+# So at this size a route is at most a small gain for DiM, and none that shows for DiT. The published
+# gains are of another order and were measured elsewhere: ImageNet-256, 256 tokens, 400,000 steps,
+# *equal steps*, unguided FID ([TREAD](https://arxiv.org/abs/2501.04765)):
 #
 # | published (TREAD) | dense | routed | change |
 # |---|---|---|---|
@@ -97,7 +97,7 @@ arms = curves.recorded(rows)
 #   for each of the 512 images; the same for every arm, seed and step.
 # - **FD-emoji**: 512 unguided samples with the labels of the held-out images, 10 steps of
 #   DPM-Solver++, against the training images. Noise has 91.6, the held-out images have 0.5.
-# - **Time**: steps times an arm's CPU time of a step, with one thread.
+# - **Time**: steps times an arm's time of a step, measured once with one thread.
 #
 # The learning rate was tuned on the dense networks, equally for both, and taken over for the routed
 # ones. The losing settings:
