@@ -20,10 +20,13 @@ sys.path.insert(0, str(ROOT))  # for `benchmarks`, which is not installed
 
 from tread_ssm.config.run import RunConfig, load_config  # noqa: E402
 from tread_ssm.diffusion import SAMPLERS  # noqa: E402
+from tread_ssm.files import read_json  # noqa: E402
 from tread_ssm.models import MixerConfig  # noqa: E402
 from tread_ssm.routing.attach.presets import PRESETS  # noqa: E402
+from tread_ssm.tables import markdown_table  # noqa: E402
 
 MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
+UNRECORDED = "Nothing is recorded yet: it needs a quiet machine."
 SCALARS = {bool: "`true` or `false`", int: "whole number", float: "number", str: "text"}
 
 
@@ -206,7 +209,22 @@ def speedruns() -> str:
     from benchmarks.study import results
 
     rows = results.read(speedrun.RESULTS)
-    return speedrun.table(rows) if rows else "Nothing is recorded yet: it needs a quiet machine."
+    return speedrun.table(rows) if rows else UNRECORDED
+
+
+def attached() -> str:
+    """What attached routes that drop nothing cost."""
+    path = ROOT / "benchmarks" / "results" / "attach_cpu.json"
+    if not path.is_file():
+        return UNRECORDED
+    found = read_json(path)
+    what = (
+        f"{found['depth']} blocks of {found['width']} channels, {found['tokens']} tokens, batch "
+        f"{found['batch']}, medians of {found['repeats']}, threads: {found['threads']}, torch "
+        f'{found["torch"]}. "plain again" is a second plain model: what cannot be told apart.'
+    )
+    rows = [[side, f"{ratio - 1:+.1%}"] for side, ratio in found["over_plain"].items()]
+    return f"{what}\n\n{markdown_table(['model', 'against the plain model'], rows)}"
 
 
 def records() -> str:
@@ -254,7 +272,8 @@ def samplers() -> str:
     return "\n".join(["| `--sampler` | what it is |", "|---|---|", *rows])
 
 
-_STUDY = (tokens64, tokens256, runs256, quick_mixers, speedruns)
+_MEASURED = (tokens64, tokens256, runs256, quick_mixers, speedruns, attached)
 GENERATED = {
-    f.__name__: f for f in (configuration, estimates, records, presets, mixers, samplers, *_STUDY)
+    f.__name__: f
+    for f in (configuration, estimates, records, presets, mixers, samplers, *_MEASURED)
 }
