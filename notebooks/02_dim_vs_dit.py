@@ -23,14 +23,14 @@
 #
 # - At equal *steps* routing costs quality: the held-out loss rises by 2.7 ± 1.0 % (DiM) and
 #   3.9 ± 1.0 % (DiT).
-# - At equal *FLOPs* the routed DiM seems ahead, but the interval holds zero: loss 2.8 ± 1.2 % lower,
-#   FD-emoji 9 ± 13 % lower (two seeds of three). At equal *time* 2.1 ± 1.2 % and 6 ± 13 %. The routed
-#   DiT is about even in loss (-0.7 ± 1.1 %) and behind in FD-emoji (8 ± 8 % higher).
+# - At equal *FLOPs* the routed DiM seems ahead, but the interval holds zero: loss 2.8 ± 1.2 %
+#   lower, FD-emoji 9 ± 13 % lower (two seeds of three). At equal *time* 2.1 ± 1.2 % and 6 ± 13 %.
+#   The routed DiT is about even in loss (-0.7 ± 1.1 %) and behind in FD-emoji (8 ± 8 % higher).
 # - DiT beats DiM here, dense or routed, at equal FLOPs and at equal time.
 #
-# So at this size a route is at most a small gain for DiM, and none that shows for DiT. The published
-# gains are of another order and were measured elsewhere: ImageNet-256, 256 tokens, 400,000 steps,
-# *equal steps*, unguided FID ([TREAD](https://arxiv.org/abs/2501.04765)):
+# So at this size a route is at most a small gain for DiM, and none that shows for DiT. The
+# published gains are of another order and were measured elsewhere: ImageNet-256, 256 tokens,
+# 400,000 steps, *equal steps*, unguided FID ([TREAD](https://arxiv.org/abs/2501.04765)):
 #
 # | published (TREAD) | dense | routed | change |
 # |---|---|---|---|
