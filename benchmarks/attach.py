@@ -12,13 +12,18 @@ import argparse
 import json
 import os
 import statistics
+import sys
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiTTransformer2DModel
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.origin import origin
 from tread_ssm import Route, RouteSchedule, SelfDrawing, attach
 from tread_ssm.timing import median_of_pairs, take_turns
 
@@ -85,7 +90,9 @@ def measure(depth: int, heads: int, size: int, batch: int, repeats: int) -> dict
         "repeats": repeats,
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
-        "torch": torch.__version__,
+        "date": date.today().isoformat(),
+        "command": " ".join(["python benchmarks/attach.py", *sys.argv[1:]]),
+        **origin(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "seconds": {side: statistics.median(s) for side, s in seconds.items()},
         "over_plain": {

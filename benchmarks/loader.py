@@ -13,7 +13,6 @@ import argparse
 import io
 import json
 import os
-import platform
 import statistics
 import sys
 import tarfile
@@ -28,6 +27,9 @@ import webdataset
 from torch import Tensor
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.origin import processor
 from tread_ssm.data import LatentData
 from tread_ssm.data.importers import Imported
 from tread_ssm.data.latents import Latents, sample_posterior
@@ -186,13 +188,6 @@ def table(report: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cpu() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [s.partition(":")[2].strip() for s in lines if s.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def main() -> None:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -208,7 +203,7 @@ def main() -> None:
         rates = measure(Path(folder), args.batches, args.repeats)
     report = {
         "command": " ".join(["python", *sys.argv]),
-        "machine": f"{_cpu()}, {os.cpu_count()} cores",
+        "machine": f"{processor()}, {os.cpu_count()} cores",
         "versions": {"torch": torch.__version__, "webdataset": webdataset.__version__},
         "samples": args.samples,
         "repeats": args.repeats,

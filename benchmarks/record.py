@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import date
@@ -24,6 +23,9 @@ from typing import Any
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.origin import commit
 from tread_ssm.commands import run_command
 from tread_ssm.config.run import RunConfig, load_config
 from tread_ssm.data import Pixels
@@ -122,7 +124,7 @@ def _row(
     last = History.read(config.folder.path).rows[-1]
     return {
         "date": date.today().isoformat(),
-        "commit": _commit(),
+        "commit": commit() or "unknown",
         "config": " ".join([args.config, *args.overrides]),
         "seed": config.seed,
         "machine": _machine(args.processes or 1),
@@ -137,13 +139,6 @@ def _row(
         "distance": distance,
         "command": " ".join(["python benchmarks/record.py", *sys.argv[1:]]),
     }
-
-
-def _commit() -> str:
-    here = Path(__file__).parent
-    name = ["git", "-C", str(here), "describe", "--always", "--dirty"]
-    found = subprocess.run(name, capture_output=True, text=True)
-    return found.stdout.strip() or "unknown"
 
 
 def _machine(processes: int) -> str:

@@ -28,8 +28,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.origin import origin
 from benchmarks.study.results import append, read
-from benchmarks.study.run import origin
 from tread_ssm.config.run import RunConfig, load_config
 from tread_ssm.data import Pixels
 from tread_ssm.report.measure import emoji_distances, generate_from

@@ -220,8 +220,9 @@ def attached() -> str:
     found = read_json(path)
     what = (
         f"{found['depth']} blocks of {found['width']} channels, {found['tokens']} tokens, batch "
-        f"{found['batch']}, medians of {found['repeats']}, threads: {found['threads']}, torch "
-        f'{found["torch"]}. "plain again" is a second plain model: what cannot be told apart.'
+        f"{found['batch']}, medians of {found['repeats']}, threads: {found['threads']}, "
+        f"{found['machine']}, commit {found['commit']}, {found['date']}. "
+        '"plain again" is a second plain model: what cannot be told apart.'
     )
     rows = [[side, f"{ratio - 1:+.1%}"] for side, ratio in found["over_plain"].items()]
     return f"{what}\n\n{markdown_table(['model', 'against the plain model'], rows)}"

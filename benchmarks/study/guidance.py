@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.origin import origin
 from benchmarks.study.arms import SETTINGS, arm_of
 from benchmarks.study.jobs import Job, configure, toy
 from benchmarks.study.measure import distance_of, held_out
 from benchmarks.study.results import Row
-from benchmarks.study.run import origin
 from tread_ssm.sampling.recipe import Recipe
 from tread_ssm.tables import markdown_table
 

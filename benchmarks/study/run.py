@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from benchmarks.origin import origin
 from benchmarks.study.arms import SETTINGS, Arm, Setting
 from benchmarks.study.jobs import Job, configure, toy
 from benchmarks.study.measure import distance_of, held_out, loss_of, split_data, strips
@@ -23,8 +22,6 @@ from tread_ssm.models.cost import backbone_cost
 from tread_ssm.sampling.recipe import Recipe
 from tread_ssm.training.loop import is_finished, train
 from tread_ssm.training.metrics import read_metrics
-
-ROOT = Path(__file__).parents[2]
 
 
 def run(work: Path, job: Job, small: bool) -> dict[str, Any]:
@@ -103,16 +100,3 @@ def picture(work: Path, arm: Arm, points: Sequence[int], small: bool, out: Path)
     strip = strips(folders, config.model.n_classes, setting.sample_steps)
     with replacing(out / f"{arm.name}.png") as temporary:
         Image.fromarray(strip).save(temporary, optimize=True)
-
-
-def origin() -> dict[str, str]:
-    """Commit, machine and versions."""
-    ask = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
-    commit = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip()
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        models = [s for s in cpuinfo.read_text().splitlines() if s.startswith("model name")]
-        name = models[0].partition(":")[2].strip() if models else name
-    machine = f"{name}, torch {torch.__version__}, Python {platform.python_version()}"
-    return {"commit": commit, "machine": machine}
