@@ -64,7 +64,7 @@ class Arm:
     @property
     def backbone(self) -> Literal["dim", "dit"]:
         """Which colour it has in plots."""
-        return "dit" if "dit" in self.name else "dim"
+        return "dit" if "dit" in self.name or "modern" in self.name else "dim"
 
 
 def _routes(drop: float, more: str = "") -> str:
@@ -90,10 +90,17 @@ def _family(setting: str, name: str, label: str, rate: float, *model: str) -> li
 
 _TAIL = {"tokens64": 0.125, "tokens256": 0.25}
 _MAMBA2 = "model.mixer={kind: mamba2, d_state: 64, head_dim: 32}"
+_MAMBA2_SMALL = "model.mixer={kind: mamba2, d_state: 32, head_dim: 32}"
 _MAMBA3 = "model.mixer={kind: mamba3, d_state: 32, head_dim: 32}"
-_HYBRID = (_MAMBA2, "model.attention_every=4", "model.attention={head_dim: 16}")
-# At 64 tokens the FLOPs of the DiM of 64 channels, at 256 tokens 1.5 times as many.
+_DISTANCE = "model.mixer={kind: mamba1, true_distance_conv: true}"
+_ATTENTION = ("model.attention_every=4", "model.attention={head_dim: 16}")
+_HYBRID, _HYBRID_SMALL = (_MAMBA2, *_ATTENTION), (_MAMBA2_SMALL, *_ATTENTION)
+_ZIGMAMBA = "model={kind: zigmamba, depth: 7, dim: 64, image_size: 16, channels: 3, n_classes: 9}"
+# Sizes within 11 % of the FLOPs of the DiM of 64 channels: at 64 tokens, and at 256.
 _DIT = "model={kind: dit, depth: 7, heads: 4, dim: 56, image_size: 16, channels: 3, n_classes: 9}"
+_DIT_SMALL = _DIT.replace("dim: 56", "dim: 44")
+_MODERN = "mlp_ratio: 2.5, mlp: swiglu, norm: rms, qk_norm: true, rope: true, value_residual: true"
+_DIT_MODERN = _DIT.replace("dim: 56", f"dim: 48, {_MODERN}")
 _ROWS, _CELLS = ", select: {kind: rows}", ", select: {kind: cells, size: 2}"
 
 
@@ -110,6 +117,32 @@ def _alone(setting: str, prefix: str, rate: float) -> list[Arm]:
     ]
 
 
+def _variants() -> list[Arm]:
+    """Options of a DiM that drops half of 256 tokens, each alone, and SPRINT's way."""
+
+    def arm(name: str, label: str, *overrides: str, partner: str = "dim-50") -> Arm:
+        return Arm(f"dim-{name}", f"DiM, {label}", "tokens256", 2e-3, overrides, partner)
+
+    half = _routes(0.5)
+    fused = _routes(0.75, ", rejoin: fuse, path_drop: 0.1")
+    muon = "train.optimizer={kind: muon, lr: 2e-3}"
+    tail = f"routing.schedule.dense_tail={_TAIL['tokens256']}"
+    fuse = arm("fuse", "drop 0.75, fuse, path drop", fused, partner="dim-dense")
+    fuse_tail = replace(fuse, name="dim-fuse-tail", label=f"{fuse.label}, dense tail")
+    return [
+        fuse,
+        replace(fuse_tail, overrides=(fused, tail), trunk="dim-fuse"),
+        arm("gap", "gap-aware decay", half, "model.mixer={kind: mamba1, gap_decay: true}"),
+        arm("distance", "true-distance convolution", half, _DISTANCE),
+        arm("segments", "segments", _routes(0.5, ", select: {kind: segments}")),
+        arm("pads", "pads routed", half, "model.pads_in_route=routed"),
+        arm("sra2", "SRA 2", half, "auxiliary=[{kind: sra2, block: 1}]"),
+        arm("dispersive", "dispersive loss", half, "auxiliary=[{kind: dispersive, block: 2}]"),
+        arm("muon", "Muon", half, muon),
+        arm("muon-dense", "Muon, dense", "routing.routes=[]", muon, partner="dim-dense"),
+    ]
+
+
 def _quick(name: str, label: str, *model: str) -> Arm:
     """The quickstart with another mixer."""
     partner = None if name == "mamba1" else "quick-mamba1"
@@ -118,11 +151,14 @@ def _quick(name: str, label: str, *model: str) -> Arm:
 
 ARMS = (
     *_family("tokens256", "dim", "DiM", 2e-3),
-    *_family("tokens256", "dit", "DiT", 2e-3, _DIT),
-    *_family("tokens256", "dim2", "DiM, Mamba-2", 2e-3, _MAMBA2),
+    *_family("tokens256", "dit", "DiT", 2e-3, _DIT_SMALL),
+    *_family("tokens256", "modern", "DiT as of 2026", 2e-3, _DIT_MODERN),
+    *_family("tokens256", "dim2", "DiM, Mamba-2", 2e-3, _MAMBA2_SMALL),
     *_family("tokens256", "dim3", "DiM, Mamba-3", 2e-3, _MAMBA3),
-    *_family("tokens256", "hybrid", "DiM, Mamba-2 and attention", 2e-3, *_HYBRID),
+    *_family("tokens256", "hybrid", "DiM, Mamba-2 and attention", 2e-3, *_HYBRID_SMALL),
+    *_family("tokens256", "zig", "ZigMamba", 2e-3, _ZIGMAMBA),
     *_alone("tokens256", "", 2e-3),
+    *_variants(),
     *_family("tokens64", "t64-dim", "DiM", 4e-3),
     *_family("tokens64", "t64-dit", "DiT", 4e-3, _DIT),
     *_alone("tokens64", "t64-", 4e-3),

@@ -30,23 +30,29 @@ class Job:
 # of the same time (60.8, 75.5, 98.6 and 73.5 ms of CPU time, taking turns).
 _QUICK = {"quick-mamba1": 1000, "quick-mamba2": 810, "quick-mamba3": 620, "quick-hybrid": 830}
 # What is done at any moment is balanced over the seeds: (arms, seeds, steps).
+_MAIN = ("dim-dense", "dim-50", "dim-75")
+_DITS = ("dit-dense", "dit-50", "modern-dense", "modern-50")
+_OTHERS = ("dim3-dense", "dim3-50", "hybrid-dense", "hybrid-50", "zig-dense", "zig-50")
+_VARIANTS = ("rows", "cells", "segments", "gap", "distance", "pads", "sra2", "dispersive", "muon")
 _ORDER: tuple[tuple[tuple[str, ...], tuple[int, ...], int], ...] = (
-    (("dim-dense", "dim-50"), (0, 1, 2), 300),
-    (("dim-dense", "dim-50"), (0, 1, 2), 150),
-    (("dim-75",), (0, 1, 2), 300),
-    (("dim-75",), (0, 1, 2), 150),
-    (("dim-dense", "dim-50"), (0, 1, 2), 600),
-    (("dim-75",), (0, 1, 2), 600),
-    (("dim-dense-lr0.004", "dim-50-lr0.004", "dim-dense-lr0.001", "dim-50-lr0.001"), (0,), 300),
+    (_MAIN, (0, 1, 2), 300),
+    (_MAIN, (0, 1, 2), 150),
+    (_MAIN, (0, 1, 2), 600),
+    (_MAIN, (0, 1, 2), 1200),
     (("dim-50-tail",), (0, 1, 2), 600),
-    (("dit-dense", "dit-50"), (0, 1), 600),
-    (("dim2-dense", "dim2-50"), (0, 1), 600),
-    (("dim-dense", "dim-50", "dim-75"), (0, 1, 2), 1200),
+    (("dim-50-tail",), (0, 1, 2), 1200),
+    (("dim-dense-lr0.004", "dim-50-lr0.004", "dim-dense-lr0.001", "dim-50-lr0.001"), (0,), 300),
+    (("dim-fuse",), (0, 1, 2), 1200),
+    (("dim-fuse-tail",), (0, 1, 2), 1200),
     (("dit-dense-lr0.004", "dit-50-lr0.004", "dit-dense-lr0.001", "dit-50-lr0.001"), (0,), 300),
-    (("dit-dense", "dit-50", "dim2-dense", "dim2-50"), (2,), 600),
-    (("dit-dense", "dit-50", "dim2-dense", "dim2-50"), (0, 1, 2), 1200),
-    (("dim-50-tail", "dit-50-tail"), (0, 1, 2), 1200),
-    (("hybrid-dense", "hybrid-50", "dim3-dense", "dim3-50", "dim-rows", "dim-cells"), (0,), 1200),
+    (_DITS, (0,), 1200),
+    (("dim2-dense", "dim2-50"), (0,), 1200),
+    (_OTHERS, (0,), 1200),
+    (tuple(f"dim-{name}" for name in _VARIANTS), (0,), 1200),
+    (("dim-muon-dense",), (0,), 1200),
+    (_DITS, (1, 2), 1200),
+    (("dim2-dense", "dim2-50"), (1, 2), 1200),
+    (_OTHERS, (1, 2), 1200),
     (("t64-dim-dense", "t64-dim-50", "t64-dit-dense", "t64-dit-50"), (0, 1, 2), 2000),
     (("t64-dim-50-tail", "t64-dit-50-tail"), (0, 1, 2), 2000),
     (("t64-dim-75", "t64-dim-last", "t64-dim-cells", "t64-dim-rows", "t64-dit-75"), (0,), 2000),

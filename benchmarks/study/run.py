@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from benchmarks.study.measure import distance_of, held_out, loss_of, split_data,
 from tread_ssm.config.check import check
 from tread_ssm.config.run import RunConfig
 from tread_ssm.files import replacing
-from tread_ssm.models.cost import backbone_cost
+from tread_ssm.report.history import training_flops
 from tread_ssm.sampling.recipe import Recipe
 from tread_ssm.training.loop import is_finished, train
 from tread_ssm.training.metrics import read_metrics
@@ -63,11 +62,7 @@ def cost_of(config: RunConfig) -> dict[str, Any]:
     """Size of the network, and its training FLOPs."""
     with torch.device("meta"):
         parameters = sum(p.numel() for p in config.model.build().parameters())
-    steps, batch, schedule = config.train.steps, config.train.batch_size, config.routing.schedule
-    shares = Counter(schedule.share(step, steps) for step in range(steps))
-    costs = {x: backbone_cost(config.model, config.plan.scaled(x), batch) for x in shares}
-    total = sum(n * costs[x].routed.training for x, n in shares.items())
-    return {"parameters": parameters, "flops": total}
+    return {"parameters": parameters, "flops": training_flops(config, [config.train.steps])[0]}
 
 
 def _measured(work: Path, setting: Setting, config: RunConfig) -> dict[str, Any]:

@@ -159,8 +159,9 @@ def test_arms_are_what_their_names_say(tmp_path: Path) -> None:
             assert config.routing.routes[0].drop == 0.75
         if job.arm.partner:
             partner = configure(tmp_path, setting, Job(arm_of(job.arm.partner), 0, job.steps))
-            quick = job.arm.setting == "quickstart"
-            assert quick or partner.model == config.model
+            ours, theirs = config.model, partner.model
+            assert (ours.kind, ours.dim, ours.depth) == (theirs.kind, theirs.dim, theirs.depth)
+            assert config != replace(partner, name=config.name)
     with pytest.raises(ValueError, match="dim-51 is no arm of the study; use one of dim-dense"):
         arm_of("dim-51")
 
