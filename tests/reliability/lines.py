@@ -375,6 +375,93 @@ def options() -> Iterator[Line]:
     )
 
 
+def further_commands() -> Iterator[Line]:
+    """Options of average, cache, compare, app and env."""
+    average = ("scripts/average.py", "--run", "given/tiny")
+    for width in ("0", "-1", "nan", "inf", "x", "0.9"):
+        yield Line(f"average --width {width}", (*average, "--width", width), "width")
+    for step in ("x", "-1", "3", "999"):
+        line = (*average, "--width", "0.1", "--step", step)
+        yield Line(f"average --step {step}", line, "step")
+    for name, line, says in (
+        ("no width", average, "--width"),
+        ("no run", ("scripts/average.py", "--width", "0.1"), "--run"),
+        ("no such run", ("scripts/average.py", "--run", "no", "--width", "0.1"), "no"),
+        ("no snapshots", ("scripts/average.py", "--run", "images", "--width", "0.1"), "images"),
+        ("out is a file", (*average, "--width", "0.1", "--out", "tiny.yaml"), "tiny"),
+    ):
+        yield Line(f"average: {name}", line, says)
+    yield from _cache()
+    compare, app = (("tread_ssm/__main__.py", name) for name in ("compare", "app"))
+    for name, line, says in (
+        ("no runs", compare, "runs"),
+        ("no such run", (*compare, "given/tiny", "nowhere"), "nowhere"),
+        ("an empty run", (*compare, "given/tiny", "images"), "images"),
+        ("a file", (*compare, "tiny.yaml"), "tiny"),
+        ("out is a file", (*compare, "given/tiny", "--out", "tiny.yaml"), "tiny"),
+        ("an unknown option", (*compare, "given/tiny", "--smooth", "2"), "--smooth"),
+    ):
+        yield Line(f"compare: {name}", line, says)
+    for name, line, says in (
+        ("no run", app, "--run"),
+        ("no such run", (*app, "--run", "nowhere"), "nowhere|Gradio"),
+        ("an empty run", (*app, "--run", "images"), "images|Gradio"),
+        ("no number", (*app, "--run", "given/tiny", "--port", "x"), "--port"),
+        ("no port", (*app, "--run", "given/tiny", "--port", "99999999"), "port"),
+        ("no device", (*app, "--run", "given/tiny", "--device", "nothing"), "device|Gradio"),
+    ):
+        yield Line(f"app: {name}", line, says)
+    for name, line, says in (
+        ("an option", ("tread_ssm/__main__.py", "env", "--all"), "--all"),
+        ("no command", ("tread_ssm/__main__.py", "trian"), "trian"),
+    ):
+        yield Line(f"tread-ssm: {name}", line, says)
+
+
+def _cache() -> Iterator[Line]:
+    cache = ("scripts/cache_features.py", "--library", "transformers", "--device", "cpu")
+    whole = (*cache, "--data", "images", "--model", "vit", "--out", "f")
+    for option, values in {
+        "--size": ("0", "-1", "x", "15"),
+        "--batch": ("0", "-1", "x"),
+        "--shard-size": ("0", "x"),
+        "--workers": ("-1", "x"),
+        "--precision": ("fp8",),
+        "--device": ("nothing", "cuda:99"),
+        "--library": ("keras",),
+        "--processes": ("0", "-1", "x"),
+        "--weights": ("none.pt",),
+    }.items():
+        for value in values:
+            size = () if option == "--size" else ("--size", "16")
+            line = (*whole, *size, option, value)
+            says = option.strip("-").replace("-", ".")
+            yield Line(f"cache {option} {value}", line, f"{says}|15 x 15 pixels")
+    small = ("--size", "16")
+    for name, line, says in (
+        ("no data", (*cache, "--model", "vit", "--out", "f"), "--data"),
+        ("no such data", (*cache, "--data", "no", "--model", "vit", "--out", "f", *small), "no"),
+        (
+            "no images",
+            (*cache, "--data", "vit", "--model", "vit", "--out", "f", *small),
+            "vit.*image|image.*vit",
+        ),
+        (
+            "no such model",
+            (*cache, "--data", "images", "--model", "nowhere", "--out", "f", *small),
+            "nowhere",
+        ),
+        (
+            "a model of timm that is none",
+            ("scripts/cache_features.py", "--data", "images", "--model", "vit_x", "--out", "f"),
+            "vit_x",
+        ),
+        ("out is a file", (*whole[:-1], "tiny.yaml", *small), "tiny"),
+        ("out holds other things", (*whole[:-1], "images", *small), "images"),
+    ):
+        yield Line(f"cache: {name}", line, says)
+
+
 def damaged() -> Iterator[Line]:
     """Runs whose files say something else than they should."""
     for file in ("config.json", "config.yaml"):
@@ -398,7 +485,7 @@ def damaged() -> Iterator[Line]:
 
 def bad_lines() -> Iterator[Line]:
     """All rows."""
-    for rows in (configurations, files, options, damaged):
+    for rows in (configurations, files, options, further_commands, damaged):
         yield from rows()
 
 

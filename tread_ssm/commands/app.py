@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(args: argparse.Namespace) -> None:
+    if not 0 <= args.port < 1 << 16:
+        raise ConfigError(f"--port is {args.port}; it must be between 0 and 65535.")
     if importlib.util.find_spec("gradio") is None:
         raise ConfigError('The page needs Gradio: pip install "tread_ssm[app]".')
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read while gradio is imported

@@ -73,8 +73,8 @@ class EncodedImages:
         """
         if resolution < 1 or resolution % autoencoder.factor:
             raise ValueError(
-                f"resolution is {resolution}; it must be a multiple of {autoencoder.factor}, the "
-                f"pixels to a latent of {vae}."
+                f"The images would be {resolution} x {resolution} pixels; {vae} needs sides of a "
+                f"multiple of {autoencoder.factor}."
             )
         self.labels, self.class_names = images.labels, images.class_names
         self.values, self.resolution = autoencoder.values(vae), resolution
