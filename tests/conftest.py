@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import random
 
+import pytest
+
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # before torch is imported; subprocesses inherit it
     share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
 # glibc reads it where a process starts: workers and subprocesses allocate memory full of a byte, so
-# that a result that was never written is not 0 by luck. The byte is in pytest's first lines.
-os.environ.setdefault("MALLOC_PERTURB_", str(random.randrange(1, 256)))
+# that a result that was never written is not 0 by luck. pytest's last lines name it.
+_FILLING = "MALLOC_PERTURB_"
+os.environ.setdefault(_FILLING, str(random.randrange(1, 256)))
 
 
-def pytest_report_header() -> str:
-    return f"malloc fills the memory of workers and subprocesses: {os.environ['MALLOC_PERTURB_']=}"
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.write_line(f"memory was filled by MALLOC_PERTURB_={os.environ[_FILLING]}")
