@@ -9,10 +9,18 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def headings(page: Path) -> set[str]:
+    """The anchors of a page's headings."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\s-]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
 def test_links_and_configurations_exist() -> None:
-    links = re.findall(r"\]\((?!https?:)([^)]+)\)", README)
+    links = re.findall(r"\]\((?!https?:)([^)#]+)#?([^)]*)\)", README)
     assert len(links) > 10
-    assert not [link for link in links if not (ROOT / link).is_file()]
+    assert not [file for file, _ in links if not (ROOT / file).is_file()]
+    wrong = [(f, a) for f, a in links if a and a not in headings(ROOT / f)]
+    assert not wrong
     rows = re.findall(r"^\| ((?:`\w+`, )*`\w+`) \|", README, re.MULTILINE)
     stems = re.findall(r"`((?:dim\d?|dit)_\w+)`", " ".join(rows))
     assert sorted(stems) == sorted(p.stem for p in (ROOT / "configs").glob("di*.yaml"))
