@@ -29,6 +29,19 @@ def own_share(parts: Sequence[T]) -> Sequence[T]:
     return parts[len(parts) * rank // size : len(parts) * (rank + 1) // size]
 
 
+def even_share(parts: Sequence[T]) -> tuple[list[T], list[T]]:
+    """`own_share`, and parts that this process works on besides, whose results nobody wants.
+
+    With them all processes call a network equally often, as sharded weights need: they are gathered
+    by all together. Every process calls it.
+
+    Args:
+        parts: The whole; at least one.
+    """
+    mine = list(own_share(parts))
+    return mine, [parts[0]] * (max(gathered(len(mine))) - len(mine))
+
+
 def gathered(value: T) -> list[T]:
     """The values of all processes, in their order; every process calls it and gets them."""
     _, size = world()

@@ -1,4 +1,4 @@
-"""Sample, measure, score: what training, sweeps, evaluate.py and the report share.
+"""Sample, measure, score: what training, sweeps, the command evaluate and the report share.
 
     evaluator = Evaluator(load_extractor("emoji"), ("fid",), reference)
     scored = evaluator.score(batches(open_images(path), 64))
@@ -24,7 +24,7 @@ from tread_ssm.evaluation.images import to_batch
 from tread_ssm.evaluation.score import check_comparable, score
 from tread_ssm.evaluation.statistics import Statistics, alike, statistics
 from tread_ssm.pretrained import Export
-from tread_ssm.processes import gathered, own_share, world
+from tread_ssm.processes import even_share, world
 from tread_ssm.sampling.generate import generate, shares
 from tread_ssm.sampling.image_grid import Decode
 from tread_ssm.sampling.recipe import Recipe
@@ -115,10 +115,7 @@ class Evaluator:
         """
         kept: list[np.ndarray] = []
         first = world()[0] == 0
-        batches = shares(len(labels), batch)
-        mine = list(own_share(batches))
-        # All processes call the network equally often: sharded weights are gathered together.
-        idle = [batches[0]] * (max(gathered(len(mine))) - len(mine))
+        mine, idle = even_share(shares(len(labels), batch))
 
         def images() -> Iterator[Tensor]:
             total = sum(map(len, mine))

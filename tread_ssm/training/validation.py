@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tread_ssm.config.run import RunConfig
 from tread_ssm.data import Data
 from tread_ssm.diffusion import Objective
-from tread_ssm.processes import gathered, own_share, world
+from tread_ssm.processes import even_share, gathered, world
 from tread_ssm.randomness import generator
 from tread_ssm.sampling.generate import shares
 
@@ -63,10 +63,7 @@ class Validation:
         Every process calls it, with the same weights.
         """
         model.eval()
-        batches = shares(self.count, self.batch)
-        mine = list(own_share(batches))
-        # All processes call the network equally often: sharded weights are gathered together.
-        idle = [batches[0]] * (max(gathered(len(mine))) - len(mine))
+        mine, idle = even_share(shares(self.count, self.batch))
         # A compiled model would be compiled again for these shapes.
         with torch.compiler.set_stance("force_eager"):
             found = [self._losses(model, numbers) for numbers in mine + idle]
@@ -75,7 +72,7 @@ class Validation:
         return float(np.concatenate(parts).mean())
 
     def _losses(self, model: nn.Module, numbers: range) -> np.ndarray:
-        """(B,) the loss of each of these draws; number i is the same on any number of processes."""
+        """(B,) the losses of these numbers; number i is the same on any number of processes."""
         index = self.samples[np.array(numbers) % len(self.samples)]
         augmentations, ts, noises = zip(*map(self._random, numbers), strict=True)
         augmentation = tuple(torch.cat(parts) for parts in zip(*augmentations, strict=True))
@@ -88,7 +85,7 @@ class Validation:
         return terms.loss_map.mean(dim=(1, 2, 3)).cpu().numpy()
 
     def _random(self, number: int) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-        """Augmentation, t (1,) and noise (1, C, H, W) of a draw: a function of its number."""
+        """Augmentation, t (1,) and noise (1, C, H, W) of a loss: a function of its number."""
         rng = generator(0, number, "validation")
         augmentation = self.data.sample_augmentation(1, rng)
         t = self.objective.sample_t(1, rng)
