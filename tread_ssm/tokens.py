@@ -219,7 +219,7 @@ class Layout:
             for video.
         index: (B, K) int64 ascending raster positions that are present; None: all N.
         n_prefix: P, tokens in front that have no place in the grid; always present, visited first.
-        orders: the orders that blocks will ask for, by name: (N,) int64, the time at which each
+        orders: The orders that blocks will ask for, by name: (N,) int64, the time at which each
             raster position of the full grid is visited (`scan.order.rank_table`). The order
             "raster" is the stream's own and needs no table.
 

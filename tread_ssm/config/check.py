@@ -70,7 +70,7 @@ def check(config: RunConfig) -> Data:
             f"classes; they must agree (0 trains without labels)."
         )
     features_of(config, data)
-    _check_memory(config, data)
+    _check_limits(config, data)
     _check_evaluation(config.eval, data)
     return data
 
@@ -204,8 +204,11 @@ def _check_machine(config: RunConfig) -> None:
             raise ConfigError(f"train.trackers names {tracker}; `pip install {tracker}` first.")
 
 
-def _check_memory(config: RunConfig, data: Data) -> None:
-    """Refuse what no machine can hold. Every process makes the noise of the global batch."""
+def _check_limits(config: RunConfig, data: Data) -> None:
+    """Refuse what no machine holds, also where only the plan is looked at.
+
+    Every process makes the noise of the global batch. `check_memory_for` asks for this machine.
+    """
     if config.model.depth > _MOST_BLOCKS:
         raise ConfigError(f"model.depth is {config.model.depth:,}; use at most {_MOST_BLOCKS:,}.")
     images = config.train.batch_size

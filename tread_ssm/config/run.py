@@ -68,7 +68,7 @@ class TrainConfig:
             last step is validated besides.
         save_every: Steps between checkpoints. The last step, and a stop by a signal, save besides.
         retain: Newest checkpoints that stay; older ones are removed.
-        report: Write report.md into the run folder at the end.
+        report: Write report.md and report.html into the run folder at the end.
         threads: CPU threads per process; null: all cores where `accelerate launch` started the
             run (it sets one otherwise), else torch's own choice.
         trackers: Services that get the logged numbers as well; tensorboard and wandb get image
@@ -126,7 +126,9 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """The image grids that are sampled during training, from the averaged weights.
+    """How images are sampled: the image grids of training, and later commands by default.
+
+    Images come from the averaged weights. Steps, guidance and sampler are exported with them.
 
     Attributes:
         every: Steps between image grids; 0: none. The last step has one besides.

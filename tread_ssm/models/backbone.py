@@ -32,20 +32,20 @@ class BackboneConfig:
     """What every backbone is told: its images, its classes and its size.
 
     Attributes:
-        kind: name of the backbone.
-        image_size: side of the square images, in pixels (or in places of latents).
-        channels: channels of the images (or latents).
-        n_classes: number of classes. Label n_classes means "no class"; 0: unconditional, all
+        kind: Name of the backbone.
+        image_size: Side of the square images, in pixels (or in places of latents).
+        channels: Channels of the images (or latents).
+        n_classes: Number of classes. Label n_classes means "no class"; 0: unconditional, all
             labels are 0.
-        dim: channels of a token, even.
-        depth: number of blocks.
-        patch: side of the square of pixels that becomes a token; it divides image_size.
-        fuse: blocks [start, stop) whose start and end a learned map merges, for routes with rejoin
+        dim: Channels of a token, even.
+        depth: Number of blocks.
+        patch: Side of the square of pixels that becomes a token; it divides image_size.
+        fuse: Blocks [start, stop) whose start and end a learned map merges, for routes with rejoin
             "fuse" (see `Fuse`); negative numbers count from the end. A run adds those of its
             routes by itself.
 
     Raises:
-        ValueError: a size that is not possible.
+        ValueError: A size that is not possible.
     """
 
     kind: str
@@ -93,11 +93,11 @@ class MixedConfig(BackboneConfig):
     """A backbone whose blocks are built around any mixer; further fields as in BackboneConfig.
 
     Attributes:
-        mixer: what blocks move information between tokens with.
-        attention_every: every so many blocks, one has `attention` in place of the mixer: 4 makes
+        mixer: What blocks move information between tokens with.
+        attention_every: Every so many blocks, one has `attention` in place of the mixer: 4 makes
             a hybrid of blocks 3, 7, 11 ...; 0: none.
-        attention: the attention of these blocks.
-        attention_shared: one attention, with the same weights, for all of these blocks, as in
+        attention: The attention of these blocks.
+        attention_shared: One attention, with the same weights, for all of these blocks, as in
             DiMSUM (arXiv 2411.04168). Their norms, modulations and long skips stay their own.
     """
 
@@ -152,15 +152,15 @@ class Backbone(nn.Module):
     `crop`, `on_stream`.
 
     Attributes:
-        config: the BackboneConfig that it was built from.
+        config: The BackboneConfig that it was built from.
         grid: (rows, columns) of the image tokens.
         stream_grid: (rows, columns) of the stream's grid; larger where there is padding.
-        n_prefix: tokens in front of that grid, never routed.
-        depth: number of blocks.
-        orders: the scan orders that its blocks ask for.
+        n_prefix: Tokens in front of that grid, never routed.
+        depth: Number of blocks.
+        orders: The scan orders that its blocks ask for.
         skips: (source, target) blocks of long skips, as in run_blocks.
-        blocks: the stack that run_blocks runs.
-        fuse: the maps of `config.fuse`, by "start-stop".
+        blocks: The stack that run_blocks runs.
+        fuse: The maps of `config.fuse`, by "start-stop".
     """
 
     stream_grid: tuple[int, int]
@@ -196,9 +196,9 @@ class Backbone(nn.Module):
             x: (B, C, H, W) floating point.
             t: (B,) floating point, of the order of 0..1000 (see embed.sinusoid).
             labels: (B,) int64 in 0..n_classes; n_classes stands for "no class".
-            routing: a draw over `grid`, from RoutePlan.draw; () runs the dense network.
-            checkpoint: recompute the blocks' activations in the backward pass.
-            taps: numbers of blocks, from 0, whose output is wanted as well.
+            routing: A draw over `grid`, from RoutePlan.draw; () runs the dense network.
+            checkpoint: Recompute the blocks' activations in the backward pass.
+            taps: Numbers of blocks, from 0, whose output is wanted as well.
 
         Returns:
             (B, C, H, W) in float32 (float64 for a float64 model), also under autocast; DiT may
@@ -207,8 +207,8 @@ class Backbone(nn.Module):
             `kept_in`.
 
         Raises:
-            ValueError: shapes, labels or a draw that do not fit.
-            TypeError: dtypes that do not fit.
+            ValueError: Shapes, labels or a draw that do not fit.
+            TypeError: Dtypes that do not fit.
         """
         self._check(x, t, labels)
         stream, cond, head_cond = self.embed(x, t, labels)

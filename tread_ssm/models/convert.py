@@ -49,12 +49,12 @@ def from_published(
     """The config and the state dict of our DiT for published weights; tensors are not copied.
 
     Args:
-        weights: the published state dict.
-        heads: attention heads, which no shape tells; None: those of the published DiT of this
+        weights: The published state dict.
+        heads: Attention heads, which no shape tells; None: those of the published DiT of this
             width.
 
     Raises:
-        ValueError: names, shapes or the position table are not those of a DiT.
+        ValueError: Names, shapes or the position table are not those of a DiT.
     """
     config = config_of(weights, heads)
     shapes = published_shapes(config)
@@ -109,7 +109,7 @@ def config_of(weights: Mapping[str, Tensor], heads: int | None = None) -> DiTCon
     """The sizes of a network, by the shapes of its published weights; heads as in from_published.
 
     Raises:
-        ValueError: names or shapes are not those of a DiT, or the heads of this width are unknown.
+        ValueError: Names or shapes are not those of a DiT, or the heads of this width are unknown.
     """
     _check_names(_TELLING, weights, complete=False)
     for name, dims in _TELLING.items():

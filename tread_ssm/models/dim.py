@@ -40,7 +40,7 @@ class DiMConfig(MixedConfig):
     depth is odd and at least 3: one block in the middle, pairs with a long skip around it.
 
     Attributes:
-        pads: learned tokens that end every row, stand below the grid and separate it from the
+        pads: Learned tokens that end every row, stand below the grid and separate it from the
             prefix: 3 as published, 1, or 0 for none.
         pads_in_route: "kept": padding tokens stay in every block. "routed": they skip a route's
             blocks like dropped image tokens.

@@ -26,17 +26,17 @@ class DiTConfig(BackboneConfig):
     """A DiT for square images (or latents); further fields as in BackboneConfig.
 
     Attributes:
-        heads: attention heads; each takes dim / heads channels.
-        mlp_ratio: hidden channels of the MLP, in multiples of dim.
-        out_channels: channels of the prediction; None: as many as `channels`. The published
+        heads: Attention heads; each takes dim / heads channels.
+        mlp_ratio: Hidden channels of the MLP, in multiples of dim.
+        out_channels: Channels of the prediction; None: as many as `channels`. The published
             networks learn a variance beside the noise and have twice as many.
         norm: "layer", as published, or "rms": RMSNorm in its place; both without a weight.
         mlp: "gelu", as published, or "swiglu" (arXiv 2002.05202), which gates mlp_ratio * dim * 2/3
             hidden channels and so has as many parameters.
         qk_norm: RMSNorm with a weight on queries and keys (arXiv 2302.05442).
-        rope: queries and keys turn by the row and the column of their token, beside the position
+        rope: Queries and keys turn by the row and the column of their token, beside the position
             embedding at the input (arXiv 2403.13298); needs heads of a multiple of 4 channels.
-        value_residual: every block mixes its values with values of the embedded tokens, which all
+        value_residual: Every block mixes its values with values of the embedded tokens, which all
             blocks share (arXiv 2410.17897).
     """
 

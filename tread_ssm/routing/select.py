@@ -2,7 +2,7 @@
 
 Every selection keeps the same number of tokens in each sample of a batch, so tensors stay
 rectangular and a compiled graph serves every draw. Tokens compete in units (a token, a row, a
-cell, a segment, a frame): units draw a random score and the best stay.
+cell, a segment, a frame): each unit gets a random score, and those with the highest stay.
 
 Each selection has two methods with one signature:
 

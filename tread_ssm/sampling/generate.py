@@ -234,8 +234,8 @@ def sample_batch(
         noise: (B, C, H, W) standard normal numbers.
         labels: (B,) int64, on the same device.
         recipe: How to sample.
-        null_label: The network's label for "no class". 0: it has no classes, and is guided by
-            routes alone.
+        null_label: The network's label for "no class". 0: it has no classes, so guidance by class
+            has no effect.
         routes: Chooses the tokens where the recipe guides by routes or path.
         weak: The other network, where the recipe guides by "model".
         fresh: Noise of each step, for stochastic samplers.

@@ -140,8 +140,8 @@ def call(
     the block's pointers, None where there is none.
 
     Raises:
-        ValueError: tensors that the kernels cannot read, or an order with bad positions.
-        MemoryError: no memory for the kernel's buffers.
+        ValueError: Tensors that the kernels cannot read, or an order with bad positions.
+        MemoryError: No memory for the kernel's buffers.
     """
     x, order = inputs[0], getattr(inputs, "order", None)
     reason = unavailable(x.device, x.dtype, library)

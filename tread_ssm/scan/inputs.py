@@ -172,8 +172,8 @@ def converted(where: str, inputs: Any) -> Any:
     """The inputs in the dtypes that the operators take; data in the widest dtype among them.
 
     Raises:
-        TypeError: integers where floats belong, or the other way round.
-        NotImplementedError: inside a transform of torch.func, which would lose tangents or samples.
+        TypeError: Integers where floats belong, or the other way round.
+        NotImplementedError: Inside a transform of torch.func, which would lose tangents or samples.
     """
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         raise NotImplementedError(
@@ -211,8 +211,8 @@ def check_tensors(where: str, inputs: Any) -> None:
     An axis has the size of the first argument that has it. No axis may be empty.
 
     Raises:
-        ValueError: a shape or a device that does not fit.
-        TypeError: a dtype that does not fit.
+        ValueError: A shape or a device that does not fit.
+        TypeError: A dtype that does not fit.
     """
     first, device = inputs[0], inputs[0].device
     if not first.dtype.is_floating_point:

@@ -1,1 +1,1 @@
-"""Training: configuration, data, the step, the loop, checkpoints, exports."""
+"""Training: the batch of a step, the step, the loop around it, checkpoints, logs."""

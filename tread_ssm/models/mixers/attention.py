@@ -23,9 +23,9 @@ class AttentionConfig(BaseMixerConfig):
     """Self-attention as a mixer; it has no order.
 
     Attributes:
-        head_dim: channels of a head, a multiple of 4; it divides the stream's channels.
+        head_dim: Channels of a head, a multiple of 4; it divides the stream's channels.
         qk_norm: RMSNorm with a weight on queries and keys (arXiv 2302.05442).
-        rope: queries and keys turn by the row and the column of their token (see rotary_angles).
+        rope: Queries and keys turn by the row and the column of their token (see rotary_angles).
     """
 
     kind: Literal["attention"] = "attention"
@@ -58,8 +58,8 @@ class Attention(Mixer):
         dim: D.
         heads: A.
         qk_norm: RMSNorm with a weight on queries and keys.
-        rope: queries and keys turn by the row and the column of their token.
-        value_residual: values are a * v + b * first, where `first` are values that all blocks of
+        rope: Queries and keys turn by the row and the column of their token.
+        value_residual: Values are a * v + b * first, where `first` are values that all blocks of
             the network share, and a and b are learned, 0.5 at the start (Zhou et al.,
             arXiv 2410.17897, who share the values of the first block).
     """

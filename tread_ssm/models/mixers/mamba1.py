@@ -25,11 +25,11 @@ class Mamba1Config(BaseMixerConfig):
     """One selective scan in one direction.
 
     Attributes:
-        d_state: states of each inner channel, 1 to 64.
-        d_conv: taps of the causal convolution, 2 to 4. DiM has 3, Mamba and ZigMa have 4.
-        expand: inner channels, in multiples of the stream's.
-        gap_decay: the carried state also decays over the missing tokens of a routed stream.
-        true_distance_conv: the convolution's taps reach back along the full order and read zero
+        d_state: States of each inner channel, 1 to 64.
+        d_conv: Taps of the causal convolution, 2 to 4. DiM has 3, Mamba and ZigMa have 4.
+        expand: Inner channels, in multiples of the stream's.
+        gap_decay: The carried state also decays over the missing tokens of a routed stream.
+        true_distance_conv: The convolution's taps reach back along the full order and read zero
             where a token is missing. Otherwise they reach back along the tokens that are there.
     """
 

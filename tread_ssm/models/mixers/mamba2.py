@@ -36,16 +36,16 @@ class Mamba2Config(BaseMixerConfig):
     """One scan in one direction with one decay a head.
 
     Attributes:
-        d_state: states of each channel of a head.
-        d_conv: taps of the causal convolution over x, B and C, 2 to 4.
-        expand: inner channels, in multiples of the stream's.
-        head_dim: channels of a head; it divides the inner channels.
-        groups: groups of heads that share B and C.
+        d_state: States of each channel of a head.
+        d_conv: Taps of the causal convolution over x, B and C, 2 to 4.
+        expand: Inner channels, in multiples of the stream's.
+        head_dim: Channels of a head; it divides the inner channels.
+        groups: Groups of heads that share B and C.
         norm: RMSNorm of the gated output, in `groups` parts.
-        bidirectional: the products forward and backward along the order are summed, with the same
+        bidirectional: The products forward and backward along the order are summed, with the same
             parameters; the prefix comes first in both. The convolution goes forward.
-        gap_decay: the carried state also decays over the missing tokens of a routed stream.
-        true_distance_conv: the convolution's taps reach back along the full order and read zero
+        gap_decay: The carried state also decays over the missing tokens of a routed stream.
+        true_distance_conv: The convolution's taps reach back along the full order and read zero
             where a token is missing. Otherwise they reach back along the tokens that are there.
     """
 

@@ -40,19 +40,19 @@ class Mamba3Config(BaseMixerConfig):
     """One scan in one direction with decays that depend on the input, trapezoids and rotations.
 
     Attributes:
-        d_state: states of each channel of a head.
-        expand: inner channels, in multiples of the stream's.
-        head_dim: channels of a head; it divides the inner channels.
-        groups: groups of heads that share B and C before their biases.
-        decay: how a decay is made of its input x: "softplus" as released; "heavy_tail" is 1 + x
+        d_state: States of each channel of a head.
+        expand: Inner channels, in multiples of the stream's.
+        head_dim: Channels of a head; it divides the inner channels.
+        groups: Groups of heads that share B and C before their biases.
+        decay: How a decay is made of its input x: "softplus" as released; "heavy_tail" is 1 + x
             for x >= 0 and 1 / (1 - x) below.
-        decay_floor: smallest decay rate.
-        rope_fraction: share of the states that turn by the angles, in pairs; 0: none.
+        decay_floor: Smallest decay rate.
+        rope_fraction: Share of the states that turn by the angles, in pairs; 0: none.
         norm: RMSNorm of each head's output before the gate.
-        bidirectional: the recurrences forward and backward along the order are summed, with the
+        bidirectional: The recurrences forward and backward along the order are summed, with the
             same parameters; the prefix comes first in both.
-        gap_decay: the carried state also decays over the missing tokens of a routed stream.
-        true_distance: a token whose predecessor along the full order is missing reads no
+        gap_decay: The carried state also decays over the missing tokens of a routed stream.
+        true_distance: A token whose predecessor along the full order is missing reads no
             predecessor (lambda = 1), as a true-distance convolution reads zero there.
     """
 

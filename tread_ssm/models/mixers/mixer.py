@@ -27,7 +27,7 @@ class Mixer(nn.Module):
     how a scan visits them.
 
     Attributes:
-        out_proj: the last linear map, which backbones may scale by their depth.
+        out_proj: The last linear map, which backbones may scale by their depth.
     """
 
     out_proj: nn.Linear
@@ -68,7 +68,7 @@ class BaseMixerConfig:
     """What a backbone needs of a mixer's config.
 
     Attributes:
-        kind: name of the mixer.
+        kind: Name of the mixer.
     """
 
     kind: str
