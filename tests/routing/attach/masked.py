@@ -46,7 +46,8 @@ class Hidden(TorchFunctionMode):
     def _mask(self, kept: Tensor, mask: Tensor | None, length: int) -> Tensor:
         n = kept.shape[1]
         seen = torch.ones(len(kept), length, dtype=torch.bool)
-        for row, part, tokens in zip(seen, image_parts(self.image, length, n), kept, strict=False):
+        parts = image_parts(self.image, length, n, len(kept))
+        for row, part, tokens in zip(seen, parts, kept, strict=True):
             row[part] = tokens
         seen = seen[:, None, None]
         if mask is None:
@@ -54,12 +55,12 @@ class Hidden(TorchFunctionMode):
         return mask & seen if mask.dtype == torch.bool else mask.masked_fill(~seen, -torch.inf)
 
 
-def image_parts(image: str | tuple[int, ...], length: int, n: int) -> list[slice]:
+def image_parts(image: str | tuple[int, ...], length: int, n: int, batch: int) -> list[slice]:
     """Where the n image tokens of each sample stand among `length`."""
     if isinstance(image, tuple) and length > n:
-        return [slice(begin, begin + n) for begin in image]
+        return [slice(begin, begin + n) for begin in image[:batch]]
     begin = 0 if image == "first" else length - n
-    return [slice(begin, begin + n)] * 8
+    return [slice(begin, begin + n)] * batch
 
 
 def masked_dense(
@@ -87,8 +88,8 @@ def masked_dense(
     def before(block: nn.Module, args: Any, kwargs: Any) -> None:
         name = next(iter(inspect.signature(block.forward).parameters))
         x = args[0] if args else kwargs[name]
-        parts = image_parts(image, x.shape[1], kept.shape[1])
-        start.append([row[part] for row, part in zip(x, parts, strict=False)])
+        parts = image_parts(image, x.shape[1], kept.shape[1], len(x))
+        start.append([row[part] for row, part in zip(x, parts, strict=True)])
         mode.on = True
 
     def behind(block: nn.Module, args: Any, output: Any) -> Any:
@@ -96,7 +97,7 @@ def masked_dense(
         place = returns[route.stop - 1]
         x = output if place is None else output[place]
         joined = x.clone()
-        for b, part in enumerate(image_parts(image, x.shape[1], kept.shape[1])[: len(x)]):
+        for b, part in enumerate(image_parts(image, x.shape[1], kept.shape[1], len(x))):
             joined[b, part] = torch.where(kept[b][:, None], x[b, part], start[0][b])
         if place is None:
             return joined

@@ -63,18 +63,27 @@ def test_joint_blocks_are_attention_with_dropped_keys_masked(
 def test_images_that_begin_elsewhere_in_each_sample() -> None:
     torch.manual_seed(0)
     model, offsets = Model(False), torch.tensor([1, 4, 0])
-    both, drawn = randn(BATCH, N + 4, D), draw(3, 1, 2)
+    both, drawn, rope = randn(BATCH, N + 4, D), draw(3, 1, 2), randn(N + 4, D, seed=1)
     kept = torch.ones(BATCH, N + 4, dtype=torch.bool)
     for b, o in enumerate(offsets.tolist()):
         kept[b, o : o + N] = drawn[0][1].mask()[b]
     a, b, c = model.singles
-    x = a(both)
-    x = torch.where(kept[..., None], b(x, mask=kept[:, None, None]), x)
-    expected = c(x)
-    routing = attach(model.singles, n_prefix=None)
+    x = a(both, rope)
+    x = torch.where(kept[..., None], b(x, rope, kept[:, None, None]), x)
+    expected = c(x, rope)
+    routing = attach(model.singles, n_prefix=None, per_token={"rope": "n d -> b n d"})
     with routing.using(drawn, offsets=offsets):
-        found = c(b(a(both)))
+        found = c(b(a(both, rope), rope), rope)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_stream_with_text_is_not_taken_for_one_with_a_prefix() -> None:
+    """The remedy asks on which side the text stands: a wrong answer would drop it."""
+    blocks, x = Model(True).singles, randn(BATCH, N + 5, D)
+    routing = attach(blocks)
+    message = r"3 of 17 beside 0 others.*n_prefix \(None: any number\), and image='first' if"
+    with routing.using(draw(3, 1, 2)), pytest.raises(ValueError, match=message):
+        blocks[1](blocks[0](x))
 
 
 # --- dimensions
@@ -211,6 +220,43 @@ def test_tuples_ranks_and_functions_are_declared_each() -> None:
         torch.testing.assert_close(found, subset.put(inner, x))
 
 
+class Rotary(nn.Module):
+    """Adds a table that it makes of the number of tokens, or what it is given."""
+
+    def forward(self, x: Tensor, table: Tensor | None = None) -> Tensor:
+        return x + (torch.arange(x.shape[1]).sin()[:, None] if table is None else table)
+
+
+class TakesModule(nn.Module):
+    """Gets its positions as a module."""
+
+    def forward(self, x: Tensor, rope: Any) -> Tensor:
+        return x + attention(rope(x), rope(x), x, None)
+
+
+def test_a_rotary_module_as_an_argument_is_declared_by_a_function() -> None:
+    block, rope, x = TakesModule(), Rotary(), randn(BATCH, N, D)
+    ((_, subset),) = drawn = draw(1, 0, 1)
+    routing = attach([block])
+    message = r"`rope` is a module \(Rotary\).*per_token=\{'rope': lambda module, index"
+    with routing.using(drawn), pytest.raises(ValueError, match=message):
+        block(x, rope)
+    routing.detach()
+    routing = attach([block], whole=("rope",))
+    with pytest.raises(ValueError, match=r"block 0 \(TakesModule\) gives something else"):
+        routing.verify(lambda: block(x, rope))
+    routing.detach()
+    routing = attach(
+        [block],
+        per_token={"rope": lambda module, index: lambda x: module(x, index.sin()[..., None])},
+    )
+    table = subset.index.sin()[..., None]
+    expected = subset.put(block(subset.take(x), lambda x: rope(x, table)), x)
+    with routing.using(drawn):
+        torch.testing.assert_close(block(x, rope), expected)
+    assert "1 of 1 blocks agree" in routing.verify(lambda: block(x, rope))
+
+
 # --- what a block holds
 
 
@@ -307,6 +353,25 @@ class Numbers(nn.Module):
         return x + attention(q, q, x, None)
 
 
+class Windows(nn.Module):
+    """Attention among neighbours, by reshaping alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        windows = x.reshape(batch * (tokens // 3), 3, D)
+        return x + attention(windows, windows, windows, None).reshape(x.shape)
+
+
+class Square(nn.Module):
+    """Means over the rows of a square grid."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        side = int(x.shape[1] ** 0.5)
+        return x + x.unflatten(1, (side, -1)).mean(1, keepdim=True).expand(
+            -1, side, -1, -1
+        ).flatten(1, 2)
+
+
 class Fixed(Cuts):
     """Cuts its table, and counts, without regard to the tokens."""
 
@@ -319,14 +384,18 @@ class Fixed(Cuts):
 @pytest.mark.parametrize(
     ("kind", "line"),
     [
-        (Cuts, r"self\.table\[:x\.shape\[1\]\]"),
-        (CutsElsewhere, r"table\[:n, :D\]"),
-        (Numbers, r"torch\.arange\(x\.shape\[1\], device=x\.device\)"),
+        (Cuts, r"positions.*self\.table\[:x\.shape\[1\]\]"),
+        (CutsElsewhere, r"positions.*table\[:n, :D\]"),
+        (Numbers, r"positions.*torch\.arange\(x\.shape\[1\], device=x\.device\)"),
+        (Windows, r"windows or rows.*tokens // 3"),
+        (Square, r"windows or rows.*x\.shape\[1\] \*\* 0\.5"),
     ],
 )
-def test_positions_made_from_the_number_of_tokens(kind: type[nn.Module], line: str) -> None:
+def test_positions_and_windows_made_from_the_number_of_tokens(
+    kind: type[nn.Module], line: str
+) -> None:
     block, x = kind(), randn(BATCH, N, D)
-    message = rf"block 0 \(Sequential\) makes positions from the number of.* in `0`: `{line}`"
+    message = rf"block 0 \(Sequential\) makes {line}`"
     routing = attach([whole := nn.Sequential(block)])
     with routing.using(draw(1, 0, 1)), pytest.raises(ValueError, match=message):
         whole(x)
@@ -385,17 +454,21 @@ def test_scans_may_close_the_gaps() -> None:
         block(randn(BATCH, N, D))
 
 
-@pytest.mark.parametrize("model", ["convit_tiny", "hiera_tiny_224", "volo_d1_224"])
-def test_timm_models_with_square_grids(model: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "path", "message"),
+    [
+        ("convit_tiny", "blocks", r"makes positions.*in `attn`: `torch\.arange\(img_size"),
+        ("hiera_tiny_224", "blocks", r"makes windows or rows.*in `attn`: `N // \(self\.q_stride"),
+        ("volo_d1_224", "network.0", r"\(Outlooker\) is one itself, which works on windows"),
+    ],
+)
+def test_timm_models_with_square_grids(model: str, path: str, message: str) -> None:
     import timm
 
-    blocks = [b for b in timm.create_model(model).modules() if "Block" in type(b).__name__][-1:]
-    blocks = blocks if model != "convit_tiny" else [timm.create_model(model).blocks[0]]
-    width = next(p.shape[0] for p in blocks[0].parameters() if p.dim() == 1)
-    if model == "volo_d1_224":
-        blocks = [timm.create_model(model).network[0][0]]
-    with attach(blocks).using(draw(1, 0, 1)), pytest.raises(ValueError, match="attach: block 0"):
-        blocks[0](randn(BATCH, N, width))
+    block = timm.create_model(model).get_submodule(path)[0]
+    width = block.norm1.weight.shape[0]
+    with attach([block]).using(draw(1, 0, 1)), pytest.raises(ValueError, match=message):
+        block(randn(BATCH, N, width))
 
 
 def test_sizes_of_the_grid_are_declared() -> None:

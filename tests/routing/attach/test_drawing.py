@@ -303,6 +303,12 @@ def test_verify_of_joint_blocks_asks_for_the_grid(first: bool) -> None:
     with pytest.raises(ValueError, match=r"verify\(call, grid=\(rows, columns\)\)"):
         routing.verify(lambda: model(x, text, rope=rope))
     routing.verify(lambda: model(x, text, rope=rope), grid=GRID)
+    routing.detach()
+    other = PerToken("n d -> b n d", image="last" if first else "first")
+    misplaced = Blocks("doubles", ("hidden",), (1,), {"rope": other}, image=image)
+    routing = attach(model, rows=(misplaced, rows[1]))
+    with pytest.raises(ValueError, match=r"block 0 \(Double\) gives something else"):
+        routing.verify(lambda: model(x, text, rope=rope), grid=GRID)
     wrong = Blocks("singles", whole=("rope",), image=image, n_prefix=None)
     routing.detach()
     routing = attach(model, rows=(rows[0], wrong))

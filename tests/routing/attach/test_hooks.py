@@ -97,7 +97,7 @@ def test_a_draw_for_another_batch_or_grid(model: Stack) -> None:
 
 def test_a_forgotten_prefix(model: Stack) -> None:
     routing = attach(model.blocks, n_prefix=1)
-    refused(routing, drawn(), model, r"stream has 3 of 15 behind 1 prefix")
+    refused(routing, drawn(), model, r"stream has 3 of 15 beside 1 others")
 
 
 def test_nested_and_double_use(model: Stack) -> None:

@@ -265,6 +265,13 @@ class Call:
                     f"which changes inside a route; name the sizes as grid_arguments=(...), or "
                     f"whole=({name!r},) if it may stay."
                 )
+            if isinstance(value, nn.Module):
+                raise ValueError(
+                    f"attach: {self.name}: `{name}` is a module ({type(value).__name__}), which "
+                    f"may make positions of all tokens. Declare per_token={{{name!r}: lambda "
+                    f"module, index: ...}}, which gives one for the kept tokens, index (batch, "
+                    f"kept), or whole=({name!r},) if it does not look at where tokens stand."
+                )
             if type(value).__name__ == "BlockMask":
                 raise ValueError(
                     f"attach: {self.name}: `{name}` is a BlockMask over all tokens; declare "

@@ -16,20 +16,24 @@ def explain_within(error: BaseException, call: Call, now: Pass) -> None:
         return
     inside = now.inside
     where = (
-        "outside the routes; a route before it drops tokens"
+        "outside the routes; one before it drops tokens, and a long skip that leaves it must be "
+        "named, as skips=(...)"
         if inside is None
         else f"inside Route(start={inside.route.start}, stop={inside.route.stop}), where it got "
         f"{inside.subset.n_kept} of {inside.subset.length} image tokens"
     )
+    gone = {*call.blocks.per_token, *call.blocks.skips, *call.stream_names}
     passed = [
         f"`{name}` {tuple(value.shape)}"
         for name, value in call.values.items()
-        if isinstance(value, Tensor) and name not in call.blocks.per_token
+        if isinstance(value, Tensor) and name not in gone
     ]
+    declared = [f"`{name}`" for name in call.blocks.per_token if name in call.values]
     _add(
         error,
-        f"attach: {call.name} failed {where}: what goes by tokens must be declared as per_token, "
-        f"and was not for {', '.join(passed)}.",
+        f"attach: {call.name} failed {where}. Declared as per_token: "
+        f"{', '.join(declared) or 'nothing'}; passed on whole: {', '.join(passed) or 'nothing'}. "
+        f"What goes by tokens must be declared, in the form that the block takes.",
     )
 
 

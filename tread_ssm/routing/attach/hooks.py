@@ -24,7 +24,7 @@ from tread_ssm.routing.attach.drawing import Drawing
 from tread_ssm.routing.attach.explain import TORCH_ERRORS, explain_between, explain_within
 from tread_ssm.routing.attach.leave import put_back, rejoined, stream_places
 from tread_ssm.routing.attach.recompute import Pass, Recomputations
-from tread_ssm.routing.attach.source import made_positions
+from tread_ssm.routing.attach.source import by_number
 from tread_ssm.routing.attach.unfit import is_sequence_first, refuse_routes, refuse_unfit
 from tread_ssm.routing.attach.verify import verify
 from tread_ssm.routing.plan import Draw, Route
@@ -55,7 +55,7 @@ class Attached:
         self.model = model
         self._rows = tuple(row for _, row in blocks)
         self._names = [argument_names(b)[0] for b in self.blocks]
-        self._made = [made_positions(block) for block in self.blocks]
+        self._made = [by_number(block) for block in self.blocks]
         self.draw: Draw = ()
         self.drawing = drawing
         self._pass: Pass | None = None
@@ -302,8 +302,9 @@ class Attached:
         if subset.index.shape[0] not in (1, batch) or subset.length != n or others < 0:
             raise ValueError(
                 f"{place}: the draw is for {subset.index.shape[0]} samples of {subset.length} "
-                f"tokens, the stream has {batch} of {n} behind {others} prefix "
-                f"tokens; draw with plan.draw({batch}, grid), and name the prefix as n_prefix."
+                f"tokens, the stream has {batch} of {n} beside {others} others; draw with "
+                f"plan.draw({batch}, grid). If the stream holds other tokens, say how many by "
+                f"n_prefix (None: any number), and image='first' if the image's stand before them."
             )
         if subset.index.device != streams[0].device:
             raise ValueError(

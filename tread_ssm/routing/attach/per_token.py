@@ -173,9 +173,9 @@ def _take(
         raise ValueError(
             f"attach: {where} of shape {tuple(table.shape)} is one table for the whole batch, but "
             f"each of the {batch} samples keeps other tokens; draw one for all with "
-            f"plan.draw(1, grid), or declare the form that the block takes for each sample, as "
-            f"PerToken('{' '.join(left)} -> b 1 {' '.join(left)}'), and check it with "
-            f"routing.verify()."
+            f"plan.draw(1, grid). If the block can take a table for each sample, declare the form "
+            f"of that behind an arrow, as PerToken('{' '.join(left)} -> b {' '.join(left)}'), and "
+            f"check it with routing.verify(): a wrong form may run."
         )
     moved = {dim + 1: index for dim, index in indices.items()}
     rows = _per_sample(table.expand(batch, *table.shape), moved, 0, batch, where, how)

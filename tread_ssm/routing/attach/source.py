@@ -1,7 +1,8 @@
-"""Positions that a block makes from the number of its tokens, as its source tells.
+"""Positions and windows that a block makes from the number of its tokens, as its source tells.
 
 Inside a route, the k-th token that a block sees is not the k-th of the image. A block that counts
-its tokens, or takes as many entries of a table of its own, therefore gives them wrong positions.
+its tokens, or takes as many entries of a table of its own, therefore gives them wrong positions;
+one that divides their number, or takes its square root, puts strangers into a window or a row.
 """
 
 from __future__ import annotations
@@ -13,29 +14,34 @@ import textwrap
 from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 
-def made_positions(block: nn.Module) -> tuple[str, str]:
-    """The part of a block that makes positions of the number of its tokens, and where it does.
+class Counted(NamedTuple):
+    """Where a block uses the number of its tokens; empty strings where nothing is seen."""
+
+    path: str = ""  # of the part
+    makes: str = ""  # "positions" or "windows or rows"
+    line: str = ""
+
+
+def by_number(block: nn.Module) -> Counted:
+    """The part of a block that makes positions or windows of the number of its tokens.
 
     Only Python source of the parts' own classes is read, and no function outside them.
-
-    Returns:
-        Path of the part, and the line; two empty strings where nothing is seen.
     """
     for path, part in block.named_modules():
-        for table, line in _by_length(type(part)):  # type: ignore[arg-type]
+        for table, makes, line in _by_length(type(part)):  # type: ignore[arg-type]
             if not table or isinstance(_attribute(part, table), Tensor):
-                return path, line
-    return "", ""
+                return Counted(path, makes, line)
+    return Counted()
 
 
 @cache
-def _by_length(kind: Any) -> tuple[tuple[str, str], ...]:
-    """For each suspicious line of a class: the attribute that is cut, "" if it counts; the line."""
+def _by_length(kind: Any) -> tuple[tuple[str, str, str], ...]:
+    """For each suspicious line of a class: the attribute that is cut or "", what it makes, it."""
     if kind.__module__.split(".")[0] == "torch":
         return ()
     found, names = [], ["forward"]
@@ -45,13 +51,16 @@ def _by_length(kind: Any) -> tuple[tuple[str, str], ...]:
             continue
         names += [m for m in _methods(function) if m not in names]
         aliases, fixed = _variables(function)
+        numbers = _numbers_of_tokens(function)
         for node in ast.walk(function):
             if isinstance(node, ast.Subscript):
                 table = _path(node.value, aliases)
                 if table and any(_varies(end, fixed) for end in _ends(node.slice)):
-                    found.append((table, ast.unparse(node)))
+                    found.append((table, "positions", ast.unparse(node)))
             elif isinstance(node, ast.Call) and any(_varies(n, fixed) for n in _counts(node)):
-                found.append(("", ast.unparse(node)))
+                found.append(("", "positions", ast.unparse(node)))
+            elif any(ast.unparse(n) in numbers for n in _divided(node)):
+                found.append(("", "windows or rows", ast.unparse(node)))
     return tuple(found)
 
 
@@ -117,6 +126,37 @@ def _counts(node: ast.Call) -> Sequence[ast.expr]:
     """From where to where a call counts; () where it does not."""
     name = getattr(node.func, "attr", getattr(node.func, "id", ""))
     return node.args if name in ("arange", "linspace") else ()
+
+
+def _numbers_of_tokens(function: ast.AST) -> set[str]:
+    """Expressions for the length of a stream (batch, tokens, channels)."""
+    nodes = list(ast.walk(function))
+    lengths = ("shape[1]", "size(1)")
+    found = {
+        text
+        for node in nodes
+        if isinstance(node, (ast.Subscript, ast.Call))
+        and (text := ast.unparse(node)).rpartition(".")[2] in lengths
+    }
+    for node in nodes:
+        if isinstance(node, ast.Assign):
+            names, value = node.targets[0], ast.unparse(node.value)
+            three = isinstance(names, ast.Tuple) and len(names.elts) == 3
+            if three and value.endswith((".shape", ".size()")):
+                found.add(ast.unparse(names.elts[1]))  # type: ignore[attr-defined]
+            elif value in found:
+                found.add(ast.unparse(names))
+    return found
+
+
+def _divided(node: ast.AST) -> Sequence[ast.expr]:
+    """What a node divides by something, or takes the root of; () for other nodes."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.FloorDiv, ast.Mod, ast.Pow)):
+        return (node.left,)
+    if isinstance(node, ast.Call):
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        return node.args if name in ("sqrt", "isqrt", "divmod") else ()
+    return ()
 
 
 def _attribute(module: nn.Module, path: str) -> object:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from tread_ssm.routing.attach.arguments import Blocks
+from tread_ssm.routing.attach.source import Counted
 from tread_ssm.routing.plan import Route
 from tread_ssm.tokens import TokenSubset
 
@@ -42,7 +43,7 @@ def refuse_routes(routes: Iterable[Route]) -> None:
 
 
 def refuse_unfit(
-    number: int, block: nn.Module, blocks: Blocks, subset: TokenSubset, made: tuple[str, str]
+    number: int, block: nn.Module, blocks: Blocks, subset: TokenSubset, made: Counted
 ) -> None:
     """Raise ValueError where a block relies on which tokens stand beside each other.
 
@@ -51,16 +52,20 @@ def refuse_unfit(
         block: As the model calls it.
         blocks: What is declared of it.
         subset: The tokens that it would see, of the image alone.
-        made: What `made_positions` found in it.
+        made: What `by_number` found in it.
     """
     name = f"attach: block {number} ({type(block).__name__})"
-    path, line = made
-    if line and not blocks.closes_gaps:
-        part = f" in `{path}`" if path else ""
+    if made.line and not blocks.closes_gaps:
+        part = f" in `{made.path}`" if made.path else ""
+        wrong = (
+            "be those of other tokens. Give them to the block as an argument that is declared in "
+            "per_token, or end"
+            if made.makes == "positions"
+            else "hold tokens that are no neighbours. End"
+        )
         raise ValueError(
-            f"{name} makes positions from the number of its tokens{part}: `{line}`. Inside a route "
-            f"they would be those of other tokens. Give them to the block as an argument that is "
-            f"declared in per_token, or end the route before block {number}; if routing.verify() "
+            f"{name} makes {made.makes} from the number of its tokens{part}: `{made.line}`. Inside "
+            f"a route they would {wrong} the route before block {number}; if routing.verify() "
             f"finds no difference, say closes_gaps=True."
         )
     for path, module in block.named_modules():

@@ -40,7 +40,8 @@ def verify(
         blocks: As attached.
         rows: What is declared of each.
         names: Names of each block's positional arguments.
-        call: Runs the model once, such as lambda: model(x, t).
+        call: Runs the model once, such as lambda: model(x, t); with two samples or more, since
+            one tells nothing about the forms of tables for each sample.
         n: Image tokens; None where the stream tells.
 
     Returns:
@@ -76,33 +77,50 @@ def _verify_block(block: nn.Module, call: Call, output: Any, n: int | None) -> N
             f"image's; give them as verify(call, grid=(rows, columns))."
         )
     n_image = n if n is not None else length - int(call.blocks.n_prefix or 0)
-    worst, why = _difference(block, call, output, n_image)
+    worst, why = _difference(block, call, output, n_image, _shared(call.blocks))
     if worst <= _tolerance(streams[0]):
         return
-    blamed = _blame(block, call, output, n_image)
-    if blamed:
-        remedy = f"declare {blamed}"
-    else:
-        whole = [
-            f"`{name}` {tuple(v.shape)}"
-            for name, v in call.values.items()
-            if isinstance(v, Tensor) and name not in (*call.stream_names, *call.blocks.per_token)
-        ]
-        remedy = (
-            f"look at how {_names(call.blocks.per_token)} are declared and what else it gets "
-            f"({', '.join(whole) or 'nothing'}); it may make positions, windows or convolutions "
-            f"by itself, and then no route may hold it"
-        )
+    remedy = _remedy(block, call, output, n_image)
     raise ValueError(
         f"verify: {call.name} gives something else when its {n_image} image tokens stand in "
         f"another order ({why}); {remedy}."
     )
 
 
-def _difference(block: nn.Module, call: Call, output: Any, n: int) -> tuple[float, str]:
-    """How far the permuted call is from the dense one, relative to what the block adds."""
+def _remedy(block: nn.Module, call: Call, output: Any, n: int) -> str:
+    """What to do about a block that does not agree."""
+    tables = call.blocks.per_token
+    arrows = {name: how for name, how in tables.items() if "->" in repr(how)}
+    tolerance = _tolerance(call.streams()[0])
+    if arrows and _difference(block, call, output, n, shared=True)[0] <= tolerance:
+        return (
+            f"it agrees where one order serves the whole batch, so what stands behind the arrow of "
+            f"{_names(arrows)} is not a form that the block takes; declare no arrow, and draw with "
+            f"plan.draw(1, grid)"
+        )
+    blamed = _blame(block, call, output, n)
+    if blamed:
+        return f"declare {blamed}"
+    whole = [
+        f"`{name}` {tuple(v.shape)}"
+        for name, v in call.values.items()
+        if isinstance(v, Tensor) and name not in (*call.stream_names, *tables)
+    ]
+    return (
+        f"look at how {_names(tables)} are declared and what else it gets "
+        f"({', '.join(whole) or 'nothing'}); it may make positions, windows or convolutions by "
+        f"itself, and then no route may hold it"
+    )
+
+
+def _difference(
+    block: nn.Module, call: Call, output: Any, n: int, shared: bool
+) -> tuple[float, str]:
+    """How far the permuted call is from the dense one, relative to what the block adds.
+
+    shared: Whether all samples stand in one order.
+    """
     batch, device = call.streams()[0].shape[0], call.streams()[0].device
-    shared = any(serves_the_batch(how) for how in call.blocks.per_token.values())
     generator = torch.Generator().manual_seed(0)
     score = torch.rand(1 if shared else batch, n, generator=generator).to(device)
     order = TokenSubset(score.argsort(dim=1), n)
@@ -124,6 +142,11 @@ def _difference(block: nn.Module, call: Call, output: Any, n: int) -> tuple[floa
     return worst, f"relative difference {worst:.1e}"
 
 
+def _shared(row: Blocks) -> bool:
+    """Whether all samples must stand in one order, because a table has no form for each."""
+    return any(serves_the_batch(how) for how in row.per_token.values())
+
+
 def _permuted(call: Call, order: TokenSubset) -> tuple[tuple[Any, ...], dict[str, Any]]:
     skips = PerToken("n b d" if call.blocks.sequence_first else "b n d")
     per_token = {**call.blocks.per_token, **{name: skips for name in call.blocks.skips}}
@@ -138,7 +161,8 @@ def _blame(block: nn.Module, call: Call, output: Any, n: int) -> str:
             continue
         for how in _guesses(value, n, call.streams()[0].shape[0]):
             row = replace(call.blocks, per_token={**call.blocks.per_token, name: how})
-            if _difference(block, replace(call, blocks=row), output, n)[0] <= _tolerance(value):
+            tried, shared = replace(call, blocks=row), _shared(row)
+            if _difference(block, tried, output, n, shared)[0] <= _tolerance(value):
                 first = ", image='first'" if how.image else ""
                 return f"per_token={{{name!r}: PerToken({how.dims!r}{first})}}"
     return ""

@@ -57,6 +57,17 @@ OTHERS: dict[str, Case] = {
         ),
         picture(64),
     ),
+    "timm.Beit, as many heads as samples": Case(
+        timm_model(
+            "beit_base_patch16_224",
+            img_size=64,
+            depth=5,
+            use_rel_pos_bias=False,
+            use_shared_rel_pos_bias=True,
+            **(WIDTH | {"num_heads": BATCH}),
+        ),
+        picture(64),
+    ),
     "timm.Cait": Case(timm_model("cait_xxs24_224", img_size=64, depth=5), picture(64), exact=False),
     "timm.Eva, DINOv3": Case(
         timm_model("vit_small_patch16_dinov3", img_size=64, depth=5, **WIDTH_ROPE), picture(64)
@@ -66,6 +77,15 @@ OTHERS: dict[str, Case] = {
     ),
     "timm.Eva, mixed rotary tables": Case(
         timm_model("vit_base_patch16_rope_mixed_224", img_size=64, depth=5, **WIDTH_ROPE),
+        picture(64),
+    ),
+    "timm.Eva, mixed rotary tables, as many heads as samples": Case(
+        timm_model(
+            "vit_base_patch16_rope_mixed_224",
+            img_size=64,
+            depth=5,
+            **(WIDTH_ROPE | {"num_heads": BATCH}),
+        ),
         picture(64),
     ),
     "timm.NaFlexVit": Case(timm_model("naflexvit_base_patch16_gap", depth=5, **WIDTH), picture(64)),
