@@ -17,7 +17,7 @@ from tread_ssm.routing.attach.arguments import Blocks, Call
 from tread_ssm.routing.attach.per_token import How, PerToken, parsed
 from tread_ssm.routing.attach.unfit import refuse_routes
 from tread_ssm.routing.plan import Draw, Route, RoutePlan, RouteSchedule
-from tread_ssm.routing.select import RandomTokens
+from tread_ssm.routing.select import RandomTokens, Rows
 from tread_ssm.tokens import Grid, TokenSubset
 
 
@@ -49,14 +49,18 @@ class SelfDrawing:
             )
 
 
-def default_route(drop: float, depth: int) -> Route:
-    """The route that TREAD (arXiv 2501.04765) recommends: blocks 2 to depth - 4, both inside."""
+def default_route(drop: float, depth: int, rows: bool = False) -> Route:
+    """The route that TREAD (arXiv 2501.04765) recommends: blocks 2 to depth - 4, both inside.
+
+    rows: Whether blocks need a rectangle of tokens, so that whole rows are dropped.
+    """
     if depth < 3:
         raise ValueError(
             f"attach: drop={drop} needs at least 3 blocks, one before and one behind the route; "
             f"the model has {depth}."
         )
-    return Route(2, depth - 3, drop) if depth >= 8 else Route(1, depth - 1, drop)
+    start, stop = (2, depth - 3) if depth >= 8 else (1, depth - 1)
+    return Route(start, stop, drop, Rows() if rows else RandomTokens())
 
 
 class Drawing:

@@ -46,7 +46,8 @@ def attach(
         model: A model whose class the table of presets knows (or that `rows` describe), or its
             blocks, in the order in which it calls them.
         drop: Share of tokens that skip all but the first two and the last three blocks (of fewer
-            than eight: all but the first and the last), drawn anew in each training pass.
+            than eight: all but the first and the last), drawn anew in each training pass. Whole
+            rows where blocks are told the sizes of their grid.
         drawing: Other routes that draw by themselves, with grid, schedule and seed.
         rows: What the lists of blocks of a model take, for a class that has no preset.
         per_token: For blocks that are given themselves, as the following: see `Blocks`. A name
@@ -80,7 +81,7 @@ def attach(
     )
     found, root = _found(model, rows, row)
     _check(found, names=rows is not None or root is None)
-    return Attached(found, _drawing(drop, drawing, len(found)), root)
+    return Attached(found, _drawing(drop, drawing, [row for _, row in found]), root)
 
 
 def _found(
@@ -99,12 +100,15 @@ def _found(
     return preset(model) if rows is None else stack(model, rows), model
 
 
-def _drawing(drop: float | None, drawing: SelfDrawing | None, depth: int) -> Drawing | None:
+def _drawing(
+    drop: float | None, drawing: SelfDrawing | None, rows: Sequence[Blocks]
+) -> Drawing | None:
     if drop is not None and drawing is not None:
         raise ValueError("attach: give drop, or drawing with routes of your own, not both.")
     if drop is not None:
-        drawing = SelfDrawing((default_route(drop, depth),))
-    return None if drawing is None else Drawing(drawing, depth)
+        on_grid = any(row.grid_arguments for row in rows)
+        drawing = SelfDrawing((default_route(drop, len(rows), on_grid),))
+    return None if drawing is None else Drawing(drawing, len(rows))
 
 
 def _check(found: Sequence[tuple[nn.Module, Blocks]], names: bool) -> None:
