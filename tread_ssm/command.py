@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 
@@ -28,6 +29,23 @@ def add_processes(add_to: argparse.ArgumentParser) -> None:
     """Add the option of commands that share their work among processes; see `launcher.launch`."""
     add_to.add_argument(
         "--processes", type=int, metavar="N", help="start N processes, a GPU each (1)"
+    )
+
+
+def add_extractor(add_to: argparse.ArgumentParser) -> None:
+    """Add the options that name a feature extractor; see `evaluation.load_extractor`."""
+    add_to.add_argument(
+        "--extractor",
+        default="inception",
+        metavar="NAME",
+        help="inception, emoji (up to 32 pixels), timm:MODEL, transformers:MODEL or "
+        "MODULE:FUNCTION (inception)",
+    )
+    add_to.add_argument(
+        "--weights",
+        type=Path,
+        help="file of weights of Inception (default: in torch.hub's folder) or of a model of timm "
+        "(default: from the Hub)",
     )
 
 

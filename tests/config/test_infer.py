@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from tread_ssm.config.run import load_config, load_with_notes
+from tread_ssm.config.shipped import shipped
 from tread_ssm.errors import ConfigError
+from tread_ssm.models import DiTConfig
 
 
 def folder(root: Path, size: tuple[int, int], *classes: str) -> Path:
@@ -55,3 +59,29 @@ def test_without_data_a_plan_can_be_made(tmp_path: Path) -> None:
     assert (config.model.image_size, config.model.n_classes, notes) == (64, 0, ())
     with pytest.raises(ConfigError, match="holds no images"):
         load_config("folder", [f"data.path={tmp_path}"])
+
+
+@pytest.mark.parametrize("name", [n for n in shipped() if n.startswith(("dim", "folder", "quick"))])
+def test_every_dim_becomes_a_dit_by_one_override(name: str) -> None:
+    before = load_config(name)
+    config, notes = load_with_notes(name, ["model.kind=dit"])
+    assert isinstance(config.model, DiTConfig)
+    for key in ("dim", "depth", "patch", "image_size", "channels", "n_classes"):
+        assert getattr(config.model, key) == getattr(before.model, key)
+    assert config.routing == before.routing and config.train == before.train
+    width = config.model.dim // config.model.heads
+    assert width <= 64 and width % 4 == 0 and config.model.dim % config.model.heads == 0
+    assert f"model.heads is {config.model.heads}: heads of {width} channels." in notes
+    held = yaml.safe_load(shipped()[name].read_text())["model"]
+    foreign = [key for key in held if key not in {f.name for f in fields(DiTConfig)}]
+    said = f"model.kind=dit does not know {', '.join(foreign)} of {shipped()[name]}, left out."
+    assert [note for note in notes if "does not know" in note] == ([said] if foreign else [])
+
+
+@pytest.mark.parametrize(("dim", "heads"), [(96, 2), (384, 6), (1024, 16), (16, 1), (68, 17)])
+def test_heads_are_as_few_as_64_channels_allow(dim: int, heads: int) -> None:
+    given = ["model.kind=dit", f"model.dim={dim}"]
+    config = load_config("quickstart", given)
+    assert isinstance(config.model, DiTConfig) and config.model.heads == heads
+    config = load_config("quickstart", [*given, "model.heads=4"])
+    assert isinstance(config.model, DiTConfig) and config.model.heads == 4

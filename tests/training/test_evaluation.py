@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.data.test_latents import write_latents
 from tread_ssm.config.check import check
 from tread_ssm.config.run import (
     EvalConfig,
@@ -21,7 +22,7 @@ from tread_ssm.config.run import (
     SampleConfig,
     TrainConfig,
 )
-from tread_ssm.data import EmojiData, FolderData, Pixels
+from tread_ssm.data import EmojiData, LatentData, Pixels
 from tread_ssm.diffusion import Flow, NoisePrediction
 from tread_ssm.errors import ConfigError
 from tread_ssm.evaluation import load_extractor, score, statistics
@@ -139,11 +140,10 @@ def test_what_cannot_be_evaluated_is_refused_before_training(tmp_path: Path) -> 
     np.savez(tmp_path / "large.npz", arr_0=np.zeros((9, 16, 16, 3), dtype=np.uint8))
     large = replace(EVAL, reference=str(tmp_path / "large.npz"))
     refuse(r"images of .*large\.npz are 16 x 16 pixels, those sampled 8 x 8", tiny(tmp_path, large))
-    (tmp_path / "images").mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a.png")
-    folder = FolderData(path=str(tmp_path / "images"), size=8)
-    model = replace(tiny(tmp_path).model, n_classes=0)
-    refuse(r"eval\.reference is missing", replace(tiny(tmp_path), data=folder, model=model))
+    write_latents(tmp_path / "latents")
+    latents = LatentData(path=str(tmp_path / "latents"))
+    model = replace(tiny(tmp_path).model, image_size=4, channels=4, n_classes=5)
+    refuse(r"eval\.reference is missing", replace(tiny(tmp_path), data=latents, model=model))
 
 
 def test_a_dry_run_says_what_will_be_evaluated(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 A set of samples (ADM's .npz, or a folder of images):
     tread-ssm evaluate --samples samples.npz
         --reference VIRTUAL_imagenet256_labeled.npz
+With DINOv2's features in place of Inception's, against a folder of photographs:
+    tread-ssm evaluate --samples samples.npz --reference photos/
+        --extractor timm:vit_small_patch14_dinov2.lvd142m
 A trained run, sampled anew with every value of an option; a table and a plot:
     tread-ssm evaluate --run runs/dim_l --sweep guidance=1.0,1.5,2.0
         --num 5000 --reference VIRTUAL_imagenet256_labeled.npz
@@ -27,13 +30,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from tread_ssm.command import add_processes, check_at_least, device, is_main, parser, run_on
+from tread_ssm.command import (
+    add_extractor,
+    add_processes,
+    check_at_least,
+    device,
+    is_main,
+    parser,
+    run_on,
+)
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.config.strict import plain
 from tread_ssm.errors import ConfigError
 from tread_ssm.evaluation import (
     METRICS,
     batches,
+    check_counts,
     check_metrics,
     load_extractor,
     open_images,
@@ -41,7 +53,7 @@ from tread_ssm.evaluation import (
     save_statistics,
 )
 from tread_ssm.evaluation.evaluator import Evaluator, Scored
-from tread_ssm.evaluation.metrics import title_of
+from tread_ssm.evaluation.metrics import check_extractor, offered, title_of
 from tread_ssm.files import MANIFEST, checksum, read_json, replacing
 from tread_ssm.machine import check_memory
 from tread_ssm.posthoc import load_average
@@ -49,7 +61,7 @@ from tread_ssm.pretrained import Export, load_export
 from tread_ssm.processes import gathered
 from tread_ssm.sampling.adm_npz import check_same
 from tread_ssm.sampling.generate import sample_labels
-from tread_ssm.sampling.image_grid import decoder
+from tread_ssm.sampling.image_grid import Decode, decoder
 from tread_ssm.sampling.options import add_sampling_options, recipe_of, weak_checksum
 from tread_ssm.sampling.recipe import Recipe
 from tread_ssm.tables import markdown_table
@@ -67,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    metrics = tuple(name.strip() for name in args.metrics.split(","))
+    check_extractor(args.extractor)
+    named = args.metrics or ",".join(offered(args.extractor))
+    metrics = tuple(name.strip() for name in named.split(","))
     _check(args, metrics)
     place = device(args.device)
     extractor = load_extractor(args.extractor, place, args.weights)
@@ -83,10 +97,14 @@ def _parser() -> argparse.ArgumentParser:
     read = parser("evaluate", __doc__)
     add = read.add_argument
     add("--samples", type=Path, help=".npz with arr_0 (uint8, NHWC), or a folder of images")
-    add("--reference", type=Path, help="the same of real images, or their statistics")
-    add("--extractor", choices=["inception", "emoji"], default="inception", help="(inception)")
-    add("--weights", type=Path, help="file of Inception's weights (default: torch.hub's folder)")
-    add("--metrics", default=",".join(METRICS), help="some of %(default)s")
+    add(
+        "--reference",
+        type=Path,
+        help="real images: .npz, their statistics, or a folder, whose images are cut and scaled as "
+        "in training",
+    )
+    add_extractor(read)
+    add("--metrics", help=f"some of {','.join(METRICS)} (all that the features serve for)")
     add("--out", type=Path, help="JSON to write (default: beside the samples, or in the run)")
     add("--save-reference", type=Path, metavar="NPZ", help="write the reference's statistics")
     add("--batch", type=int, default=64, help="images a device takes at once (64)")
@@ -127,8 +145,7 @@ def _check(args: argparse.Namespace, metrics: Sequence[str]) -> None:
 
 def _score_set(args: argparse.Namespace, evaluator: Evaluator) -> None:
     images = open_images(args.samples)
-    evaluator = _with_reference(args, evaluator)
-    evaluator.check(len(images))
+    evaluator = _with_reference(args, evaluator, len(images), images.size)
     scored = evaluator.score(batches(images, args.batch, args.samples.name))
     _check_differ(scored)
     if not is_main():
@@ -154,15 +171,22 @@ def _check_differ(scored: Scored) -> None:
         )
 
 
-def _with_reference(args: argparse.Namespace, evaluator: Evaluator) -> Evaluator:
+def _with_reference(
+    args: argparse.Namespace, evaluator: Evaluator, count: int, size: tuple[int, int]
+) -> Evaluator:
+    """With what `count` samples of `size` are compared with; counts are checked first."""
+    extractor, metrics = evaluator.extractor, evaluator.metrics
+    check_counts(extractor, {"sample set": count}, metrics, size)
     if args.reference is None:
         return evaluator
     held = reference_statistics(
-        args.reference, evaluator.extractor, evaluator.metrics, batch=args.batch, progress=True
+        args.reference, extractor, metrics, size=size, batch=args.batch, progress=True
     )
     if args.save_reference is not None and is_main():
         save_statistics(args.save_reference, held)
-    return replace(evaluator, reference=held)
+    evaluator = replace(evaluator, reference=held)
+    evaluator.check(count)
+    return evaluator
 
 
 def _sweep(args: argparse.Namespace, evaluator: Evaluator) -> None:
@@ -191,8 +215,9 @@ def _sweep(args: argparse.Namespace, evaluator: Evaluator) -> None:
         "recipe": {k: v for k, v in plain(base).items() if k not in swept},
     }
     rows: dict[Point, Mapping[str, float]] = gathered(_done(out, record))[0]
-    evaluator = _with_reference(args, evaluator)
-    evaluator.check(args.num)
+    evaluator = _with_reference(
+        args, evaluator, args.num, _size(described, decode, evaluator.device)
+    )
     for point in (p for p in product(*swept.values()) if p not in rows):
         chosen: dict[str, Any] = dict(zip(swept, point, strict=True))
         named = ", ".join(f"{k}={v:g}" for k, v in chosen.items())
@@ -214,6 +239,14 @@ def _sweep(args: argparse.Namespace, evaluator: Evaluator) -> None:
             _write_json(out, {"record": record, "rows": held})
     if is_main():
         _show(out, swept, rows, evaluator)
+
+
+def _size(described: Export, decode: Decode, place: torch.device | str) -> tuple[int, int]:
+    """Rows and columns of the images that a run samples."""
+    model = described.model
+    blank = torch.zeros(1, model.channels, model.image_size, model.image_size, device=place)
+    height, width = decode(blank).shape[1:3]
+    return height, width
 
 
 class _Weights:

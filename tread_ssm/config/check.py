@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from tread_ssm.config.run import EvalConfig, RunConfig
-from tread_ssm.data import Data, Pixels
+from tread_ssm.data import Data, PixelValues
 from tread_ssm.data.features import Features, open_features
 from tread_ssm.data.held_out import split
 from tread_ssm.diffusion import Contrastive, Flow, Repa
@@ -228,7 +228,7 @@ def _check_evaluation(options: EvalConfig, data: Data) -> None:
         if path is not None and not Path(path).exists():
             raise ConfigError(f"eval.{name}: {path} does not exist.")
     compared = any(METRICS[name].compared for name in options.metrics)
-    if compared and options.reference is None and not isinstance(data, Pixels):
+    if compared and options.reference is None and not isinstance(data.values, PixelValues):
         raise ConfigError(
             "eval.reference is missing: the real images to compare with cannot be had from this "
             "data; name a file such as VIRTUAL_imagenet256_labeled.npz, or set eval.every to 0."

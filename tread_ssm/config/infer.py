@@ -1,4 +1,4 @@
-"""What a configuration leaves open is taken from the data: sizes, channels, classes."""
+"""What a configuration leaves open is filled in: sizes, channels and classes as the data is."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from tread_ssm.data import Data, DataConfig, MissingDataError
 
 _SIZES = ("image_size", "channels", "n_classes")
 _NO_DATA = {"image_size": 64, "channels": 3, "n_classes": 0}
+_WIDEST_HEAD = 64
 
 
 def infer(source: Source) -> None:
-    """Fill in the model's sizes, and the size of a folder's images, where they are not given.
+    """Fill in the model's sizes, a DiT's heads and the size of a folder's images, if not given.
 
     The data is opened, but no image is read. Where there is none yet, the model is made for
     64 pixels without classes, so that the plan can be looked at.
@@ -24,6 +25,7 @@ def infer(source: Source) -> None:
     data, model = source.tree.get("data"), source.tree.get("model")
     if not isinstance(data, dict) or not isinstance(model, dict):
         return  # what is wrong with them is said when the run is built
+    _infer_heads(model, source)
     missing = [key for key in _SIZES if model.get(key) is None]
     sizeless = data.get("kind") == "folder" and data.get("size") is None
     if not missing and not sizeless:
@@ -47,6 +49,19 @@ def infer(source: Source) -> None:
         model.update({key: found[key] for key in missing})
         taken = ", ".join(f"model.{key} {found[key]}" for key in missing)
         source.notes.append(f"As in the data: {taken}{_classes(opened)}.")
+
+
+def _infer_heads(model: dict[str, object], source: Source) -> None:
+    """As few heads as heads of at most 64 channels allow, if a DiT's are not given."""
+    dim = model.get("dim")
+    if model.get("kind") != "dit" or model.get("heads") is not None or not isinstance(dim, int):
+        return
+    if dim < 4 or dim % 4:
+        return  # the model refuses it
+    # Rotary positions need a multiple of 4 channels a head.
+    heads = next(h for h in range(1, dim) if dim % (4 * h) == 0 and dim // h <= _WIDEST_HEAD)
+    model["heads"] = heads
+    source.notes.append(f"model.heads is {heads}: heads of {dim // heads} channels.")
 
 
 def _opened(source: Source, data: dict[str, object]) -> Data:

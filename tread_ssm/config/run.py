@@ -16,7 +16,7 @@ from tread_ssm.config.strict import build, read
 from tread_ssm.data import DataConfig
 from tread_ssm.diffusion import AllTokens, Auxiliary, Objective, PerRoute
 from tread_ssm.diffusion.sampler import SAMPLERS
-from tread_ssm.evaluation.metrics import check_metrics
+from tread_ssm.evaluation.metrics import check_extractor, check_metrics
 from tread_ssm.models import ModelConfig
 from tread_ssm.routing import Route, RoutePlan, RouteSchedule
 from tread_ssm.training.optimizer import AdamWConfig, OptimizerConfig
@@ -164,10 +164,12 @@ class EvalConfig:
         num: Images sampled, always from the same noise and classes, shared by the processes.
         batch: Images a process samples at once.
         metrics: Some of fid, sfid, is, precision, recall, kid.
-        extractor: Whose features are compared. "emoji" needs no weights and gives no FID.
-        weights: File of Inception's weights; null: where torch.hub keeps its files.
+        extractor: Whose features are compared: inception; emoji, which needs no weights, gives no
+            FID and ends at 32 pixels; timm:MODEL, transformers:MODEL or module:function.
+        weights: File of weights, of Inception (null: where torch.hub keeps its files) or of a model
+            of timm (null: from the Hugging Face Hub).
         reference: .npz or folder of real images, or of their statistics; null: the training data,
-            where that is an array of images.
+            where that is images. Images of a folder are cut and scaled as in training.
         steps: Sampling steps; null: those of the section `sample`.
         guidance: Scale of the guidance; null: that of the section `sample`.
     """
@@ -176,7 +178,7 @@ class EvalConfig:
     num: int = 10_000
     batch: int = 64
     metrics: tuple[str, ...] = ("fid",)
-    extractor: Literal["inception", "emoji"] = "inception"
+    extractor: str = "inception"
     weights: str | None = None
     reference: str | None = None
     steps: int | None = None
@@ -188,6 +190,7 @@ class EvalConfig:
             _at_least(name, getattr(self, name), 1)
         _finite("guidance", self.guidance)
         check_metrics(self.metrics)
+        check_extractor(self.extractor)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -152,6 +152,12 @@ def sample_mirrored(batch: int, flip: bool, rng: torch.Generator) -> Tensor:
     return torch.rand(batch, generator=rng) < (0.5 if flip else 0.0)
 
 
+def read_plain(data: Data, index_B: np.ndarray) -> Tensor:
+    """The samples of these numbers as they are: nothing mirrored, latents at their mean."""
+    augmentation = data.sample_augmentation(len(index_B), torch.Generator().manual_seed(0))
+    return data.read(index_B, tuple(torch.zeros_like(a) for a in augmentation))
+
+
 def to_model(images_BHWC: np.ndarray, mirrored_B: Tensor | None) -> Tensor:
     """uint8 images as (B, C, H, W) float32 in [-1, 1], some of them mirrored."""
     x = rearrange(torch.from_numpy(images_BHWC), "b h w c -> b c h w").to(torch.float32)

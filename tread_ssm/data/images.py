@@ -73,13 +73,7 @@ def list_images(folder: str | Path) -> ImageFolder:
         OSError: A folder cannot be listed.
     """
     root = Path(folder)
-    if not root.is_dir():
-        raise ValueError(f"{root} is no folder.")
-    files = sorted(_files(root))
-    paths = tuple(path for path, whole in files if whole and path.lower().endswith(SUFFIXES))
-    skipped = tuple(sorted({path for path, _ in files}.difference(paths)))
-    if not paths:
-        raise ValueError(f"{root} holds no images ({', '.join(SUFFIXES)}).")
+    paths, skipped = image_paths(root)
     tops = [path.split("/")[0] if "/" in path else None for path in paths]
     loose = tops.count(None)
     if loose == len(paths):
@@ -93,6 +87,24 @@ def list_images(folder: str | Path) -> ImageFolder:
     number = {name: i for i, name in enumerate(names)}
     labels = np.array([number[top] for top in tops if top is not None], dtype=np.int64)
     return ImageFolder(root, paths, labels, tuple(names), skipped)
+
+
+def image_paths(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Images in a folder and those below, and files that are none; both sorted, relative to it.
+
+    Links are followed. Hidden files and folders are no data.
+
+    Raises:
+        ValueError: There is no image, or no folder.
+        OSError: A folder cannot be listed.
+    """
+    if not root.is_dir():
+        raise ValueError(f"{root} is no folder.")
+    files = sorted(_files(root))
+    paths = tuple(path for path, whole in files if whole and path.lower().endswith(SUFFIXES))
+    if not paths:
+        raise ValueError(f"{root} holds no images ({', '.join(SUFFIXES)}).")
+    return paths, tuple(sorted({path for path, _ in files}.difference(paths)))
 
 
 def without_damaged(images: ImageFolder, size: int, threads: int) -> ImageFolder:
@@ -166,15 +178,20 @@ def _leads_back(entry: os.DirEntry[str], here: Path) -> bool:
     return entry.is_symlink() and any(above.samefile(entry.path) for above in (here, *here.parents))
 
 
-def read_image(path: Path, size: int) -> np.ndarray:
+def read_image(path: Path, size: int | None) -> np.ndarray:
     """The image's central square, uint8 (size, size, 3); see `to_rgb` and `center_crop`.
+
+    Args:
+        path: The file.
+        size: Pixels a side. None: the whole image as it is, (H, W, 3).
 
     Raises:
         ValueError: The file is damaged or no image.
     """
     try:
         with Image.open(path) as image:
-            return center_crop(to_rgb(image), size)
+            whole = to_rgb(image)
+            return np.asarray(whole) if size is None else center_crop(whole, size)
     except Exception as error:  # decoders fail in any way on a damaged file
         raise ValueError(f"{path} is no readable image ({error}).") from None
 

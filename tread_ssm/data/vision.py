@@ -1,4 +1,4 @@
-"""Features of images from a pretrained vision transformer, a vector for each of its patches.
+"""Features of images from a pretrained vision transformer: of its patches, and of whole images.
 
 Shape legend: B batch, E channels of a feature, H, W pixels, h, w patches.
 """
@@ -20,6 +20,8 @@ from tread_ssm.data.autoencoder import weights_digest
 from tread_ssm.data.values import LatentValues
 
 Library = Literal["timm", "transformers"]
+Tokens = tuple[Tensor, Tensor]
+"""Of the whole images (B, E), and of their patches (B, h * w, E)."""
 
 _DESCRIPTION = "preprocessor_config.json"  # of transformers
 # What most of ImageNet's networks, DINO and DINOv2 among them, were trained with.
@@ -32,7 +34,7 @@ class PatchFeatures:
     def __init__(
         self,
         network: nn.Module,
-        tokens: Callable[[Tensor], Tensor],
+        tokens: Callable[[Tensor], Tokens],
         factor: int,
         normalisation: tuple[tuple[float, ...], tuple[float, ...]] = (_MEAN, _STD),
     ) -> None:
@@ -40,7 +42,7 @@ class PatchFeatures:
 
         Args:
             network: In eval mode, on its device.
-            tokens: From normalised images (B, 3, H, W) to the patches' tokens (B, h * w, E).
+            tokens: From normalised images (B, 3, H, W) to what the network says of them.
             factor: Pixels along a patch's side.
             normalisation: Mean and deviation of the colours 0..1, for each channel.
         """
@@ -105,8 +107,23 @@ class PatchFeatures:
         images = torch.as_tensor(images_BHWC).to(self.device)
         height, width = (n // self.factor for n in images.shape[1:3])
         x = rearrange(images, "b h w c -> b c h w").to(torch.float32) / 255
-        tokens = F.normalize(self._tokens((x - self._mean) / self._std).float(), dim=2)
+        tokens = F.normalize(self._tokens(self._normalised(x))[1].float(), dim=2)
         return rearrange(tokens, "b (h w) e -> b e h w", h=height, w=width)
+
+    @torch.no_grad()
+    def pooled(self, images_BCHW: Tensor) -> Tensor:
+        """A vector for each image: the class token, or what the network pools to.
+
+        Args:
+            images_BCHW: float32 (B, 3, H, W) in 0..1, on any device, of the size of `load`.
+
+        Returns:
+            (B, E) float32.
+        """
+        return self._tokens(self._normalised(images_BCHW.to(self.device)))[0].float()
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        return (x - self._mean) / self._std
 
 
 def _from_timm(name: str, size: int, device: torch.device, weights: Path | None) -> PatchFeatures:
@@ -119,8 +136,9 @@ def _from_timm(name: str, size: int, device: torch.device, weights: Path | None)
     network = network.to(device).eval().requires_grad_(False)
     config = timm.data.resolve_model_data_config(network)
 
-    def tokens(x: Tensor) -> Tensor:
-        return network.forward_features(x)[:, network.num_prefix_tokens :]
+    def tokens(x: Tensor) -> Tokens:
+        found = network.forward_features(x)
+        return network.forward_head(found, pre_logits=True), found[:, network.num_prefix_tokens :]
 
     return PatchFeatures(
         network, tokens, network.patch_embed.patch_size[0], (config["mean"], config["std"])
@@ -136,9 +154,11 @@ def _from_transformers(
     factor = int(network.config.patch_size)
     patches = (size // factor) ** 2
 
-    def tokens(x: Tensor) -> Tensor:
+    def tokens(x: Tensor) -> Tokens:
         # Class and register tokens stand in front.
-        return network(pixel_values=x).last_hidden_state[:, -patches:]
+        found = network(pixel_values=x).last_hidden_state
+        whole = found[:, 0] if found.shape[1] > patches else found.mean(dim=1)
+        return whole, found[:, -patches:]
 
     return PatchFeatures(network, tokens, factor, _normalisation(name))
 

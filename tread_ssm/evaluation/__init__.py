@@ -11,13 +11,13 @@ from tread_ssm.evaluation.extractors import (
     FeatureExtractor,
     Features,
     InceptionFeatures,
-    load_extractor,
 )
 from tread_ssm.evaluation.frechet import FeatureMoments, Gaussian, frechet_distance
 from tread_ssm.evaluation.images import Images, batches, open_images, to_batch
+from tread_ssm.evaluation.load import load_extractor
 from tread_ssm.evaluation.metrics import METRICS, Metric, check_metrics
 from tread_ssm.evaluation.reference import reference_statistics, save_statistics
-from tread_ssm.evaluation.score import check_comparable, score
+from tread_ssm.evaluation.score import check_comparable, check_counts, score
 from tread_ssm.evaluation.statistics import Statistics, feature_moments, statistics
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "Statistics",
     "batches",
     "check_comparable",
+    "check_counts",
     "check_metrics",
     "feature_moments",
     "frechet_distance",

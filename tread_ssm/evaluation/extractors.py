@@ -2,7 +2,8 @@
 
 `InceptionFeatures` are those of ADM's evaluation. `EmojiFeatures` are those of a small network
 that was trained on the embedded emoji alone (`tread_ssm.evaluation.emoji`). The Frechet distance
-over them is called FD-emoji. It says how far samples are from these emoji and is no FID.
+over them is called FD-emoji. It says how far samples are from these emoji and is no FID. Those of
+pretrained transformers are in `vision`, those of the user's own functions in `function`.
 
 Shape legend: B batch, C channels, H rows, W columns, F pooled features, G spatial features.
 """
@@ -13,7 +14,7 @@ import pickle
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from einops import rearrange
@@ -25,8 +26,6 @@ from tread_ssm.evaluation.emoji.network import EmojiNet, network_input
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS}"
-
-ExtractorName = Literal["inception", "emoji"]
 
 
 @dataclass(frozen=True)
@@ -60,29 +59,6 @@ class FeatureExtractor(Protocol):
         samples.
         """
         ...
-
-
-def load_extractor(
-    name: ExtractorName, device: torch.device | str = "cpu", weights: Path | None = None
-) -> FeatureExtractor:
-    """The extractor of this name.
-
-    Args:
-        name: "inception" or "emoji".
-        device: Where the features are computed.
-        weights: File for "inception". None: where `InceptionFeatures` looks. The weights of
-            "emoji" come with the package.
-
-    Raises:
-        ValueError: The name is unknown, or Inception's network or weights are missing.
-    """
-    if name == "inception":
-        return InceptionFeatures(device, weights)
-    if name != "emoji":
-        raise ValueError(f"load_extractor: no features are called {name!r}; use emoji, inception.")
-    if weights is not None:
-        raise ValueError("load_extractor: the weights of the emoji features come with the package.")
-    return EmojiFeatures(device)
 
 
 class InceptionFeatures:

@@ -15,13 +15,15 @@ from typing import IO
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from tread_ssm.data import Data
+from tread_ssm.data.dataset import read_plain
+from tread_ssm.data.images import image_paths, read_image
 from tread_ssm.processes import own_share, world
+from tread_ssm.sampling.image_grid import Decode
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 KEYS = ("arr_0", "images")
 
 
@@ -30,30 +32,38 @@ class Images:
     """n images of one size.
 
     Attributes:
-        path: Where they are.
         shape: (n, H, W, 3).
         read: read(start, stop) gives uint8 (stop - start, H, W, 3).
     """
 
-    path: Path
     shape: tuple[int, ...]
     read: Callable[[int, int], np.ndarray]
 
     def __len__(self) -> int:
         return self.shape[0]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.shape[1], self.shape[2]
 
-def open_images(path: Path) -> Images:
+
+def open_images(path: Path, size: int | None = None) -> Images:
     """The images of an .npz (`arr_0`, or `images`: uint8, NHWC), or of a folder and those below.
 
     An archive that is not compressed, as ADM's are not, is read in place, batch by batch. Images
-    of a folder are taken in the order of their paths.
+    of a folder are taken in the order of their paths; hidden ones are no data.
+
+    Args:
+        path: The folder or .npz.
+        size: Images of a folder are cut to their central square and scaled to so many pixels, as
+            training does it. None: they are taken as they are, and must be of one size.
 
     Raises:
         ValueError: There are none, or they are of another kind.
     """
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, size)
     names = npz_names(path)
     for key in KEYS:
         if key in names:
@@ -62,6 +72,21 @@ def open_images(path: Path) -> Images:
         f"{path} holds no images: it has {', '.join(sorted(names)) or 'nothing'}; expected one of "
         f"{', '.join(KEYS)}."
     )
+
+
+def images_of(data: Data, decode: Decode, device: torch.device | str) -> Images:
+    """The images of training data, as they are trained on but not mirrored.
+
+    Args:
+        data: Pixels, or latents, whose images are what the autoencoder decodes their mean to.
+        decode: From the data's numbers to images; see `sampling.image_grid.decoder`.
+        device: Where it decodes.
+    """
+
+    def read(start: int, stop: int) -> np.ndarray:
+        return decode(read_plain(data, np.arange(start, stop)).to(device))
+
+    return Images((len(data.labels), *read(0, 1).shape[1:]), read)
 
 
 def batches(images: Images, batch: int, progress: str | None = None) -> Iterator[Tensor]:
@@ -114,7 +139,7 @@ def _array(path: Path, key: str) -> Images:
             f"{path}: {key} is {array.dtype} of shape {array.shape}; expected uint8 images "
             f"(n, H, W, 3)."
         )
-    return Images(path, array.shape, lambda start, stop: array[start:stop])
+    return Images(array.shape, lambda start, stop: array[start:stop])
 
 
 def _mapped(path: Path, member: str) -> np.ndarray:
@@ -145,14 +170,12 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     return np.lib.format.read_array_header_2_0(file)
 
 
-def _folder(path: Path) -> Images:
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-    if not files:
-        raise ValueError(f"{path} holds no images ({', '.join(SUFFIXES)}).")
-    shape = _pixels(files[0]).shape
+def _folder(path: Path, size: int | None) -> Images:
+    files = [path / name for name in image_paths(path)[0]]
+    shape = read_image(files[0], size).shape
 
     def read(start: int, stop: int) -> np.ndarray:
-        found = [_pixels(p) for p in files[start:stop]]
+        found = [read_image(p, size) for p in files[start:stop]]
         for file, pixels in zip(files[start:stop], found, strict=True):
             if pixels.shape != shape:
                 raise ValueError(
@@ -161,12 +184,4 @@ def _folder(path: Path) -> Images:
                 )
         return np.stack(found)
 
-    return Images(path, (len(files), *shape), read)
-
-
-def _pixels(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is no readable image ({error}).") from None
+    return Images((len(files), *shape), read)

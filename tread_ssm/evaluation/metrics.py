@@ -59,6 +59,33 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
+_OWN = ("inception", "emoji")
+
+
+def check_extractor(name: str) -> None:
+    """Check that the name of an extractor is one that `load_extractor` takes.
+
+    Raises:
+        ValueError: It is not.
+    """
+    source, colon, model = name.partition(":")
+    if name not in _OWN and not (source and colon and model):
+        raise ValueError(
+            f"no features are called {name!r}; use {', '.join(_OWN)}, timm:MODEL, "
+            f"transformers:MODEL or MODULE:FUNCTION."
+        )
+
+
+def offered(extractor: str) -> tuple[str, ...]:
+    """The metrics that are computed where none are named.
+
+    The extractors of this package serve for all of them. Of another one only its pooled features
+    are sure.
+    """
+    pooled = (m for m, metric in METRICS.items() if metric.needs in ("pooled", "features"))
+    return tuple(METRICS) if extractor in _OWN else tuple(pooled)
+
+
 def title_of(metric: str, extractor: str) -> str:
     """How tables and plots name a metric of these features: FID is one of Inception's alone."""
     title = METRICS[metric].title if metric in METRICS else metric

@@ -11,14 +11,16 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
 
 from tread_ssm.evaluation.extractors import FeatureExtractor
 from tread_ssm.evaluation.frechet import FeatureMoments, Gaussian
-from tread_ssm.evaluation.images import KEYS, batches, npz_names, open_images
+from tread_ssm.evaluation.images import KEYS, Images, batches, npz_names, open_images
 from tread_ssm.evaluation.metrics import METRICS, check_metrics
+from tread_ssm.evaluation.score import check_counts
 from tread_ssm.evaluation.statistics import Statistics, statistics
 from tread_ssm.files import replacing
 
@@ -30,6 +32,7 @@ def reference_statistics(
     extractor: FeatureExtractor,
     metrics: Sequence[str],
     *,
+    size: tuple[int, int] | None = None,
     batch: int = 64,
     progress: bool = False,
 ) -> Statistics:
@@ -42,25 +45,29 @@ def reference_statistics(
         path: The folder or .npz.
         extractor: Gives the features of images.
         metrics: Names from `METRICS`.
+        size: Rows and columns of the images that it is compared with. Square ones: images of a
+            folder are cut and scaled to it, as training does. None: not known.
         batch: Images at a time.
         progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: The file has neither images nor statistics that serve.
+        ValueError: The file has neither images nor statistics that serve; its images are too few,
+            or of another size.
     """
     check_metrics(metrics)
     wanted = [m for m in metrics if METRICS[m].compared]
     held = Statistics(extractor.name, 0)
     names = set() if path.is_dir() else npz_names(path)
+    images = _images(path, size) if path.is_dir() or names & set(KEYS) else None
     maker = _maker(path, names)
     if maker == extractor.name:
         held = _read(path, names, maker)
     missing = [m for m in wanted if getattr(held, METRICS[m].needs) is None]
     if not missing:
         return held
-    if names and not names & set(KEYS):
+    if images is None:
         _refuse(path, extractor.name, maker, missing)
-    images = open_images(path)
+    check_counts(extractor, {"reference": len(images)}, missing, images.size)
     parts = batches(images, batch, f"{path.name}" if progress else None)
     made = statistics(extractor, parts, missing).merged()
     return replace(made, **{f: getattr(held, f) for f in _MOMENTS if getattr(held, f) is not None})
@@ -82,6 +89,18 @@ def save_statistics(path: Path, held: Statistics) -> None:
         arrays["features"] = held.features.numpy()
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # allow_pickle is no array
+
+
+def _images(path: Path, size: tuple[int, int] | None) -> Images:
+    square = size is not None and size[0] == size[1]
+    images = open_images(path, size[0] if size is not None and square else None)
+    if size is not None and images.size != size:
+        (rows, columns), (height, width) = images.size, size
+        raise ValueError(
+            f"the images of {path} are {rows} x {columns} pixels, those sampled {height} x "
+            f"{width}; compare images of one size."
+        )
+    return images
 
 
 def _maker(path: Path, names: set[str]) -> str | None:
@@ -127,7 +146,7 @@ def _load(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} cannot be read ({error}).") from None
 
 
-def _refuse(path: Path, wanted: str, maker: str | None, missing: Sequence[str]) -> None:
+def _refuse(path: Path, wanted: str, maker: str | None, missing: Sequence[str]) -> NoReturn:
     if maker is None:
         open_images(path)  # says what it found instead
     metrics = ", ".join(missing)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tread_ssm.evaluation.extractors import FeatureExtractor
 from tread_ssm.evaluation.frechet import FeatureMoments, Gaussian
 from tread_ssm.evaluation.metrics import METRICS, check_metrics
-from tread_ssm.evaluation.statistics import Statistics
+from tread_ssm.evaluation.statistics import Statistics, statistics
 
 
 def score(
@@ -72,6 +73,32 @@ def check_comparable(
             _check_count("reference", len(held), held, name)
         elif isinstance(held, FeatureMoments):
             _check_count("reference", held.count, held, name)
+
+
+def check_counts(
+    extractor: FeatureExtractor,
+    counts: Mapping[str, int],
+    metrics: Sequence[str],
+    size: tuple[int, int],
+) -> None:
+    """Whether sets of images are large enough; ask before their features are computed.
+
+    How many features there are is seen from those of one black image.
+
+    Args:
+        extractor: Gives the features.
+        counts: Images of each set, by what messages call it.
+        metrics: Names from `METRICS`.
+        size: Rows and columns of an image.
+
+    Raises:
+        ValueError: There are too few images, or the extractor lacks what a metric needs.
+    """
+    black = torch.zeros(1, 3, *size, dtype=torch.uint8)
+    probe = statistics(extractor, [black], metrics)
+    for name in (m for m in metrics if METRICS[m].compared):
+        for who, count in counts.items():
+            _check_count(who, count, _held(probe, name), name)
 
 
 def _check_count(who: str, count: int, held: Tensor | FeatureMoments | Gaussian, name: str) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import nn
 
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.data import Data, PixelValues
+from tread_ssm.data.dataset import read_plain
 from tread_ssm.pretrained import Export
 from tread_ssm.report.page import Stage, Timeline
 from tread_ssm.sampling.generate import generate_all
@@ -94,17 +95,11 @@ def nearest_images(data: Data, images: np.ndarray, count: int) -> np.ndarray:
     parts = []
     for start in range(0, searched, _AT_ONCE):
         index = np.arange(start, min(start + _AT_ONCE, searched))
-        real = torch.from_numpy(to_uint8(_read(data, index), data.values)).flatten(1).float()
+        real = torch.from_numpy(to_uint8(read_plain(data, index), data.values)).flatten(1).float()
         parts.append(torch.cdist(wanted, real))
     nearest = torch.cat(parts, dim=1).topk(count, largest=False).indices
-    found = to_uint8(_read(data, nearest.flatten().numpy()), data.values)
+    found = to_uint8(read_plain(data, nearest.flatten().numpy()), data.values)
     return rearrange(found, "(n k) h w c -> n k h w c", k=count)
-
-
-def _read(data: Data, index: np.ndarray) -> Tensor:
-    """Images as they are: nothing mirrored."""
-    augmentation = data.sample_augmentation(len(index), torch.Generator().manual_seed(0))
-    return data.read(index, tuple(torch.zeros_like(a) for a in augmentation))
 
 
 def _step_of(path: Path) -> int | None:

@@ -9,22 +9,23 @@ from torch import nn
 
 from tread_ssm.config.run import EvalConfig
 from tread_ssm.config.run_folder import RunFolder
-from tread_ssm.data import Data, Pixels
+from tread_ssm.data import Data, PixelValues
 from tread_ssm.errors import ConfigError
 from tread_ssm.evaluation import (
     FeatureExtractor,
+    Images,
     Statistics,
+    batches,
+    check_counts,
     load_extractor,
-    open_images,
     reference_statistics,
     statistics,
-    to_batch,
 )
 from tread_ssm.evaluation.evaluator import Evaluator
-from tread_ssm.evaluation.images import KEYS, npz_names
+from tread_ssm.evaluation.images import images_of
 from tread_ssm.pretrained import Export
-from tread_ssm.processes import own_share, world
-from tread_ssm.sampling.generate import sample_labels, shares
+from tread_ssm.processes import world
+from tread_ssm.sampling.generate import sample_labels
 from tread_ssm.sampling.image_grid import decoder, save_grid
 from tread_ssm.sampling.recipe import Recipe
 from tread_ssm.training.metrics import MetricsLog
@@ -72,10 +73,11 @@ class Evaluation:
         weights = None if options.weights is None else Path(options.weights)
         try:
             self._decode = decoder(data.values, None, device)
-            blank = self._decode(torch.zeros(1, *data.shape, device=device))
-            _check_size(options.reference, blank.shape[1:3])
+            images = images_of(data, self._decode, device)
             extractor = load_extractor(options.extractor, device, weights)
-            reference = _reference(options, data, extractor)
+            counts = {"sample set": options.num}
+            check_counts(extractor, counts, options.metrics, images.size)
+            reference = _reference(options, data, images, extractor)
             self._evaluator = Evaluator(extractor, options.metrics, reference, device)
             self._evaluator.check(options.num)
         except ValueError as error:
@@ -115,33 +117,20 @@ class Evaluation:
         return dict(scored.values)
 
 
-def _reference(options: EvalConfig, data: Data, extractor: FeatureExtractor) -> Statistics | None:
+def _reference(
+    options: EvalConfig, data: Data, images: Images, extractor: FeatureExtractor
+) -> Statistics | None:
     """What the samples are compared with: the reference that is named, or the data itself."""
     if options.reference is not None:
         return reference_statistics(
             Path(options.reference),
             extractor,
             options.metrics,
+            size=images.size,
             batch=options.batch,
             progress=True,
         )
-    if not isinstance(data, Pixels):
+    if not isinstance(data.values, PixelValues):
         return None
-    mine = own_share(shares(len(data.images), options.batch))
-    parts = (to_batch(data.images[r.start : r.stop]) for r in mine)
+    parts = batches(images, options.batch, "eval.reference")
     return statistics(extractor, parts, options.metrics).merged()
-
-
-def _check_size(reference: str | None, size: tuple[int, ...]) -> None:
-    """Whether the real images, where the reference holds some, are as large as the samples."""
-    if reference is None:
-        return
-    path = Path(reference)
-    if not path.is_dir() and not npz_names(path) & set(KEYS):
-        return
-    real = open_images(path).shape[1:3]
-    if real != size:
-        raise ValueError(
-            f"the images of {path} are {real[0]} x {real[1]} pixels, those sampled {size[0]} x "
-            f"{size[1]}; compare images of one size."
-        )
