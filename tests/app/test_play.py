@@ -10,7 +10,19 @@ import pytest
 import torch
 
 from tests.app.runs import write_run
-from tread_ssm.app.play import CLASS, NONE, ROUTES, Choice, Player, images_of, told, weak_pass
+from tread_ssm.app.play import (
+    CLASS,
+    MODEL,
+    NONE,
+    PATH,
+    ROUTES,
+    Choice,
+    Player,
+    images_of,
+    told,
+    weak_pass,
+)
+from tread_ssm.pretrained import export, load_export
 from tread_ssm.tokens import TokenSubset
 
 CHOICE = Choice(kind=ROUTES, scale=2.0, weak_drop=0.25, steps=5, name="dog", seed=3, n=2)
@@ -45,6 +57,7 @@ def test_choices_matter_and_repeat(player: Player) -> None:
     for change in (
         {"kind": NONE},
         {"kind": CLASS},
+        {"kind": PATH},
         {"scale": 4.0},
         {"weak_drop": 0.75},
         {"steps": 6},
@@ -55,7 +68,7 @@ def test_choices_matter_and_repeat(player: Player) -> None:
 
 
 def test_a_run_is_offered_what_it_allows(player: Player, tmp_path: Path) -> None:
-    assert player.kinds == [NONE, CLASS, ROUTES] and player.classes == ["cat", "dog", "bird"]
+    assert player.kinds == [NONE, CLASS, ROUTES, PATH] and player.classes == ["cat", "dog", "bird"]
     plain = Player.load(write_run(tmp_path, (), routed=False), torch.device("cpu"))
     assert plain.kinds == [NONE] and plain.classes == []
     no_class = replace(CHOICE, kind=NONE, name=None)
@@ -66,3 +79,20 @@ def test_where_every_token_is_seen_there_is_no_overlay(player: Player) -> None:
     for change in ({"kind": NONE}, {"kind": CLASS}, {"scale": 1.0}):
         assert weak_pass(player, replace(CHOICE, **change)) == {}
     assert "not the class" in told(player, replace(CHOICE, kind=CLASS))
+    assert "skips the blocks of the routes" in told(player, replace(CHOICE, kind=PATH))
+
+
+def test_another_run_guides(player: Player, tmp_path: Path) -> None:
+    weak = write_run(tmp_path / "weak")
+    model, described = load_export(weak)
+    export(weak, {n: 0.9 * w for n, w in model.state_dict().items()}, described)
+    choice = replace(CHOICE, kind=MODEL, weak_run=str(weak))
+    alone = images_of(player, replace(CHOICE, kind=NONE))
+    assert not np.array_equal(images_of(player, choice), alone)
+    assert np.array_equal(images_of(player, replace(choice, scale=1.0)), alone)
+    assert weak_pass(player, choice) == {} and str(weak) in told(player, choice)
+    with pytest.raises(ValueError, match="guidance by model needs weak_run"):
+        images_of(player, replace(choice, weak_run=None))
+    other = write_run(tmp_path / "other", ())
+    with pytest.raises(ValueError, match="has n_classes 0, the guided network 3"):
+        images_of(player, replace(choice, weak_run=str(other)))

@@ -10,7 +10,17 @@ import gradio as gr
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tread_ssm.app.play import CLASS, NONE, ROUTES, Choice, Player, images_of, plot_weak_pass, told
+from tread_ssm.app.play import (
+    CLASS,
+    MODEL,
+    NONE,
+    ROUTES,
+    Choice,
+    Player,
+    images_of,
+    plot_weak_pass,
+    told,
+)
 
 SHOWN = 160  # pixels of an image on the page, at least
 # Gradio's own themes name fonts that a browser would look for elsewhere.
@@ -29,6 +39,7 @@ class _Controls(NamedTuple):
     kind: gr.Radio
     scale: gr.Slider
     drop: gr.Slider
+    weak: gr.Dropdown
 
 
 class _Results(NamedTuple):
@@ -57,7 +68,7 @@ def page(players: Mapping[str, Player]) -> gr.Blocks:
 
 def _controls(players: Mapping[str, Player]) -> _Controls:
     name, player = next(iter(players.items()))
-    of = _of_run(player)
+    of = _of_run(player, players)
     return _Controls(
         run=gr.Dropdown(list(players), value=name, label="Run", visible=len(players) > 1),
         name=gr.Dropdown(label="Class", **of["name"]),
@@ -67,6 +78,7 @@ def _controls(players: Mapping[str, Player]) -> _Controls:
         kind=gr.Radio(label="Guidance", **of["kind"]),
         scale=gr.Slider(0, 10, step=0.1, label="Scale (1 is none)", **of["scale"]),
         drop=gr.Slider(0.05, 0.95, 0.5, step=0.05, label="The weak pass drops", **of["drop"]),
+        weak=gr.Dropdown(list(players), label="The weak run", **of["weak"]),
     )
 
 
@@ -93,9 +105,11 @@ def _results() -> _Results:
     )
 
 
-def _of_run(player: Player) -> dict[str, dict[str, Any]]:
+def _of_run(player: Player, players: Mapping[str, Player]) -> dict[str, dict[str, Any]]:
     """What the controls show first for a run."""
-    names, kinds, options = player.classes, player.kinds, player.run.sample
+    names, options = player.classes, player.run.sample
+    others = [name for name, other in players.items() if other is not player]
+    kinds = player.kinds + ([MODEL] if others else [])
     kind = CLASS if CLASS in kinds else NONE
     return {
         "name": {"choices": names, "value": names[0] if names else None, "visible": bool(names)},
@@ -103,6 +117,7 @@ def _of_run(player: Player) -> dict[str, dict[str, Any]]:
         "kind": {"choices": kinds, "value": kind},
         "scale": {"value": options.guidance, "visible": kind != NONE},
         "drop": {"visible": kind == ROUTES},
+        "weak": {"value": others[0] if others else None, "visible": kind == MODEL},
     }
 
 
@@ -110,11 +125,14 @@ def _wire(
     players: Mapping[str, Player], controls: _Controls, button: gr.Button, results: _Results
 ) -> None:
     def choose_run(run: str) -> list[dict[str, Any]]:
-        of = _of_run(players[run])
-        return [gr.update(**of[name]) for name in ("name", "steps", "kind", "scale", "drop")]
+        of = _of_run(players[run], players)
+        return [
+            gr.update(**of[name]) for name in ("name", "steps", "kind", "scale", "drop", "weak")
+        ]
 
     def choose_kind(kind: str) -> list[dict[str, Any]]:
-        return [gr.update(visible=kind != NONE), gr.update(visible=kind == ROUTES)]
+        shown = (kind != NONE, kind == ROUTES, kind == MODEL)
+        return [gr.update(visible=visible) for visible in shown]
 
     def sample(
         run: str,
@@ -125,16 +143,25 @@ def _wire(
         kind: str,
         scale: float,
         drop: float,
+        weak: str | None,
         progress: gr.Progress = _PROGRESS,
     ) -> list[Any]:
         choice = Choice(
-            kind=kind, scale=scale, weak_drop=drop, steps=steps, name=name, seed=seed, n=n
+            kind=kind,
+            scale=scale,
+            weak_drop=drop,
+            steps=steps,
+            name=name,
+            seed=seed,
+            n=n,
+            weak_run=weak,
         )
         return _sampled(players[run], choice, progress)
 
-    of_run = [controls.name, controls.steps, controls.kind, controls.scale, controls.drop]
+    of_kind = [controls.scale, controls.drop, controls.weak]
+    of_run = [controls.name, controls.steps, controls.kind, *of_kind]
     controls.run.change(choose_run, controls.run, of_run)
-    controls.kind.change(choose_kind, controls.kind, [controls.scale, controls.drop])
+    controls.kind.change(choose_kind, controls.kind, of_kind)
     button.click(sample, list(controls), list(results), api_name="sample")
 
 

@@ -5,6 +5,7 @@ Shape legend: H rows, W columns of an image.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +23,16 @@ from tread_ssm.sampling.classes import class_number
 from tread_ssm.sampling.generate import generate_all
 from tread_ssm.sampling.guidance import RouteGuidance
 from tread_ssm.sampling.image_grid import Decode, decoder
-from tread_ssm.sampling.recipe import Recipe
+from tread_ssm.sampling.recipe import GuidedBy, Recipe
 from tread_ssm.tokens import TokenSubset
 
-NONE, CLASS, ROUTES = "none", "classifier-free", "routes"
+NONE, CLASS, ROUTES, PATH, MODEL = "none", "classifier-free", "routes", "path", "another run"
+_GUIDED_BY: Mapping[str, GuidedBy] = {
+    CLASS: "class",
+    ROUTES: "routes",
+    PATH: "path",
+    MODEL: "model",
+}
 
 
 @dataclass(frozen=True)
@@ -50,9 +57,9 @@ class Player:
 
     @property
     def kinds(self) -> list[str]:
-        """The kinds of guidance that this run allows, of those that the page offers."""
+        """The kinds of guidance that this run allows by itself."""
         classes = [CLASS] if self.run.model.n_classes else []
-        return [NONE, *classes, *([ROUTES] if self.run.routes else [])]
+        return [NONE, *classes, *([ROUTES, PATH] if self.run.routes else [])]
 
     @property
     def classes(self) -> list[str]:
@@ -65,9 +72,10 @@ class Choice:
     """What somebody has chosen on the page.
 
     Attributes:
-        kind: Of guidance, one of `Player.kinds`.
+        kind: Of guidance, one of `Player.kinds` or MODEL.
         scale: Of guidance; not used without.
         weak_drop: What the weak pass of guidance by routes drops; not used by another kind.
+        weak_run: Folder of the run that guides by MODEL; not used by another kind.
         steps: Sampling steps.
         name: Of the class; None where the run has no classes.
         seed: Of the noise.
@@ -81,15 +89,22 @@ class Choice:
     name: str | None
     seed: int
     n: int
+    weak_run: str | None = None
 
     def recipe(self, run: Export) -> Recipe:
         """How to sample. Raises ValueError."""
         return Recipe(
             steps=self.steps,
             guidance=1.0 if self.kind == NONE else self.scale,
+            guided_by=_GUIDED_BY.get(self.kind),
+            weak_run=self._weak_weights if self.kind == MODEL else None,
             weak_drop=self.weak_drop if self.kind == ROUTES else None,
             sampler=run.sample.sampler,
         )
+
+    @property
+    def _weak_weights(self) -> str | None:
+        return self.weak_run and str(RunFolder(Path(self.weak_run)).weights())
 
 
 def images_of(player: Player, choice: Choice, on_step: OnStep | None = None) -> np.ndarray:
@@ -155,6 +170,10 @@ def told(player: Player, choice: Choice) -> str:
         return "Without guidance there is no weak pass."
     if choice.kind == CLASS:
         return "The weak pass sees every token, but not the class."
+    if choice.kind == PATH:
+        return "The weak pass skips the blocks of the routes, and does not see the class."
+    if choice.kind == MODEL:
+        return f"The weak pass is the network of {choice.weak_run}."
     return (
         "The weak pass sees the class, and inside the routes only some of the tokens: of the first "
         "image those shown here."

@@ -3,9 +3,9 @@
     tread-ssm app --run runs/quickstart
     tread-ssm app --run runs/dim --run runs/dit --port 7861
 
-The page guides by the class or by routes; `tread-ssm sample` guides by path and by another model as
-well. It is served to this machine alone, unless --host says otherwise, and loads nothing from
-elsewhere. Ctrl-C ends it. Needs Gradio: pip install "tread_ssm[app]".
+The page guides by the class, by routes, by path and, with two runs or more, by another run. It is
+served to this machine alone, unless --host says otherwise, and loads nothing from elsewhere.
+Ctrl-C ends it. Needs Gradio: pip install "tread_ssm[app]".
 """
 
 from __future__ import annotations
