@@ -108,7 +108,7 @@ def test_skipped_files_are_counted_and_named(image_folder: Path) -> None:
     for name in ("cat/a.svg", "dog/notes.txt"):
         (image_folder / name).write_text("no image")
     (note,) = FolderData(path=str(image_folder), size=8).open().notes
-    assert note.startswith(f"2 of 10 files in {image_folder} are not used")
+    assert note.startswith(f"Left out: 2 of 10 files in {image_folder}, ")
     assert note.endswith("cat/a.svg, dog/notes.txt.")
 
 

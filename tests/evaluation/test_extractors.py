@@ -155,7 +155,7 @@ def test_a_map_is_flattened_place_by_place_with_seven_channels() -> None:
 
 def test_extractors_are_loaded_by_name() -> None:
     assert load_extractor("emoji").name == "emoji"
-    with pytest.raises(ValueError, match="'vgg'; use emoji, inception"):
+    with pytest.raises(ValueError, match="'vgg'; use inception, emoji, timm:MODEL"):
         load_extractor("vgg")
     with pytest.raises(ValueError, match="'emoji' take no file of weights"):
         load_extractor("emoji", weights=Path("x"))

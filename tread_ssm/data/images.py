@@ -52,7 +52,7 @@ class ImageFolder:
             "because they cannot be read": self.damaged,
         }
         return tuple(
-            f"{len(files)} of {total} files in {self.root} are not used, {reason}: {_some(files)}."
+            f"Left out: {len(files)} of {total} files in {self.root}, {reason}: {_some(files)}."
             for reason, files in reasons.items()
             if files
         )
