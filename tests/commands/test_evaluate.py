@@ -147,7 +147,7 @@ def test_folders_of_images_and_some_metrics(main: Main, files: Path, tmp_path: P
         (["--samples", "samples.npz", "--metrics", "is", "--save-reference", "a"], "give both"),
         (["--samples", "samples.npz", "--sweep", "steps=1"], "--sweep and --num sample from a run"),
         (["--samples", "samples.npz", "--run", "run"], "either --samples"),
-        (["--run", "run", "--sweep", "steps=1"], "--run needs --sweep and --num"),
+        (["--run", "run", "--sweep", "steps=1"], "--run needs --num"),
         (["--samples", "samples.npz", "--batch", "0"], "--batch is 0"),
         (["--samples", "samples.npz", "--metrics", "is", "--out", "t.md"], "not end in .json"),
         (["--run", ".", "--sweep", "seed=1", "--num", "9", "--metrics", "is"], "'seed' cannot be"),
@@ -226,8 +226,25 @@ def test_a_sweep_draws_what_sample_draws_and_writes_a_table_and_a_plot(
     assert main(*sweep, "--sweep", "guidance=2.5", "--num", "80") == 2
     assert "made with other settings for num (num: 70, now 80)" in capsys.readouterr().err
     assert main(*sweep[:-1], result, "--sweep", "guidance=2.5") == 2
-    assert "is there already and holds no sweep" in capsys.readouterr().err
+    assert "is there already and holds something else" in capsys.readouterr().err
     assert out.read_bytes() == written
+
+
+def test_a_run_is_measured_without_a_sweep(
+    main: Main, run: Path, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--run", run, *SWEEP, "--reference", files / "reference.npz"]
+    assert main(*common) == 0
+    ((point, row),) = read(run / "evaluation.json")["rows"]
+    assert point == [] and list(row) == ["fid", "recall", "kid"]
+    table = capsys.readouterr().out
+    assert table.startswith("| run | images | FID (emoji) | recall (emoji) | KID (emoji) |\n")
+    assert f"| run | 70 | {row['fid']:.4g} |" in table
+    assert main(*common, "--sweep", "guidance=1.5") == 0  # the run's own
+    assert dict(read(run / "sweep_guidance.json")["rows"])[1.5] == row
+    assert main(*common) == 0  # read again, not sampled
+    assert main(*common, "--steps", "1") == 2
+    assert "holds results that were made with other settings" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("sweep", ["weak-drop=0.3,0.7", "steps=2,4"])

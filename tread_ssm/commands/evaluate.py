@@ -6,7 +6,9 @@ A set of samples (ADM's .npz, or a folder of images):
 With DINOv2's features in place of Inception's, against a folder of photographs:
     tread-ssm evaluate --samples samples.npz --reference photos/
         --extractor timm:vit_small_patch14_dinov2.lvd142m
-A trained run, sampled anew with every value of an option; a table and a plot:
+A trained run, sampled anew:
+    tread-ssm evaluate --run runs/photos --num 500 --reference photos/
+With every value of an option; a table and a plot:
     tread-ssm evaluate --run runs/dim_l --sweep guidance=1.0,1.5,2.0
         --num 5000 --reference VIRTUAL_imagenet256_labeled.npz
 Two options together, in a heat map (width: of the average, where snapshots were kept):
@@ -110,14 +112,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch", type=int, default=64, help="images a device takes at once (64)")
     add("--device", help="default: a GPU where there is one")
     add_processes(read)
-    sweep = read.add_argument_group("a sweep")
+    sweep = read.add_argument_group("a run, perhaps with a sweep")
     sweep.add_argument(
         "--sweep",
         metavar="NAME=A,B,...",
         action="append",
         help=f"{', '.join(SWEPT)}; give it twice to try all pairs",
     )
-    sweep.add_argument("--num", type=int, help="images to sample with each value")
+    sweep.add_argument("--num", type=int, help="images to sample, with each value of a sweep")
     add_sampling_options(sweep, run_required=False)
     sweep.add_argument("--checkpoint", type=int, metavar="STEP", help="weights after STEP steps")
     return read
@@ -127,9 +129,9 @@ def _check(args: argparse.Namespace, metrics: Sequence[str]) -> None:
     """Raises ValueError where arguments do not fit together."""
     check_metrics(metrics)
     if (args.samples is None) == (args.run is None):
-        raise ConfigError("Give either --samples, a set of images, or --run with --sweep.")
-    if args.run is not None and (args.sweep is None or args.num is None):
-        raise ConfigError("--run needs --sweep and --num: the values to try, and images for each.")
+        raise ConfigError("Give either --samples, a set of images, or --run, what to sample from.")
+    if args.run is not None and args.num is None:
+        raise ConfigError("--run needs --num: how many images to sample.")
     if args.run is None and (args.sweep is not None or args.num is not None):
         raise ConfigError("--sweep and --num sample from a run; name it with --run.")
     check_at_least(args, 1, "batch", "num")
@@ -190,8 +192,11 @@ def _with_reference(
 
 
 def _sweep(args: argparse.Namespace, evaluator: Evaluator) -> None:
-    """Evaluate with each value; results of an earlier, equal command are not computed again."""
-    swept = _swept(args.sweep)
+    """Evaluate with each value of what is swept, or once where nothing is.
+
+    Results of an earlier, equal command are not computed again.
+    """
+    swept = _swept(args.sweep or [])
     load = _Weights(args, evaluator.device)
     described = load(swept.get("width", [None])[0])[1]
     for name in swept.keys() - {"width"}:
@@ -202,7 +207,7 @@ def _sweep(args: argparse.Namespace, evaluator: Evaluator) -> None:
     decode = decoder(described.values, args.vae, evaluator.device)
     check_memory(16 * args.num, f"--num: the labels of {args.num:,} images", "Ask for fewer.")
     labels = sample_labels(args.num, range(max(1, described.model.n_classes)), args.seed)
-    out = args.out or args.run / f"sweep_{'_'.join(swept)}.json"
+    out = args.out or args.run / f"{'_'.join(['sweep', *swept]) if swept else 'evaluation'}.json"
     record = _described(args, evaluator) | {
         "averaged_weights": load.checksums("width" in swept),
         **({"weak_weights": digest} if (digest := weak_checksum(base)) else {}),
@@ -230,15 +235,17 @@ def _sweep(args: argparse.Namespace, evaluator: Evaluator) -> None:
             seed=args.seed,
             batch=args.batch,
             decode=decode,
-            progress=named,
+            progress=named or "sampling",
         )
         _check_differ(scored)
         if is_main():
             rows[point] = scored.values
             held = [(p[0] if len(p) == 1 else p, row) for p, row in sorted(rows.items())]
             _write_json(out, {"record": record, "rows": held})
-    if is_main():
+    if is_main() and swept:
         _show(out, swept, rows, evaluator)
+    elif is_main():
+        print(_table(("run", "images"), [((args.run.name, f"{args.num}"), rows[()])], evaluator))
 
 
 def _size(described: Export, decode: Decode, place: torch.device | str) -> tuple[int, int]:
@@ -351,9 +358,9 @@ def _done(out: Path, record: Mapping[str, Any]) -> dict[Point, Mapping[str, floa
         rows = {tuple(v) if isinstance(v, list) else (v,): row for v, row in held["rows"]}
     except (ValueError, KeyError, TypeError):
         raise ConfigError(
-            f"{out} is there already and holds no sweep; name another --out."
+            f"{out} is there already and holds something else; name another --out."
         ) from None
-    check_same(before, json.loads(json.dumps(record)), f"{out} holds a sweep that was made")
+    check_same(before, json.loads(json.dumps(record)), f"{out} holds results that were made")
     return rows
 
 
