@@ -231,7 +231,7 @@ def test_a_sweep_draws_what_sample_draws_and_writes_a_table_and_a_plot(
 
 
 def test_a_run_is_measured_without_a_sweep(
-    main: Main, run: Path, files: Path, capsys: pytest.CaptureFixture[str]
+    main: Main, run: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ["--run", run, *SWEEP, "--reference", files / "reference.npz"]
     assert main(*common) == 0
@@ -240,8 +240,9 @@ def test_a_run_is_measured_without_a_sweep(
     table = capsys.readouterr().out
     assert table.startswith("| run | images | FID (emoji) | recall (emoji) | KID (emoji) |\n")
     assert f"| run | 70 | {row['fid']:.4g} |" in table
-    assert main(*common, "--sweep", "guidance=1.5") == 0  # the run's own
-    assert dict(read(run / "sweep_guidance.json")["rows"])[1.5] == row
+    out = tmp_path / "sweep.json"
+    assert main(*common, "--sweep", "guidance=1.5", "--out", out) == 0  # the run's own
+    assert dict(read(out)["rows"])[1.5] == row
     assert main(*common) == 0  # read again, not sampled
     assert main(*common, "--steps", "1") == 2
     assert "holds results that were made with other settings" in capsys.readouterr().err
