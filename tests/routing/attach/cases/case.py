@@ -87,6 +87,7 @@ PART = torch.tensor([0.1, 0.9])
 PICTURE = randn(BATCH, 4, 8, 8)
 TEXT = randn(BATCH, T, 12, seed=1)
 POOLED = randn(BATCH, 10, seed=2)
+CLIP = {"hidden_states": randn(BATCH, 4, 2, 4, 8), "encoder_hidden_states": TEXT, "timestep": STEP}
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
 SMALL = {"num_attention_heads": 3, "attention_head_dim": 8}
 SD3 = {
@@ -138,14 +139,22 @@ def picture(size: int) -> Callable[[nn.Module], Any]:
     return lambda model: model(randn(BATCH, 3, size, size))
 
 
-def hidden(run: Callable[[nn.Module], Any]) -> Callable[[nn.Module], Any]:
-    return lambda model: run(model).last_hidden_state
+def vision(name: str) -> Case:
+    """A model of transformers that sees pictures."""
+    run = picture(64)
+    build = transformer(name, image_size=64, patch_size=16)
+    return Case(build, lambda model: run(model).last_hidden_state)
 
 
-def words(padded: bool = False) -> Callable[[nn.Module], Any]:
+def language(name: str, padded: bool = False, exact: bool = False, **config: Any) -> Case:
     """A language model on 16 tokens; the first three of one sample may be padding."""
     mask = torch.ones(BATCH, 16, dtype=torch.long)
     mask[1, :3] = 0
     inputs: dict[str, Any] = {"attention_mask": mask} if padded else {}
     ids = torch.arange(32).reshape(2, 16) * 5 % 8
-    return lambda model: model(ids, **inputs).last_hidden_state
+    return Case(
+        transformer(name, vocab_size=8, use_cache=False, **config),
+        lambda model: model(ids, **inputs).last_hidden_state,
+        (1, 16),
+        exact=exact,
+    )

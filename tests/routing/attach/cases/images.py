@@ -60,6 +60,13 @@ COGVIEW_RUN = sample(
     crop_coords=torch.zeros(BATCH, 2),
 )
 
+TOKENS = {
+    "hidden_states": randn(BATCH, 16, 4),
+    "encoder_hidden_states": TEXT,
+    "timestep": PART,
+}
+LATENTS = {"hidden_states": PICTURE, "encoder_hidden_states": TEXT}
+
 IMAGES: dict[str, Case] = {
     "diffusers.AuraFlowTransformer2DModel": Case(
         diffusers(
@@ -72,7 +79,7 @@ IMAGES: dict[str, Case] = {
             pos_embed_max_size=16,
             **SMALL,
         ),
-        sample(hidden_states=PICTURE, encoder_hidden_states=TEXT, timestep=PART),
+        sample(**LATENTS, timestep=PART),
     ),
     "diffusers.ChromaTransformer2DModel": Case(
         diffusers(
@@ -88,28 +95,13 @@ IMAGES: dict[str, Case] = {
             approximator_hidden_dim=8,
             approximator_layers=1,
         ),
-        sample(
-            hidden_states=randn(BATCH, 16, 4),
-            encoder_hidden_states=TEXT,
-            timestep=PART,
-            img_ids=places(16),
-            txt_ids=torch.zeros(T, 3),
-        ),
+        sample(**TOKENS, img_ids=places(16), txt_ids=torch.zeros(T, 3)),
     ),
     "diffusers.CogView3PlusTransformer2DModel": Case(
-        diffusers(
-            "CogView3PlusTransformer2DModel",
-            **COGVIEW,
-        ),
-        COGVIEW_RUN,
+        diffusers("CogView3PlusTransformer2DModel", **COGVIEW), COGVIEW_RUN
     ),
     "diffusers.CogView4Transformer2DModel": Case(
-        diffusers(
-            "CogView4Transformer2DModel",
-            **COGVIEW,
-            rope_axes_dim=(8, 8),
-        ),
-        COGVIEW_RUN,
+        diffusers("CogView4Transformer2DModel", **COGVIEW, rope_axes_dim=(8, 8)), COGVIEW_RUN
     ),
     "diffusers.DiTTransformer2DModel": Case(
         diffusers(
@@ -135,13 +127,7 @@ IMAGES: dict[str, Case] = {
             axes_dims_rope=(2, 2, 2, 2),
             guidance_embeds=False,
         ),
-        sample(
-            hidden_states=randn(BATCH, 16, 4),
-            encoder_hidden_states=TEXT,
-            timestep=PART,
-            img_ids=places(16, 4),
-            txt_ids=torch.zeros(T, 4),
-        ),
+        sample(**TOKENS, img_ids=places(16, 4), txt_ids=torch.zeros(T, 4)),
     ),
     "diffusers.FluxTransformer2DModel": Case(
         diffusers(
@@ -239,18 +225,16 @@ IMAGES: dict[str, Case] = {
     "diffusers.Lumina2Transformer2DModel": Case(
         LUMINA2,
         sample(
-            hidden_states=PICTURE,
+            **LATENTS,
             timestep=PART,
-            encoder_hidden_states=TEXT,
             encoder_attention_mask=torch.ones(BATCH, T, dtype=torch.bool),
         ),
     ),
     "diffusers.Lumina2Transformer2DModel, texts of different length": Case(
         LUMINA2,
         sample(
-            hidden_states=PICTURE,
+            **LATENTS,
             timestep=PART,
-            encoder_hidden_states=TEXT,
             encoder_attention_mask=MASK.bool(),
         ),
         image=(5, 3),
@@ -268,9 +252,8 @@ IMAGES: dict[str, Case] = {
             learn_sigma=False,
         ),
         sample(
-            hidden_states=PICTURE,
+            **LATENTS,
             timestep=PART,
-            encoder_hidden_states=TEXT,
             encoder_mask=MASK,
             cross_attention_kwargs={},
             image_rotary_emb=torch.polar(torch.ones(16, 16, 4), randn(16, 16, 4)),
@@ -312,7 +295,7 @@ IMAGES: dict[str, Case] = {
             depth=5,
             axes_dim=[4, 4],
         ),
-        sample(hidden_states=PICTURE, timestep=PART, encoder_hidden_states=TEXT),
+        sample(**LATENTS, timestep=PART),
     ),
     "diffusers.PixArtTransformer2DModel": Case(
         diffusers(
@@ -325,8 +308,7 @@ IMAGES: dict[str, Case] = {
             **SMALL,
         ),
         sample(
-            hidden_states=PICTURE,
-            encoder_hidden_states=TEXT,
+            **LATENTS,
             encoder_attention_mask=MASK,
             timestep=STEP,
             added_cond_kwargs={"resolution": None, "aspect_ratio": None},
@@ -353,8 +335,7 @@ IMAGES: dict[str, Case] = {
     "diffusers.SD3Transformer2DModel": Case(
         diffusers("SD3Transformer2DModel", num_layers=5, **SD3),
         sample(
-            hidden_states=PICTURE,
-            encoder_hidden_states=TEXT,
+            **LATENTS,
             pooled_projections=POOLED,
             timestep=STEP,
         ),

@@ -8,6 +8,7 @@ import torch
 
 from tests.routing.attach.cases.case import (
     BATCH,
+    CLIP,
     MASK,
     PART,
     POOLED,
@@ -72,9 +73,7 @@ VIDEOS: dict[str, Case] = {
             concat_padding_mask=False,
         ),
         sample(
-            hidden_states=randn(BATCH, 4, 2, 4, 8),
-            timestep=STEP,
-            encoder_hidden_states=TEXT,
+            **CLIP,
             fps=16,
         ),
         grid=VIDEO,
@@ -94,9 +93,7 @@ VIDEOS: dict[str, Case] = {
             **SMALL,
         ),
         sample(
-            hidden_states=randn(BATCH, 4, 2, 4, 8),
-            timestep=STEP,
-            encoder_hidden_states=TEXT,
+            **CLIP,
             encoder_attention_mask=MASK,
             pooled_projections=POOLED,
         ),
@@ -180,7 +177,7 @@ VIDEOS: dict[str, Case] = {
             sample_size=4,
             **SMALL,
         ),
-        sample(hidden_states=randn(BATCH, 4, 2, 4, 8), encoder_hidden_states=TEXT, timestep=STEP),
+        sample(**CLIP),
         grid=VIDEO,
         exact=False,
     ),
@@ -208,22 +205,14 @@ VIDEOS: dict[str, Case] = {
         grid=(1, 16),
     ),
     "diffusers.WanTransformer3DModel": Case(
-        diffusers(
-            "WanTransformer3DModel",
-            **WAN,
-        ),
-        sample(hidden_states=randn(BATCH, 4, 2, 4, 8), timestep=STEP, encoder_hidden_states=TEXT),
+        diffusers("WanTransformer3DModel", **WAN),
+        sample(**CLIP),
         grid=VIDEO,
     ),
     "diffusers.WanTransformer3DModel, a timestep for each token": Case(
-        diffusers(
-            "WanTransformer3DModel",
-            **WAN,
-        ),
+        diffusers("WanTransformer3DModel", **WAN),
         sample(
-            hidden_states=randn(BATCH, 4, 2, 4, 8),
-            timestep=torch.arange(2 * 16).reshape(2, 16) * 20,
-            encoder_hidden_states=TEXT,
+            **(CLIP | {"timestep": torch.arange(2 * 16).reshape(2, 16) * 20}),
         ),
         grid=VIDEO,
     ),
@@ -235,9 +224,7 @@ VIDEOS: dict[str, Case] = {
             vace_in_channels=6,
         ),
         sample(
-            hidden_states=randn(BATCH, 4, 2, 4, 8),
-            timestep=STEP,
-            encoder_hidden_states=TEXT,
+            **CLIP,
             control_hidden_states=randn(BATCH, 6, 2, 4, 8, seed=3),
         ),
         grid=VIDEO,
