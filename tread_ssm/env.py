@@ -9,7 +9,7 @@ import platform
 import torch
 
 from tread_ssm.scan.dispatch import ENVIRONMENT_VARIABLE, choose_backend, unavailable
-from tread_ssm.scan.ops import GATE, SCAN, SSD, Operation
+from tread_ssm.scan.ops import CONV, OPERATIONS, Operation
 from tread_ssm.scan.selective.cpu import library
 
 PACKAGES = ("tread_ssm", "torch", "triton", "mamba-ssm", "causal-conv1d")
@@ -31,8 +31,9 @@ def report() -> str:
     ]
     for device in devices:
         for dtype in DTYPES:
-            for operation in (SCAN, SSD, GATE):  # the convolution has the scan's backends
-                lines += _choice(operation, device, dtype)
+            for operation in OPERATIONS:
+                if operation is not CONV:  # it has the scan's backends
+                    lines += _choice(operation, device, dtype)
     return "\n".join(lines)
 
 
