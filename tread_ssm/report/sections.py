@@ -168,7 +168,7 @@ def _savings(cost: PlanCost, times: StepTimes) -> str:
         f"{title}\n\n![tokens per block, and what is left of the cost](report/routing.png)\n\n"
         f"{table(('', 'dense', 'routed', 'routed / dense'), rows)}\n\n"
         f"Times are medians of {times.repeats} real training steps of this model (forward, loss, "
-        "backward, clipping, AdamW), dense and routed taking turns in one process. FLOPs count "
+        "backward, clipping, optimiser), dense and routed taking turns in one process. FLOPs count "
         "matrix products, convolutions, attention and scans."
     )
 
