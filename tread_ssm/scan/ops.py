@@ -70,6 +70,7 @@ SELECTIVE_BACKENDS = {
 }
 SSD_BACKENDS = {
     "triton": "tread_ssm.scan.decayed.triton",
+    "mamba_ssm": "tread_ssm.scan.decayed.mamba_ssm",
     "cpu": "tread_ssm.scan.decayed.cpu",
     "matmul": "tread_ssm.scan.decayed.matmul",
     "reference": "tread_ssm.scan.decayed.reference",
