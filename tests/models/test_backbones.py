@@ -43,6 +43,10 @@ CONFIGS: dict[str, ModelConfig] = {
         attention=AttentionConfig(head_dim=8),
     ),
     "zigmamba_mamba3": ZigMambaConfig(**SHAPE, dim=16, depth=5, mixer=Mamba3Config(**HEADS)),
+    "dim_both_ways": DiMConfig(
+        **{**SHAPE, "dim": 16, "depth": 5},
+        mixer=Mamba2Config(**HEADS, bidirectional=True, own_backward=True),
+    ),
 }
 every_backbone = pytest.mark.parametrize("name", CONFIGS)
 

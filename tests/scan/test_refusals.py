@@ -17,7 +17,7 @@ from tests.scan.selective.cases import (
     scan_inputs,
 )
 from tread_ssm.scan import causal_conv, selective_scan, ssd
-from tread_ssm.scan.inputs import ConvInputs, GateInputs, ScanInputs, SSDInputs
+from tread_ssm.scan.inputs import BothInputs, ConvInputs, GateInputs, ScanInputs, SSDInputs
 from tread_ssm.scan.ops import OPERATIONS
 from tread_ssm.scan.selective import cpu
 
@@ -162,6 +162,11 @@ def operators(kind):
     if kind is GateInputs:
         good = GateInputs(*torch.randn(2, 2, 12, 4, 5), torch.rand(4, 5))
         return torch.ops.tread_ssm.gate_forward, torch.ops.tread_ssm.gate_backward, good
+    if kind is BothInputs:
+        there = ssd_inputs(SSD_CASE, torch.float32)
+        there.pop("diagonal")
+        good = BothInputs(**there, **{f"back_{n}": None for n in there if n != "v"})
+        return torch.ops.tread_ssm.both_forward, torch.ops.tread_ssm.both_backward, good
     good = ConvInputs(**conv_inputs(CONV_CASE, torch.float32))
     return torch.ops.tread_ssm.conv_forward, torch.ops.tread_ssm.conv_backward, good
 

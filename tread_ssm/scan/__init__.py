@@ -2,11 +2,22 @@
 
 from tread_ssm.scan.dispatch import (
     BACKENDS,
+    Direction,
     causal_conv,
     choose_backend,
     gated_norm,
     selective_scan,
     ssd,
+    ssd_both_ways,
 )
 
-__all__ = ["BACKENDS", "causal_conv", "choose_backend", "gated_norm", "selective_scan", "ssd"]
+__all__ = [
+    "BACKENDS",
+    "Direction",
+    "causal_conv",
+    "choose_backend",
+    "gated_norm",
+    "selective_scan",
+    "ssd",
+    "ssd_both_ways",
+]

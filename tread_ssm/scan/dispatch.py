@@ -12,14 +12,31 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from tread_ssm.scan.decayed.masked import LONGEST
 from tread_ssm.scan.gated import reference as plain
-from tread_ssm.scan.inputs import ConvInputs, GateInputs, ScanInputs, SSDInputs, converted
-from tread_ssm.scan.ops import CONV, GATE, OPERATIONS, SCAN, SELECTIVE_BACKENDS, SSD, Operation
+from tread_ssm.scan.inputs import (
+    BothInputs,
+    ConvInputs,
+    GateInputs,
+    ScanInputs,
+    SSDInputs,
+    converted,
+)
+from tread_ssm.scan.ops import (
+    BOTH,
+    CONV,
+    GATE,
+    OPERATIONS,
+    SCAN,
+    SELECTIVE_BACKENDS,
+    SSD,
+    Operation,
+)
 from tread_ssm.tokens import is_whole
 
 ENVIRONMENT_VARIABLE = "TREAD_SSM_BACKEND"
@@ -192,14 +209,73 @@ def _around(x: SSDInputs, backend: str) -> Tensor:
     written = x.v if x.scale is None else (x.v * x.scale.unsqueeze(-1)).to(x.v.dtype)
     bare = x._replace(v=written, scale=None, diagonal=None)
     y: Tensor = torch.ops.tread_ssm.ssd_forward.default(*bare, backend)[0]
-    diagonal = x.diagonal
+    return _plus_diagonal(y, x.diagonal, x.v, x.order)
+
+
+def _plus_diagonal(y: Tensor, diagonal: Tensor | None, v: Tensor, order: Tensor | None) -> Tensor:
+    """y + diagonal v where something was visited."""
     if diagonal is None:
         return y
-    if x.order is not None and x.order.shape[-1] < x.v.shape[1]:
+    if order is not None and order.shape[-1] < v.shape[1]:
         visited = diagonal.new_zeros(diagonal.shape[:2])
-        visited = visited.scatter(1, x.order.expand(len(visited), -1), 1.0)
+        visited = visited.scatter(1, order.expand(len(visited), -1), 1.0)
         diagonal = diagonal * visited.unsqueeze(-1)
-    return y + diagonal.unsqueeze(-1) * x.v
+    return y + diagonal.unsqueeze(-1) * v
+
+
+class Direction(NamedTuple):
+    """What one direction of `ssd_both_ways` has of its own; the arguments of `ssd`."""
+
+    q: Tensor
+    k: Tensor
+    log_decay: Tensor
+    order: Tensor | None = None
+    gap: Tensor | None = None
+    scale: Tensor | None = None
+
+
+def ssd_both_ways(
+    v: Tensor,
+    there: Direction,
+    back: Direction,
+    diagonal: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """`ssd` along two orders of the same positions, summed.
+
+    The backend `matmul` makes one product of it, in which the way back is a second mask, for up to
+    256 positions; where both ways have the very same tensors as q and k, these are multiplied once.
+    Other backends run twice.
+
+    Args:
+        v: (B, L, H, P) float, as in `ssd`.
+        there: The first direction.
+        back: The second. Its order visits the same positions.
+        diagonal: (B, L, H) or None: 0. Added once.
+        backend: As in `ssd`.
+
+    Returns:
+        (B, L, H, P) in v's dtype; see `ssd`.
+
+    Raises:
+        ValueError, TypeError, NotImplementedError: As selective_scan.
+    """
+    if (there.scale is None) != (back.scale is None):
+        raise ValueError("ssd_both_ways: one way has a scale, the other has none; give both one.")
+    first = SSDInputs(there.q, there.k, v, *there[2:], diagonal)
+    x = converted("ssd_both_ways", first)
+    chosen = choose_backend(backend, v.device.type, x.v.dtype, SSD)
+    if chosen not in BOTH.backends or v.shape[1] > LONGEST:
+        return ssd(*first, backend=chosen) + ssd(back.q, back.k, v, *back[2:], backend=chosen)
+    x.check()
+    own = [None if b is t else b for b, t in zip(back, there, strict=True)]
+    own[3:5] = back.order, back.gap
+    if own[0] is not None or own[1] is not None:
+        own[:2] = back.q, back.k
+    both = converted("ssd_both_ways", BothInputs(*x[:7], *own))
+    y = torch.ops.tread_ssm.both_forward.default(*both, chosen)[0]
+    return _plus_diagonal(y, x.diagonal, both.v, x.order).to(v.dtype)
 
 
 def gated_norm(

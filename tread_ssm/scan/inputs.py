@@ -98,12 +98,7 @@ class SSDInputs(NamedTuple):
             ValueError, TypeError: As in check_tensors.
         """
         check_tensors("ssd", self)
-        groups, heads = self.q.shape[2], self.v.shape[2]
-        if heads % groups:
-            raise ValueError(
-                f"ssd: v has H = {heads} heads, q and k have G = {groups} groups; H must be a "
-                "multiple of G."
-            )
+        check_groups("ssd", self.q, self.v)
 
     def refuse_terms(self, backend: str) -> None:
         """For a backend without scale and diagonal, which `ssd` then adds around it.
@@ -115,6 +110,38 @@ class SSDInputs(NamedTuple):
             raise ValueError(
                 f"ssd: the backend {backend} takes no scale and no diagonal; call tread_ssm.ssd."
             )
+
+
+class BothInputs(NamedTuple):
+    """What `ssd_both_ways` computes from: `v`, and a direction twice. Of the way back, what is None
+    is as on the way there, but for `back_order` and `back_gap`."""
+
+    q: Annotated[Tensor, "data", "BLGN"]
+    k: Annotated[Tensor, "data", "BLGN"]
+    v: Annotated[Tensor, "data", "BLHP"]
+    log_decay: Annotated[Tensor, "wide", "BLH"]
+    order: Annotated[Tensor | None, "visits", "BK"]
+    gap: Annotated[Tensor | None, "visits", "BK"]
+    scale: Annotated[Tensor | None, "wide", "BLH"]
+    back_q: Annotated[Tensor | None, "data", "BLGN"]
+    back_k: Annotated[Tensor | None, "data", "BLGN"]
+    back_log_decay: Annotated[Tensor | None, "wide", "BLH"]
+    back_order: Annotated[Tensor | None, "visits", "BK"]
+    back_gap: Annotated[Tensor | None, "visits", "BK"]
+    back_scale: Annotated[Tensor | None, "wide", "BLH"]
+
+    def check(self) -> None:
+        """Check shapes, dtypes and devices, that G divides H, and what must be given together.
+
+        Raises:
+            ValueError, TypeError: As in check_tensors.
+        """
+        check_tensors("ssd_both_ways", self)
+        check_groups("ssd_both_ways", self.q, self.v)
+        if (self.back_q is None) != (self.back_k is None):
+            raise ValueError("ssd_both_ways: give both q and k of the way back, or neither.")
+        if self.scale is None and self.back_scale is not None:
+            raise ValueError("ssd_both_ways: a scale of the way back needs one of the way there.")
 
 
 class GateInputs(NamedTuple):
@@ -159,7 +186,8 @@ def arguments_of(inputs: type) -> tuple[Argument, ...]:
 
 
 ARGUMENTS: dict[type, tuple[Argument, ...]] = {
-    inputs: arguments_of(inputs) for inputs in (ScanInputs, ConvInputs, SSDInputs, GateInputs)
+    inputs: arguments_of(inputs)
+    for inputs in (ScanInputs, ConvInputs, SSDInputs, BothInputs, GateInputs)
 }
 
 
@@ -244,6 +272,16 @@ def check_tensors(where: str, inputs: Any) -> None:
             raise ValueError(
                 f"{where}: {name} is on {x.device}, but the input on {device}; move one."
             )
+
+
+def check_groups(where: str, q: Tensor, v: Tensor) -> None:
+    """Raises ValueError unless the heads of v (B, L, H, P) share the groups of q (B, L, G, N)."""
+    groups, heads = q.shape[2], v.shape[2]
+    if heads % groups:
+        raise ValueError(
+            f"{where}: v has H = {heads} heads, q and k have G = {groups} groups; H must be a "
+            "multiple of G."
+        )
 
 
 def _check_visits(

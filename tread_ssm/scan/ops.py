@@ -18,6 +18,8 @@ two operations, decayed/reference.py of the third, gated/reference.py of the las
     conv_forward(x: ConvInputs) -> y
     conv_backward(grad_y, x: ConvInputs) -> Gradients
     ssd_forward, ssd_backward, ssd_states_shape: like those of the scan, of SSDInputs
+    both_forward, both_backward: like those of the convolution, of BothInputs; decayed/masked.py
+    alone has them, and other backends run `ssd` twice
     gate_forward, gate_backward: like those of the convolution, of GateInputs
     unavailable(device, dtype) -> reason why it cannot run, or None
     FAST_ON: the types of device on which it is fast; elsewhere its use is warned of
@@ -52,6 +54,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from tread_ssm.scan.inputs import (
     ARGUMENTS,
+    BothInputs,
     ConvInputs,
     GateInputs,
     Gradients,
@@ -75,6 +78,7 @@ SSD_BACKENDS = {
     "matmul": "tread_ssm.scan.decayed.matmul",
     "reference": "tread_ssm.scan.decayed.reference",
 }
+BOTH_BACKENDS = {"matmul": "tread_ssm.scan.decayed.masked"}
 GATE_BACKENDS = {
     "cpu": "tread_ssm.scan.gated.cpu",
     "reference": "tread_ssm.scan.gated.reference",
@@ -302,7 +306,7 @@ def _conv_flops(which: str, x: ConvInputs) -> int:
     return FLOPS_PER_TAP[which] * batch * visits * dim * width
 
 
-def _ssd_flops(which: str, x: SSDInputs) -> int:
+def _ssd_flops(which: str, x: SSDInputs | BothInputs) -> int:
     (batch, length, heads, channels), state = x.v, x.q[3]
     visits = length if x.order is None else x.order[-1]
     return FLOPS_PER_SSD_STEP[which] * batch * visits * heads * channels * state
@@ -315,10 +319,19 @@ CONV = Operation(
 SSD = Operation(
     "ssd", "ssd", SSDInputs, SSD_BACKENDS, _ssd_flops, like=SSDInputs._fields.index("v")
 )
+BOTH = Operation(
+    "ssd_both_ways",
+    "both",
+    BothInputs,
+    BOTH_BACKENDS,
+    lambda which, x: 2 * _ssd_flops(which, x),
+    like=BothInputs._fields.index("v"),
+    keeps_states=False,
+)
 GATE = Operation(
     "gated_norm", "gate", GateInputs, GATE_BACKENDS, lambda which, x: 0, keeps_states=False
 )
 
-OPERATIONS = (SCAN, CONV, SSD, GATE)
+OPERATIONS = (SCAN, CONV, SSD, BOTH, GATE)
 for _operation in OPERATIONS:
     define(_operation)

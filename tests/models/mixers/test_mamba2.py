@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.func import functional_call
 
 from tread_ssm.models.mixers import Mamba2, Mamba2Config
 from tread_ssm.routing import Layout, TokenSubset
@@ -141,29 +142,62 @@ def test_it_equals_the_mixer_of_transformers_with_the_same_weights(length: int) 
         torch.testing.assert_close(grad, theirs_by_name[name], rtol=1e-3, atol=1e-4)
 
 
+def directions(made: Mamba2) -> list[dict[str, Tensor]]:
+    """The parameters of one mixer for each direction, as parts of those of `made`."""
+    with torch.no_grad():
+        made.conv1d.weight[..., :-1] = 0
+    sizes, heads = made.sizes, made.heads
+    ways = (len(sizes) - 1) // 2
+    conv_weight, conv_bias = (made.conv1d.weight.split(sizes), made.conv1d.bias.split(sizes))
+    found = []
+    for way, D in zip((0, ways - 1), (made.D, made.D * 0), strict=True):
+        parts = (0, 1 + 2 * way, 2 + 2 * way)
+        z, mixed, dt = made.in_proj.weight.split(made.in_proj.sizes)
+        rows = [mixed.split(sizes)[i] for i in parts]
+        found.append(
+            {
+                "in_proj.weight": torch.cat([z, *rows, dt.split(heads)[way]]),
+                "conv1d.weight": torch.cat([conv_weight[i] for i in parts]),
+                "conv1d.bias": torch.cat([conv_bias[i] for i in parts]),
+                "dt_bias": made.dt_bias.split(heads)[way],
+                "A_log": made.A_log.split(heads)[way],
+                "D": D,
+                "out_proj.weight": made.out_proj.weight,
+            }
+        )
+    return found
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
 @pytest.mark.parametrize("order", ["raster", "column"])
 @pytest.mark.parametrize(
     "options", [{}, {"gap_decay": True, "true_distance_conv": True}], ids=["plain", "options"]
 )
-def test_both_directions_are_summed(order: str, options: dict[str, bool]) -> None:
-    """Where all else is linear, two directions are two mixers along opposite orders."""
+def test_two_directions_are_two_passes_along_opposite_orders(
+    order: str, options: dict[str, object], own: bool
+) -> None:
+    """Where all else is linear, and the convolution reads the token itself."""
     back = f"{order}_reversed"
-    both, one, other = (
-        mixer(order, norm=False, bidirectional=True, **options),
-        mixer(order, norm=False, **options),
-        mixer(back, norm=False, **options),
-    )
-    with torch.no_grad():
-        for made in (both, one, other):
-            made.D.zero_()
-            made.conv1d.weight[..., :-1] = 0
+    options = {"norm": False, **options}
+    both = mixer(order, bidirectional=True, own_backward=own, **options)
+    passes = [mixer(name, **options) for name in (order, back)]
     index = torch.stack([torch.randperm(N)[:7].sort().values for _ in range(2)])
     tables = {name: rank_table(name, GRID) for name in (order, back)}
     for layout, n in ((Layout(GRID, index, 2, tables), 9), (Layout(GRID, None, 2, tables), 17)):
-        x = torch.randn(2, n, 8, dtype=torch.float64)
-        torch.testing.assert_close(
-            both(x, layout), one(x, layout) + other(x, layout), rtol=1e-10, atol=1e-10
+        x = torch.randn(2, n, 8, dtype=torch.float64, requires_grad=True)
+        weight = torch.randn_like(x)
+        expected = sum(
+            functional_call(one, state, (x, layout))
+            for one, state in zip(passes, directions(both), strict=True)
         )
+        out = both(x, layout)
+        torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
+        leaves = [x, *both.parameters()]
+        grads = [torch.autograd.grad((y * weight).sum(), leaves) for y in (out, expected)]
+        for name, got, want in zip(["x", *dict(both.named_parameters())], *grads, strict=True):
+            if name == "conv1d.weight":  # the other taps are zero, but have gradients
+                got, want = got[..., -1], want[..., -1]
+            torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10, msg=name)
 
 
 def test_it_starts_as_mamba2_says() -> None:
@@ -187,6 +221,7 @@ def test_it_starts_as_mamba2_says() -> None:
         ({"d_conv": 5}, r"d_conv is 5; it must be in 2\.\.4"),
         ({"head_dim": 3}, "16 channels are not a multiple of head_dim 3"),
         ({"head_dim": 4, "groups": 3}, "4 heads cannot be shared by 3 groups"),
+        ({"own_backward": True}, "own_backward needs bidirectional"),
     ],
 )
 def test_impossible_mixers_are_refused(options: dict[str, int], message: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.func import functional_call
 
 from tread_ssm.models.mixers import Mamba3, Mamba3Config
 from tread_ssm.routing import Layout
@@ -158,28 +159,49 @@ def test_a_step_of_zero_is_not_a_missing_token() -> None:
     assert float(difference[:3].max()) < 1e-12 and float(difference[3]) > 1e-3
 
 
+def directions(made: Mamba3) -> list[dict[str, Tensor]]:
+    """The parameters of one mixer for each direction, as parts of those of `made`."""
+    ways = 2 if made.config.own_backward else 1
+    z, u, *others = made.in_proj.weight.split(made.sizes)
+    found = []
+    for way, D in zip((0, ways - 1), (made.D, made.D * 0), strict=True):
+        rows = [part.unflatten(0, (ways, -1))[way] for part in others]
+        own = {n: getattr(made, n).chunk(ways)[way] for n in ("dt_bias", "B_bias", "C_bias")}
+        same = {f"{n}.weight": getattr(made, n).weight for n in ("B_norm", "C_norm", "out_proj")}
+        found.append({**own, **same, "in_proj.weight": torch.cat([z, u, *rows]), "D": D})
+    return found
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
 @pytest.mark.parametrize("order", ["raster", "column"])
 @pytest.mark.parametrize(
-    "options", [{}, {"gap_decay": True, "true_distance": True}], ids=["plain", "options"]
+    "options",
+    [{}, {"gap_decay": True, "true_distance": True}, {"rope_fraction": 0.0}],
+    ids=["plain", "options", "no_angles"],
 )
-def test_both_directions_are_summed(order: str, options: dict[str, bool]) -> None:
-    """Where all else is linear, two directions are two mixers along opposite orders."""
+def test_two_directions_are_two_passes_along_opposite_orders(
+    order: str, options: dict[str, object], own: bool
+) -> None:
+    """Where all else is linear."""
     back = f"{order}_reversed"
-    both, one, other = (
-        mixer(order, norm=False, bidirectional=True, **options),
-        mixer(order, norm=False, **options),
-        mixer(back, norm=False, **options),
-    )
-    with torch.no_grad():
-        for made in (both, one, other):
-            made.D.zero_()
+    options = {"norm": False, **options}
+    both = mixer(order, bidirectional=True, own_backward=own, **options)
+    passes = [mixer(name, **options) for name in (order, back)]
     index = torch.stack([torch.randperm(N)[:7].sort().values for _ in range(2)])
     tables = {name: rank_table(name, GRID) for name in (order, back)}
     for layout, n in ((Layout(GRID, index, 2, tables), 9), (Layout(GRID, None, 2, tables), 17)):
-        x = torch.randn(2, n, 8, dtype=torch.float64)
-        torch.testing.assert_close(
-            both(x, layout), one(x, layout) + other(x, layout), rtol=1e-10, atol=1e-10
+        x = torch.randn(2, n, 8, dtype=torch.float64, requires_grad=True)
+        weight = torch.randn_like(x)
+        expected = sum(
+            functional_call(one, state, (x, layout))
+            for one, state in zip(passes, directions(both), strict=True)
         )
+        out = both(x, layout)
+        torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
+        leaves = [x, *both.parameters()]
+        grads = [torch.autograd.grad((y * weight).sum(), leaves) for y in (out, expected)]
+        for name, got, want in zip(["x", *dict(both.named_parameters())], *grads, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10, msg=name)
 
 
 def test_it_starts_as_mamba3_says() -> None:
@@ -203,6 +225,7 @@ def test_it_starts_as_mamba3_says() -> None:
         ({"decay": "relu"}, "decay is 'relu'"),
         ({"decay_floor": -1.0}, r"decay_floor is -1\.0"),
         ({"head_dim": 3}, "not a multiple of head_dim 3"),
+        ({"own_backward": True}, "own_backward needs bidirectional"),
     ],
 )
 def test_impossible_mixers_are_refused(options: dict[str, object], message: str) -> None:

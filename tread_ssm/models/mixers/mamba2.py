@@ -23,10 +23,11 @@ from tread_ssm.models.mixers.mixer import (
     Mixer,
     SplitLinear,
     check_range,
+    check_ways,
     count_heads,
     init_step_bias,
 )
-from tread_ssm.scan import causal_conv, gated_norm, ssd
+from tread_ssm.scan import Direction, causal_conv, gated_norm, ssd, ssd_both_ways
 from tread_ssm.scan.order import OrderName
 from tread_ssm.tokens import Layout
 
@@ -46,6 +47,12 @@ class Mamba2Config(BaseMixerConfig):
             parameters; the prefix comes first in both. The convolution goes forward.
         gap_decay: The carried state also decays over the missing tokens of a routed stream.
         true_distance_conv: The convolution's taps reach back along the full order and read zero
+        bidirectional: the products forward and backward along the order are summed; the prefix
+            comes first in both. The convolution goes forward.
+        own_backward: the way back has B, C, step sizes and decays of its own. Otherwise both ways
+            share all parameters.
+        gap_decay: the carried state also decays over the missing tokens of a routed stream.
+        true_distance_conv: the convolution's taps reach back along the full order and read zero
             where a token is missing. Otherwise they reach back along the tokens that are there.
     """
 
@@ -57,6 +64,7 @@ class Mamba2Config(BaseMixerConfig):
     groups: int = 1
     norm: bool = True
     bidirectional: bool = False
+    own_backward: bool = False
     gap_decay: bool = False
     true_distance_conv: bool = False
 
@@ -64,6 +72,7 @@ class Mamba2Config(BaseMixerConfig):
         for name in ("d_state", "expand", "head_dim", "groups"):
             check_range(f"Mamba2Config: {name}", getattr(self, name), 1)
         check_range("Mamba2Config: d_conv", self.d_conv, 2, 4)
+        check_ways("Mamba2Config", self.bidirectional, self.own_backward)
 
     def check(self, dim: int) -> None:
         """Raise ValueError where heads or groups do not divide the inner channels."""
@@ -83,20 +92,21 @@ class Mamba2(Mixer):
         y_t = C_t h_t + D x_t,            out_t = W RMSNorm(y_t * SiLU(z_t))
 
     x, B and C have passed one causal convolution and SiLU. Parameters are named and shaped as in
-    the usual Mamba-2 checkpoints.
+    the usual Mamba-2 checkpoints; those of an own way back stand behind those of the way there.
     """
 
     def __init__(self, config: Mamba2Config, dim: int, order: OrderName) -> None:
         super().__init__()
         inner, states = config.expand * dim, config.groups * config.d_state
         self.heads = count_heads("Mamba2Config", inner, config.head_dim, config.groups)
-        self.config, self.order, self.sizes = config, order, (inner, states, states)
-        mixed = sum(self.sizes)
-        self.in_proj = SplitLinear(dim, (inner, mixed, self.heads))
+        ways = 2 if config.own_backward else 1
+        self.config, self.order, self.sizes = config, order, (inner, *(2 * ways * (states,)))
+        mixed, rates = sum(self.sizes), ways * self.heads
+        self.in_proj = SplitLinear(dim, (inner, mixed, rates))
         # Holds the parameters only.
         self.conv1d = nn.Conv1d(mixed, mixed, config.d_conv, groups=mixed)
-        self.dt_bias = nn.Parameter(torch.empty(self.heads))
-        self.A_log = nn.Parameter(torch.empty(self.heads))
+        self.dt_bias = nn.Parameter(torch.empty(rates))
+        self.A_log = nn.Parameter(torch.empty(rates))
         self.D = nn.Parameter(torch.empty(self.heads))
         self.norm = GatedRMSNorm(inner, config.groups) if config.norm else gated_norm
         self.out_proj = nn.Linear(inner, dim, bias=False)
@@ -119,18 +129,20 @@ class Mamba2(Mixer):
             visits.index,
             visits.gap if c.true_distance_conv else None,
         )
-        u, B, C = mixed.split(self.sizes, dim=-1)
-        dt_BLH = F.softplus(dt.to(self.dt_bias.dtype) + self.dt_bias)
-        product = (
-            C.unflatten(-1, (c.groups, c.d_state)),
-            B.unflatten(-1, (c.groups, c.d_state)),
-            u.unflatten(-1, (self.heads, c.head_dim)),
-            dt_BLH * -torch.exp(self.A_log),
-        )
-        gap, D_BLH = visits.gap if c.gap_decay else None, self.D.expand_as(dt_BLH)
-        y_BLHP = ssd(*product, visits.index, gap, dt_BLH, D_BLH)
+        u, *states = mixed.split(self.sizes, dim=-1)
+        B, C, *_ = states = [t.unflatten(-1, (c.groups, c.d_state)) for t in states]
+        u_BLHP = u.unflatten(-1, (self.heads, c.head_dim))
+        dt = F.softplus(dt.to(self.dt_bias.dtype) + self.dt_bias)
+        steps, log_decays = ((t.split(self.heads, -1)) for t in (dt, dt * -torch.exp(self.A_log)))
+        D_BLH = self.D.expand_as(steps[0])
+        gap = visits.gap if c.gap_decay else None
+        there = Direction(C, B, log_decays[0], visits.index, gap, steps[0])
         if c.bidirectional:
             visits = layout.backward(self.order, x.device)
             gap = visits.gap if c.gap_decay else None
-            y_BLHP = y_BLHP + ssd(*product, visits.index, gap, dt_BLH)
+            B, C = states[-2:]
+            back = Direction(C, B, log_decays[-1], visits.index, gap, steps[-1])
+            y_BLHP = ssd_both_ways(u_BLHP, there, back, D_BLH)
+        else:
+            y_BLHP = ssd(there.q, there.k, u_BLHP, *there[2:], D_BLH)
         return self.out_proj(self.norm(y_BLHP.flatten(2), z))

@@ -26,11 +26,12 @@ from tread_ssm.models.mixers.mixer import (
     Mixer,
     SplitLinear,
     check_range,
+    check_ways,
     count_heads,
     init_step_bias,
     turned,
 )
-from tread_ssm.scan import gated_norm, ssd
+from tread_ssm.scan import Direction, gated_norm, ssd, ssd_both_ways
 from tread_ssm.scan.order import OrderName
 from tread_ssm.tokens import Layout, Visits
 
@@ -53,6 +54,12 @@ class Mamba3Config(BaseMixerConfig):
             same parameters; the prefix comes first in both.
         gap_decay: The carried state also decays over the missing tokens of a routed stream.
         true_distance: A token whose predecessor along the full order is missing reads no
+        bidirectional: the recurrences forward and backward along the order are summed; the prefix
+            comes first in both.
+        own_backward: the way back has B, C, step sizes, decays, trapezoids and angles of its own.
+            Otherwise both ways share all parameters.
+        gap_decay: the carried state also decays over the missing tokens of a routed stream.
+        true_distance: a token whose predecessor along the full order is missing reads no
             predecessor (lambda = 1), as a true-distance convolution reads zero there.
     """
 
@@ -66,12 +73,14 @@ class Mamba3Config(BaseMixerConfig):
     rope_fraction: float = 0.5
     norm: bool = False
     bidirectional: bool = False
+    own_backward: bool = False
     gap_decay: bool = False
     true_distance: bool = False
 
     def __post_init__(self) -> None:
         for name in ("d_state", "expand", "head_dim", "groups"):
             check_range(f"Mamba3Config: {name}", getattr(self, name), 1)
+        check_ways("Mamba3Config", self.bidirectional, self.own_backward)
         if self.decay not in ("heavy_tail", "softplus"):
             raise ValueError(
                 f"Mamba3Config: decay is {self.decay!r}; use 'heavy_tail' or 'softplus'."
@@ -102,11 +111,10 @@ class Mamba3Config(BaseMixerConfig):
 
 
 class _Scan(NamedTuple):
-    """What the recurrence computes from, before any order comes in."""
+    """What the recurrence computes from beside x, before any order comes in."""
 
     q: Tensor  # (B, L, H, N), not turned
     k: Tensor  # (B, L, H, N), not turned
-    u: Tensor  # (B, L, H, P)
     dt: Tensor  # (B, L, H)
     log_decay: Tensor  # (B, L, H), dt A
     back: Tensor  # (B, L, H), (1 - lambda) dt
@@ -124,7 +132,8 @@ class Mamba3(Mixer):
         y_t = q_t h_t + D x_t,  out_t = W (y_t * SiLU(z_t)),  a_t = exp(dt_t A_t)
 
     The middle term is moved to the token that it reads, which leaves one decayed product and a
-    correction of its diagonal. Nothing comes before the first visit.
+    correction of its diagonal. Nothing comes before the first visit. Parameters of an own way back
+    stand behind those of the way there.
     """
 
     def __init__(self, config: Mamba3Config, dim: int, order: OrderName) -> None:
@@ -132,11 +141,13 @@ class Mamba3(Mixer):
         inner, states = config.expand * dim, config.groups * config.d_state
         heads = count_heads("Mamba3Config", inner, config.head_dim, config.groups)
         self.config, self.order, self.heads = config, order, heads
-        self.sizes = (inner, inner, states, states, heads, heads, heads, config.angles)
+        ways = 2 if config.own_backward else 1
+        of_each = (states, states, heads, heads, heads, config.angles)
+        self.sizes = (inner, inner, *(ways * size for size in of_each))
         self.in_proj = SplitLinear(dim, self.sizes)
-        self.dt_bias = nn.Parameter(torch.empty(heads))
-        self.B_bias = nn.Parameter(torch.empty(heads, config.d_state))
-        self.C_bias = nn.Parameter(torch.empty(heads, config.d_state))
+        self.dt_bias = nn.Parameter(torch.empty(ways * heads))
+        self.B_bias = nn.Parameter(torch.empty(ways * heads, config.d_state))
+        self.C_bias = nn.Parameter(torch.empty(ways * heads, config.d_state))
         self.B_norm = nn.RMSNorm(config.d_state, eps=1e-5)
         self.C_norm = nn.RMSNorm(config.d_state, eps=1e-5)
         self.D = nn.Parameter(torch.empty(heads))
@@ -160,31 +171,38 @@ class Mamba3(Mixer):
         scan = _Scan(
             self._heads(self.C_norm, C.to(wide)) + self.C_bias,
             self._heads(self.B_norm, B.to(wide)) + self.B_bias,
-            u_BLHP,
             dt,
             -dt * decay_rate(rate, c.decay).clamp(min=c.decay_floor),
             dt * torch.sigmoid(-trapezoid),
             angle,
         )
-        y_BLHP = self._recurrence(scan, layout.visits(self.order), self.D)
+        first = last = scan
+        if c.own_backward:
+            halves = [t.chunk(2, dim=2) for t in scan]
+            first, last = (_Scan(*(half[way] for half in halves)) for way in range(2))
+        there, diagonal = self._direction(first, layout.visits(self.order), u.dtype)
         if c.bidirectional:
-            y_BLHP = y_BLHP + self._recurrence(scan, layout.backward(self.order, x.device))
+            back, more = self._direction(last, layout.backward(self.order, x.device), u.dtype)
+            y_BLHP = ssd_both_ways(u_BLHP, there, back, self.D + diagonal + more)
+        else:
+            y_BLHP = ssd(there.q, there.k, u_BLHP, *there[2:], self.D + diagonal)
         return self.out_proj(gated_norm(self.norm(y_BLHP.flatten(2)), z))
 
-    def _recurrence(self, scan: _Scan, visits: Visits, D: Tensor | float = 0.0) -> Tensor:
-        """q_t h_t + D x_t, (B, L, H, P): one product whose diagonal is corrected."""
+    def _direction(
+        self, scan: _Scan, visits: Visits, dtype: torch.dtype
+    ) -> tuple[Direction, Tensor]:
+        """q_t h_t as one product, and what corrects its diagonal (B, L, H)."""
         theta, back, following = self._along(visits, scan)
-        q, k = turned(scan.q, theta), turned(scan.k, theta)
-        return ssd(
-            q.to(scan.u.dtype),
-            k.to(scan.u.dtype),
-            scan.u,
+        direction = Direction(
+            turned(scan.q, theta).to(dtype),
+            turned(scan.k, theta).to(dtype),
             scan.log_decay,
             visits.index,
             visits.gap if self.config.gap_decay else None,
             scan.dt - back + following,
-            D - (scan.q * scan.k).sum(-1) * following,  # turned alike, they have the same product
         )
+        # q and k are turned alike, and so have the same product.
+        return direction, -(scan.q * scan.k).sum(-1) * following
 
     def _along(self, visits: Visits, scan: _Scan) -> tuple[Tensor, Tensor, Tensor]:
         """What depends on the order: theta_BLHS, `back` of each token, and `back` of the token
@@ -201,9 +219,9 @@ class Mamba3(Mixer):
         return theta.unflatten(-1, (heads, angles)), back, following
 
     def _heads(self, norm: nn.Module, x: Tensor) -> Tensor:
-        """x_BL(GN), normed, for every head: (B, L, H, N)."""
-        groups = self.config.groups
-        return norm(x.unflatten(-1, (groups, -1))).repeat_interleave(self.heads // groups, dim=2)
+        """x_BL(GN), normed, for every head: (B, L, H, N); twice G and H with an own way back."""
+        parts = x.unflatten(-1, (-1, self.config.d_state))
+        return norm(parts).repeat_interleave(self.heads // self.config.groups, dim=2)
 
 
 def decay_rate(x: Tensor, decay: Literal["heavy_tail", "softplus"]) -> Tensor:

@@ -92,6 +92,16 @@ def check_range(name: str, value: int, least: int, most: int | None = None) -> N
         raise ValueError(f"{name} is {value}; it must be {limits}.")
 
 
+def check_ways(name: str, bidirectional: bool, own_backward: bool) -> None:
+    """Check that parameters of a way back are asked for where there is one.
+
+    Raises:
+        ValueError: They are not.
+    """
+    if own_backward and not bidirectional:
+        raise ValueError(f"{name}: own_backward needs bidirectional: true.")
+
+
 def count_heads(name: str, channels: int, head_dim: int, groups: int = 1) -> int:
     """How many heads of `head_dim` share `channels`, in `groups`.
 

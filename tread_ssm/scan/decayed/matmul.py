@@ -70,7 +70,7 @@ def ssd_backward(grad_y: Tensor, x: SSDInputs, states: Tensor) -> Gradients:
     grad_scores = _heads_first(g) @ _heads_first(t.v).mT
     scores = decays * t.scores()
     grad_v = _heads_first(scores.mT @ _heads_first(g))
-    grad_decay = _heads_first(_of_steps_between(scores.mul_(grad_scores)).unsqueeze(-1))
+    grad_decay = _heads_first(of_steps_between(scores.mul_(grad_scores)).unsqueeze(-1))
     grad_scores = grad_scores.mul_(decays).sum(3)
     grad_q = grad_scores @ t.k
     grad_k = grad_scores.mT @ t.q
@@ -192,7 +192,7 @@ def _states_after(from_outputs: Tensor, whole: Tensor) -> Tensor:
     return after
 
 
-def _of_steps_between(pairs: Tensor) -> Tensor:
+def of_steps_between(pairs: Tensor) -> Tensor:
     """Sums over pairs (i, j) of visits with j before a step and i not, per step: (..., T, T) ->
     (..., T). Never a difference of sums: strong decays would drown in its rounding."""
     until = pairs.cumsum(-1)[..., :-1].tril(-1).sum(-2)
