@@ -13,7 +13,8 @@ tokens: the part that no route saves.
 
 `python benchmarks/models.py mixers`
 
-A training step of one DiM by mixer, at 64, 256 and 366 tokens, dense and routed, by CPU time.
+A training step of one DiM by mixer, at 64, 256 and 366 tokens, dense and routed: CPU time, or time
+on a GPU where there is one. Prints, and writes results/mixers_<device>.json and .md.
 
 `python benchmarks/models.py throughput --size dim_l --batch 256`
 
@@ -27,14 +28,19 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.origin import measurement, write_results
 from tread_ssm import Route, RoutePlan
 from tread_ssm.config.run import load_config
 from tread_ssm.models import (
@@ -53,6 +59,7 @@ from tread_ssm.tables import markdown_table
 from tread_ssm.timing import median_of_pairs, take_turns
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -160,10 +167,11 @@ GRIDS = {64: (16, 0), 256: (32, 0), 366: (32, 3)}
 """Side of the latents and DiM's padding tokens, by the number of tokens (a prefix of 2 aside)."""
 
 
-def mixers(dim: int, batch: int, repeats: int) -> str:
-    """Markdown: CPU time of a step of 7 blocks by mixer, and its median ratio to Mamba-1's."""
-    lines = []
-    for tokens, (side, pads) in GRIDS.items():
+def mixers(dim: int, batch: int, repeats: int, grids: dict[int, tuple[int, int]]) -> dict[str, Any]:
+    """Seconds of a step of 7 blocks by mixer, and its median ratio to Mamba-1's."""
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    rows = []
+    for tokens, (side, pads) in grids.items():
         for name, routes in (("dense", ()), ("routed", (Route(1, -1),))):
             sides = {
                 kind: training_step(
@@ -176,12 +184,36 @@ def mixers(dim: int, batch: int, repeats: int) -> str:
                 )
                 for kind, mixer in MIXERS.items()
             }  # fmt: skip
-            seconds = take_turns(sides, repeats, time.process_time)
+            seconds = take_turns(sides, repeats, clock)
             for kind, times in seconds.items():
                 ratio = median_of_pairs(times, seconds["mamba1"])
-                ms = f"{1e3 * statistics.median(times):.0f}"
-                lines.append([str(tokens), name, kind, ms, f"{ratio:.3f}"])
-    return markdown_table(["tokens", "step", "mixer", "CPU ms", "over Mamba-1"], lines)
+                row = {"tokens": tokens, "step": name, "mixer": kind}
+                rows.append({**row, "s": statistics.median(times), "over_mamba1": ratio})
+    return {**measurement(), "width": dim, "batch": batch, "repeats": repeats, "rows": rows}
+
+
+def mixers_markdown(found: dict[str, Any]) -> str:
+    """The text of results/mixers_<device>.md."""
+    clock = "time on the GPU" if found["gpu"] else "CPU time"
+    what = (
+        f"A training step of DiM by mixer, {clock}: 7 blocks of {found['width']} channels, batch "
+        f"{found['batch']}, medians of {found['repeats']} turns, threads: {found['threads']}. "
+        f"{found['gpu'] or ''} {found['machine']}, commit {found['commit']}, {found['date']}, load "
+        f"of the machine at the start {found['load']:.1f}; `{found['command']}`."
+    )
+    columns = [(m, s) for m in MIXERS for s in ("dense", "routed")]
+    cells = {(r["tokens"], r["mixer"], r["step"]): r for r in found["rows"]}
+    lines = []
+    for tokens in dict.fromkeys(r["tokens"] for r in found["rows"]):
+        first, *others = (cells[(tokens, *column)] for column in columns)
+        second, *others = others
+        lines.append(
+            [str(tokens), f"{1e3 * first['s']:.0f}", f"{1e3 * second['s']:.0f}"]
+            + [f"{r['over_mamba1']:.2f}" for r in others]
+        )
+    head = ["tokens", "Mamba-1, dense, ms", "Mamba-1, routed, ms"]
+    head += [f"{m.replace('mamba', 'Mamba-')}, {s}, times" for m, s in columns[2:]]
+    return f"{' '.join(what.split())}\n\n{markdown_table(head, lines)}\n"
 
 
 def images_per_second(step: Callable[[], None], batch: int, repeats: int) -> float:
@@ -241,6 +273,7 @@ def main() -> None:
     parser.add_argument("--dims", type=int, nargs="+", default=[64, 128, 192], help="widths")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, help="also write the rows as JSON")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="mixers: folder to write to")
     parser.add_argument("--size", default="dim_l", help="throughput: a file of configs/")
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
     parser.add_argument("--checkpoint", action="store_true", help="throughput: recompute blocks")
@@ -250,7 +283,9 @@ def main() -> None:
         print(widths(options.dims, options.batch, options.repeats))
         return
     if options.what == "mixers":
-        print(mixers(192, options.batch, options.repeats))
+        found = mixers(192, options.batch, options.repeats, GRIDS)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        write_results(options.results, f"mixers_{device}", found, mixers_markdown(found))
         return
     if options.what == "throughput":
         throughput(

@@ -237,6 +237,22 @@ def attached() -> str:
     return f"{what}{table}\n\n{conditions}"
 
 
+def recorded(name: str, folder: Path = ROOT / "benchmarks" / "results") -> str:
+    """A table as a benchmark wrote it, if it has."""
+    path = folder / f"{name}.md"
+    return path.read_text(encoding="utf-8") if path.is_file() else UNRECORDED
+
+
+def mixer_steps() -> str:
+    """Training steps of DiM by mixer on a CPU."""
+    return recorded("mixers_cpu")
+
+
+def ssd_speed() -> str:
+    """`ssd` on a CPU against others."""
+    return recorded("ssd_cpu")
+
+
 def records() -> str:
     """The table that benchmarks/record.py keeps."""
     return (ROOT / "benchmarks" / "results" / "records.md").read_text(encoding="utf-8")
@@ -282,7 +298,10 @@ def samplers() -> str:
     return "\n".join(["| `--sampler` | what it is |", "|---|---|", *rows])
 
 
-_MEASURED = (tokens64, tokens256, runs256, quick_mixers, speedruns, attached)
+_MEASURED = (
+    *(tokens64, tokens256, runs256, quick_mixers, speedruns, attached),
+    *(mixer_steps, ssd_speed),
+)
 GENERATED = {
     f.__name__: f
     for f in (configuration, estimates, records, presets, mixers, samplers, *_MEASURED)
