@@ -8,7 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tread_ssm.models import DiM, DiMConfig, DiT, DiTConfig, ZigMamba, ZigMambaConfig
+from tread_ssm.models import (
+    DiM,
+    DiMConfig,
+    DiT,
+    DiTConfig,
+    Mamba2Config,
+    ZigMamba,
+    ZigMambaConfig,
+)
 from tread_ssm.models.dim import scan_orders
 
 SHAPE = {"image_size": 8, "channels": 3, "n_classes": 4}
@@ -56,6 +64,15 @@ def test_mixers_start_as_mamba_says() -> None:
     assert 1e-3 * 0.99 < float(dt.min()) < 2e-3 and 0.05 < float(dt.max()) < 0.1 * 1.01
     assert 0.007 < float(dt.median()) < 0.015  # log-uniform: half lies below 0.01
     assert float(mixer.dt_proj.weight.detach().abs().max()) <= mixer.dt_rank**-0.5
+
+
+@pytest.mark.parametrize("backbone", [DiMConfig, ZigMambaConfig])
+def test_the_convolution_of_mamba2_starts_as_pytorchs(backbone: type[DiMConfig]) -> None:
+    torch.manual_seed(0)
+    mixer = Mamba2Config(head_dim=16)
+    conv = backbone(**SHAPE, dim=32, depth=3, mixer=mixer).build().blocks[0].mixer.conv1d
+    for values in (conv.weight.detach(), conv.bias.detach()):  # uniform in +- 1 / sqrt(4 taps)
+        assert 0.45 < float(values.abs().max()) <= 0.5 and abs(float(values.mean())) < 0.05
 
 
 def test_linear_biases_are_zero_but_for_the_step() -> None:

@@ -54,6 +54,31 @@ def test_only_weights_that_mix_channels_decay(config: ModelConfig) -> None:
     assert rule[wanted.get(config.kind, "patches.projection.weight")]
 
 
+@pytest.mark.parametrize(
+    ("mixer", "decaying", "others"),
+    [
+        (
+            Mamba2Config(head_dim=16, bidirectional=True, own_backward=True),
+            {"in_proj.weight", "conv1d.weight", "out_proj.weight"},
+            {"conv1d.bias", "dt_bias", "A_log", "D", "norm.weight"},
+        ),
+        (
+            Mamba3Config(head_dim=16, norm=True),
+            {"in_proj.weight", "out_proj.weight"},
+            {"dt_bias", "B_bias", "C_bias", "B_norm.weight", "C_norm.weight", "D", "norm.weight"},
+        ),
+    ],
+    ids=lambda x: getattr(x, "kind", ""),
+)
+def test_what_decays_in_a_mixer(
+    mixer: Mamba2Config | Mamba3Config, decaying: set[str], others: set[str]
+) -> None:
+    """Upstream spares the step bias, A_log and D; here norms and biases are spared as well."""
+    rule = decayed(mixer.build(32, "raster"))
+    assert {name for name, decays in rule.items() if decays} == decaying
+    assert {name for name, decays in rule.items() if not decays} == others
+
+
 def test_decay_shrinks_the_decayed_and_leaves_the_others() -> None:
     model = CONFIGS[0].build()
     rule = decayed(model)

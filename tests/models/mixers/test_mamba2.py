@@ -39,7 +39,7 @@ def by_hand(m: Mamba2, tokens: dict[int, Tensor], path: list[int]) -> dict[int, 
     parts = {p: (m.in_proj.weight @ t).split(sizes) for p, t in tokens.items()}
     full = [*range(min(0, *tokens), 0), *path]
     present = [p for p in full if p in tokens]
-    h = torch.zeros(m.heads, c.d_state, c.head_dim, dtype=torch.float64)
+    h = [torch.zeros(c.d_state, c.head_dim, dtype=torch.float64) for _ in range(m.heads)]
     out, missing = {}, 0
     for time, place in enumerate(full):
         if place not in tokens:
