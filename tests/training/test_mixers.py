@@ -31,6 +31,7 @@ MODELS = {
     "hybrid": {"mixer": Mamba2Config(**HEADS, gap_decay=True), **HYBRID},
 }
 WORKER = """
+import os
 import sys
 
 from accelerate import Accelerator
@@ -45,6 +46,7 @@ for path in sys.argv[1:]:
     config = load_config(path)
     train(config, check(config))
     AcceleratorState._reset_state(reset_partial_state=True)
+os._exit(0)  # as in tests/models/test_sharded.py
 """
 
 
