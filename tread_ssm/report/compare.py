@@ -13,7 +13,7 @@ from pathlib import Path
 from tread_ssm.config.run import RunConfig
 from tread_ssm.errors import ConfigError
 from tread_ssm.files import replacing
-from tread_ssm.models.cost import backbone_cost, count_parameters
+from tread_ssm.models.cost import count_parameters
 from tread_ssm.plots.colours import save
 from tread_ssm.plots.compare import Curve, plot_curves
 from tread_ssm.report.arms import Arm, arms_of, measures_of
@@ -23,6 +23,7 @@ from tread_ssm.report.markdown import literal
 from tread_ssm.report.page import TIMELINE, Timeline, write_page
 from tread_ssm.report.paired import paired_samples
 from tread_ssm.tables import markdown_table, short
+from tread_ssm.training.cost import training_cost
 
 
 def write_comparison(runs: Sequence[str | Path], out: Path) -> Path:
@@ -102,7 +103,7 @@ def _routes(config: RunConfig) -> str:
     plan = config.plan
     if not plan.routes:
         return "none"
-    share = backbone_cost(config.model, plan).step_share
+    share = training_cost(config, plan).step_share
     routes = ", ".join(f"{r.drop:g} over {r.start} to {r.stop}" for r in plan.routes)
     return f"{routes}; {share:.0%} of a dense step's FLOPs"
 

@@ -29,9 +29,10 @@ from torch import Tensor, nn
 from tread_ssm.config.run import RunConfig
 from tread_ssm.models import ModelConfig
 from tread_ssm.models.backbone import Backbone, MixedConfig
-from tread_ssm.models.cost import backbone_cost
 from tread_ssm.models.mixers import Attention
 from tread_ssm.tables import duration, markdown_table, short
+from tread_ssm.training.cost import training_cost
+from tread_ssm.training.heads import with_heads
 
 A100_FLOPS, A100_BYTES = 312e12, 80e9
 USABLE = 0.85
@@ -119,8 +120,10 @@ def estimate(config: RunConfig, gpus: int) -> Estimate:
     model, options = config.model, config.train
     with torch.device("meta"):
         network = model.build()
+        trained = with_heads(network, config.auxiliary)
     parameters = sum(p.numel() for p in network.parameters())
-    cost = backbone_cost(model, config.plan).routed
+    heads = sum(p.numel() for p in trained.parameters()) - parameters
+    cost = training_cost(config).routed
     dense = max(cost.tokens)
     skips = {target for _, target in network.skips}
     per_block = [of[i in skips] for i, of in enumerate(bytes_of_blocks(model))]
@@ -130,8 +133,9 @@ def estimate(config: RunConfig, gpus: int) -> Estimate:
     ways = {True: (4 * model.dim * sum(cost.tokens) + max(image), max(fixed))}
     ways[False] = (sum(image), sum(fixed))
     kept, copies = ways[options.checkpoint_gradients]
-    # float32: weights, gradients, AdamW's two moments, the average. DDP's buckets hold the
-    # gradients once more. FSDP2 has a block (and the next) whole, and its gradient.
+    # float32: weights, gradients, AdamW's two moments, the average (heads of losses have none).
+    # DDP's buckets hold the gradients once more. FSDP2 has a block (and the next) whole, and its
+    # gradient.
     block = 4 * max(sum(p.numel() for p in b.parameters()) for b in network.blocks)
     rows = -(-options.batch_size // gpus)
     flops = cost.training + (cost.forward if options.checkpoint_gradients else 0)
@@ -142,8 +146,8 @@ def estimate(config: RunConfig, gpus: int) -> Estimate:
         gpus=gpus,
         parameters=parameters,
         activations={way: activations for way, (activations, _) in ways.items()},
-        ddp=Memory(24 * parameters, copies, kept, rows),
-        fsdp2=Memory(20 * parameters / gpus + 3 * block, copies, kept, rows),
+        ddp=Memory(24 * parameters + 20 * heads, copies, kept, rows),
+        fsdp2=Memory((20 * parameters + 16 * heads) / gpus + 3 * block, copies, kept, rows),
         seconds=options.steps * step,
         images_per_second=options.batch_size / step,
     )

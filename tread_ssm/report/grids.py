@@ -20,7 +20,6 @@ from tread_ssm.pretrained import Export
 from tread_ssm.report.page import Stage, Timeline
 from tread_ssm.sampling.generate import generate_all
 from tread_ssm.sampling.image_grid import save_grid, spread, to_uint8
-from tread_ssm.sampling.recipe import Recipe
 
 _MOST_STAGES = 24  # a page stays small
 _MOST_SEARCHED = 20_000  # images that a neighbour is looked for among
@@ -68,7 +67,7 @@ def nearest_samples(model: nn.Module, run: Export, data: Data, folder: Path) -> 
     samples = generate_all(
         model,
         run,
-        Recipe.of(run.sample),
+        run.sample.recipe,
         torch.tensor(rows),
         seed=0,
         decode=lambda x: to_uint8(x, values),

@@ -10,9 +10,9 @@ from typing import Any
 from tread_ssm.config.run import RunConfig, load_config
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.errors import ConfigError
-from tread_ssm.models.cost import backbone_cost
 from tread_ssm.routing import RoutePlan
 from tread_ssm.routing.cost import Cost
+from tread_ssm.training.cost import training_cost
 from tread_ssm.training.metrics import read_metrics
 
 _LOGGED = ("images", "seconds", "images_per_second", "loss")
@@ -80,7 +80,7 @@ def training_flops(config: RunConfig, steps: Sequence[int]) -> list[float]:
             share = schedule.share(done, total)
             if share not in costs:
                 plan = schedule.at(config.plan, done, total)
-                costs[share] = _expected(plan, backbone_cost(config.model, plan).routed)
+                costs[share] = _expected(plan, training_cost(config, plan).routed)
             spent += costs[share] * config.train.batch_size
             done += 1
         found.append(spent)

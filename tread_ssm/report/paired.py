@@ -15,7 +15,6 @@ from tread_ssm.report.arms import Arm
 from tread_ssm.report.markdown import literal
 from tread_ssm.sampling.generate import generate_all
 from tread_ssm.sampling.image_grid import decoder, save_grid, spread, to_uint8
-from tread_ssm.sampling.recipe import Recipe
 
 COLUMNS = 8  # images of a class
 _ROWS = 6  # classes at most
@@ -61,5 +60,5 @@ def _sampled(model: nn.Module, run: Export, rows: Sequence[int]) -> np.ndarray:
         def decode(x: torch.Tensor) -> np.ndarray:
             return to_uint8(x, run.values)
 
-    images = generate_all(model, run, Recipe.of(run.sample), labels, seed=0, decode=decode)
+    images = generate_all(model, run, run.sample.recipe, labels, seed=0, decode=decode)
     return images.reshape(len(rows), COLUMNS, *images.shape[1:])

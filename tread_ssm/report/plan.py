@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from tread_ssm.config.run import RunConfig
 from tread_ssm.models.cost import backbone_cost, count_parameters, long_skips
+from tread_ssm.pretrained import load_export
 from tread_ssm.report.estimate import estimate
 from tread_ssm.routing.advice import advice
 from tread_ssm.routing.cost import PlanCost
 from tread_ssm.sampling.cost import sampling_cost
-from tread_ssm.sampling.recipe import Recipe
 from tread_ssm.tables import duration, markdown_table, prefix, short
+from tread_ssm.training.cost import training_cost
 from tread_ssm.training.heads import with_heads
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ def plan_text(config: RunConfig, gpus: int | None = None) -> str:
         config: The run.
         gpus: Also estimate memory and speed on so many A100. None: no estimate.
     """
-    cost = backbone_cost(config.model, config.plan)
+    cost = training_cost(config)
     rows, columns = config.grid
     parts = [
         f"{config.name}: {config.model.kind}, {short(count_parameters(config.model))} parameters, "
@@ -42,6 +44,7 @@ def plan_text(config: RunConfig, gpus: int | None = None) -> str:
         f"Per image. Blocks see {cost.token_share:.1%} of the dense network's tokens; expect a "
         f"training step of {cost.step_share:.2f} times the dense one's time, or a little more "
         f"where overhead counts.",
+        _heads(config, cost),
         _sampling(config),
         _cautions(config),
         _optimizer(config),
@@ -55,7 +58,7 @@ def plan_figure(config: RunConfig) -> Figure:
     """The plan as a picture."""
     from tread_ssm.plots.plan import plot_plan  # matplotlib, which takes a second to import
 
-    cost = backbone_cost(config.model, config.plan)
+    cost = training_cost(config)
     title = f"{config.name}: {config.model.kind}, {config.model.depth} blocks"
     if config.plan.routes:
         title += f", a training step takes {cost.step_share:.0%} of the dense one's FLOPs"
@@ -69,7 +72,7 @@ def estimates_table(configs: Iterable[RunConfig], gpus: int) -> str:
     head += ["images/s", "whole run"]
     rows = []
     for config in configs:
-        cost, found = backbone_cost(config.model, config.plan), estimate(config, gpus)
+        cost, found = training_cost(config), estimate(config, gpus)
         flops = [short(c.training, "FLOPs") for c in (cost.dense, cost.routed)]
         speed = [f"{found.images_per_second:,.0f}", duration(found.seconds)]
         memory = [str(found.ddp), str(found.fsdp2)]
@@ -109,6 +112,13 @@ def _routes(config: RunConfig) -> str:
     )
 
 
+def _heads(config: RunConfig, cost: PlanCost) -> str:
+    """What the heads of auxiliary losses take of a training step."""
+    network = backbone_cost(config.model, config.plan).routed.training
+    share = 1 - network / cost.routed.training
+    return f"Heads of auxiliary losses are {share:.1%} of a training step." if share else ""
+
+
 def _cautions(config: RunConfig) -> str:
     schedule = config.routing.schedule
     tail = schedule.dense_tail if schedule.off_after is None else None
@@ -134,7 +144,8 @@ def _optimizer(config: RunConfig) -> str:
 def _sampling(config: RunConfig) -> str:
     """FLOPs of an image by kind of guidance, as the run samples its own image grids."""
     routes, classes = config.routing.routes, config.model.n_classes
-    base = replace(Recipe.of(config.sample), guidance=1.0)
+    plain = replace(config.sample.recipe, guidance=1.0, guided_by=None, weak_run=None)
+    base = replace(plain, weak_drop=None, strong_drop=0.0)
     recipes = {"none": base}
     if classes:
         recipes["class"] = replace(base, guidance=2.0)
@@ -143,8 +154,12 @@ def _sampling(config: RunConfig) -> str:
         by_routes = replace(base, guidance=2.0, weak_drop=drop)
         recipes |= {f"routes, the weak pass drops {drop:.0%}": by_routes}
         recipes |= {"path": replace(base, guidance=2.0, guided_by="path")}
+    weak = None
+    if config.sample.weak_run is not None:
+        recipes["model"] = replace(config.sample.recipe, guidance=2.0)
+        weak = load_export(Path(config.sample.weak_run))[1].model
     costs = {
-        name: sampling_cost(config.model, config.objective, routes, recipe)
+        name: sampling_cost(config.model, config.objective, routes, recipe, weak)
         for name, recipe in recipes.items()
     }
     dense = costs["none"].flops

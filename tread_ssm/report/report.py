@@ -17,13 +17,13 @@ from tread_ssm.config.strict import plain
 from tread_ssm.data import EmojiData, Pixels
 from tread_ssm.errors import ConfigError
 from tread_ssm.files import read_json, replacing
-from tread_ssm.models.cost import backbone_cost
 from tread_ssm.pretrained import load_export
 from tread_ssm.report.grids import nearest_samples, timeline
 from tread_ssm.report.history import History
 from tread_ssm.report.measure import Distances, emoji_distances, generate_from, step_times
 from tread_ssm.report.page import write_page
 from tread_ssm.report.sections import Findings, sections
+from tread_ssm.training.cost import training_cost
 
 
 def write_report(run: str | Path, images: int = 256) -> Path:
@@ -62,7 +62,7 @@ def write_report(run: str | Path, images: int = 256) -> Path:
         history=history,
         data=data,
         checkpoints=len(left),
-        cost=backbone_cost(config.model, config.plan),
+        cost=training_cost(config),
         times=times,
         distances=distances,
         neighbours=neighbours,
