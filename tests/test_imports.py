@@ -26,7 +26,7 @@ ALLOWED = {
     # Besides: configurations that stand beside what they build, and import no more than torch.
     "config": CORE
     | {"data", "evaluation.metrics"}
-    | {"training.optimizer", "training.power_ema", "training.schedule"},
+    | {"training.optimizer", "training.power_ema", "training.schedule", "sampling.recipe"},
     "pretrained": CORE | {"data", "config"},
     "posthoc": CORE | {"config", "pretrained", "training.power_ema"},
     "sampling": CORE | {"data", "config", "pretrained"},

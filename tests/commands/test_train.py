@@ -236,6 +236,15 @@ def main(config: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[...
         ),
         ("train.batch_size=9", ["2 processes", "multiple of 2"]),
         ("name=a/b", ["a/b", "folder"]),
+        ("sample.guided_by=pth", ["sample.guided_by is 'pth'", "'path'"]),
+        ("sample.guided_by=routes", ["sample: guided_by is 'routes'", "needs weak_drop"]),
+        ("sample.interval=[0.9, 0.1]", ["sample: guidance: interval is (0.9, 0.1)"]),
+        ("sample.weak_drop=1.0", ["sample: guidance by routes: weak_drop is 1.0"]),
+        ("sample.guidance_channels=4", ["guidance_channels is 4", "has 3 channels"]),
+        (
+            "sample={guided_by: model, weak_run: nowhere}",
+            ["sample: nowhere holds no config.json"],
+        ),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence_and_exit_code_2(
@@ -255,6 +264,13 @@ def test_what_cannot_be_used_is_one_sentence_and_exit_code_2(
     assert message.count("\n") == 1
     for part in parts:
         assert part in message
+
+
+def test_guidance_by_path_needs_routes(
+    main: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main("sample.guided_by=path", "routing.routes=[]") == 2
+    assert "sample: Guidance by routes or path needs a network" in capsys.readouterr().err
 
 
 def test_the_exit_code_reaches_the_shell(config: Path) -> None:

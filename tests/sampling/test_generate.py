@@ -26,7 +26,7 @@ from tread_ssm.sampling.generate import (
     sample_labels,
     shares,
 )
-from tread_ssm.sampling.guidance import RouteGuidance
+from tread_ssm.sampling.guidance import RouteGuidance, check_guidance
 from tread_ssm.sampling.image_grid import decoder
 from tread_ssm.sampling.recipe import Recipe
 
@@ -283,6 +283,9 @@ def test_another_run_guides_and_must_fit(tmp_path: Path) -> None:
         draw(by, described(objective=EDM()))
     with pytest.raises(ValueError, match=r"n_classes 4, the guided network 5; they must agree"):
         draw(by, described(replace(DIM, n_classes=5)))
+    check_guidance(by, DIM, run.objective, PLAN)
+    with pytest.raises(ValueError, match=r"n_classes 4, the guided network 5; they must agree"):
+        check_guidance(by, replace(DIM, n_classes=5), run.objective, PLAN)
 
 
 def test_what_cannot_be_drawn_is_refused() -> None:

@@ -28,6 +28,7 @@ from tread_ssm.diffusion import Flow, NoisePrediction, PerRoute
 from tread_ssm.errors import ConfigError
 from tread_ssm.models import DiMConfig, DiTConfig
 from tread_ssm.pretrained import load_export
+from tread_ssm.report.plan import plan_text
 from tread_ssm.routing import Route
 from tread_ssm.training import loop
 from tread_ssm.training.batch import Batch
@@ -245,6 +246,28 @@ def test_latents_without_labels_train_and_are_shown(tmp_path: Path) -> None:
     ]
     description = load_export(config.folder.path)[1]
     assert description.values == LatentValues(scale=0.5)
+
+
+def test_grids_are_guided_as_the_configuration_says(tmp_path: Path) -> None:
+    """By path, by routes, and by the weights of another run's checkpoint."""
+    grid = SampleConfig(every=6, per_class=1, steps=2, guidance=3.0)
+    config = replace(tiny(tmp_path, save_every=3), sample=grid)
+    run(config)
+    weak = str(config.folder.checkpoint(3))
+    kinds = {
+        "path": replace(grid, guided_by="path"),
+        "routes": replace(grid, weak_drop=0.75),
+        "model": replace(grid, guided_by="model", weak_run=weak),
+    }
+    grids = {config.folder.sample_grid(6).read_bytes()}
+    for kind, sample in kinds.items():
+        AcceleratorState._reset_state(reset_partial_state=True)
+        guided = replace(config, name=kind, sample=sample)
+        run(guided)
+        assert load_export(guided.folder.path)[1].sample == sample
+        assert plan_text(guided)  # which knows the cost of each kind
+        grids.add(guided.folder.sample_grid(6).read_bytes())
+    assert len(grids) == 4
 
 
 def test_grids_do_not_disturb_training(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def _run(args: argparse.Namespace) -> int:
         return _describe(config)
     data = check(config)
     check_memory_for(config, data)
+    _check_sampling(config)
     notes = (*data.notes, *check_folder(config, data))
     with console_log(config.folder.console) if is_main() else nullcontext():
         for note in notes:
@@ -70,9 +71,20 @@ def _describe(config: RunConfig) -> int:
         check(config)
     except MissingDataError as error:
         say(f"note: training cannot start yet: {error}", error=True)
+    _check_sampling(config)
     _say_initial(config)
     say(f"{dump(config)}\n{plan_text(config)}")
     return 0
+
+
+def _check_sampling(config: RunConfig) -> None:
+    """Raises ConfigError where the image grids cannot be guided as the configuration says."""
+    from tread_ssm.sampling.guidance import check_guidance
+
+    try:
+        check_guidance(config.sample, config.model, config.objective, config.plan)
+    except ValueError as error:
+        raise ConfigError(f"sample: {error}") from None
 
 
 def _say_initial(config: RunConfig) -> None:

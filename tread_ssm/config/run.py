@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,7 @@ from tread_ssm.diffusion.sampler import SAMPLERS
 from tread_ssm.evaluation.metrics import check_extractor, check_metrics
 from tread_ssm.models import ModelConfig
 from tread_ssm.routing import Route, RoutePlan, RouteSchedule
+from tread_ssm.sampling.recipe import Recipe
 from tread_ssm.training.optimizer import AdamWConfig, OptimizerConfig
 from tread_ssm.training.power_ema import PosthocEma
 from tread_ssm.training.schedule import Shape
@@ -124,35 +125,37 @@ class TrainConfig:
             raise ValueError(f"label_dropout is {self.label_dropout}; it must lie in 0..1.")
 
 
-@dataclass(frozen=True)
-class SampleConfig:
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(Recipe):
     """How images are sampled: the image grids of training, and later commands by default.
 
-    Images come from the averaged weights. Steps, guidance and sampler are exported with them.
+    Images come from the averaged weights. All but `every`, `classes` and `per_class` is exported
+    with them.
 
     Attributes:
         every: Steps between image grids; 0: none. The last step has one besides.
         classes: Rows at most, one class each, spread evenly over the classes.
         per_class: Images a row.
-        steps: Sampling steps.
-        guidance: Scale of classifier-free guidance; 1 is none.
-        sampler: null: heun for EDM and flow, dpm_solver_pp for noise prediction.
     """
 
+    steps: int = 40
+    guidance: float = 1.5
     every: int = 1000
     classes: int = 10
     per_class: int = 8
-    steps: int = 40
-    guidance: float = 1.5
-    sampler: str | None = None
 
     def __post_init__(self) -> None:
         _at_least("every", self.every, 0)
         for name in ("classes", "per_class", "steps"):
             _at_least(name, getattr(self, name), 1)
-        _finite("guidance", self.guidance)
+        super().__post_init__()
         if self.sampler is not None and self.sampler not in SAMPLERS:
             raise ValueError(f"sampler is {self.sampler!r}; use one of {', '.join(SAMPLERS)}.")
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the image grids are sampled, without when and how many."""
+        return Recipe(**{f.name: getattr(self, f.name) for f in fields(Recipe)})
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,19 @@ from pathlib import Path
 
 import torch
 
-from tread_ssm.diffusion import Denoiser, classifier_free, guide, path_guidance, route_guidance
+from tread_ssm.diffusion import (
+    Denoiser,
+    Objective,
+    classifier_free,
+    guide,
+    path_guidance,
+    route_guidance,
+)
+from tread_ssm.models import ModelConfig
 from tread_ssm.pretrained import Export, load_export
 from tread_ssm.randomness import generator
 from tread_ssm.routing import Draw, RoutePlan
+from tread_ssm.routing.guidance import check_drops
 from tread_ssm.sampling.recipe import Recipe
 
 
@@ -90,15 +99,49 @@ def guided(
 def weak_denoiser(folder: str, run: Export, device: torch.device) -> Denoiser:
     """The other network of a guidance by "model". Raises ValueError where it does not fit."""
     model, described = load_export(Path(folder), device)
+    _check_weak(folder, described, run.model, run.objective)
+    return described.objective.denoiser(model)
+
+
+def check_guidance(
+    recipe: Recipe, model: ModelConfig, objective: Objective, plan: RoutePlan
+) -> None:
+    """Whether a network can be sampled by this recipe's guidance, before it is trained.
+
+    Args:
+        recipe: How to sample.
+        model: The network.
+        objective: What it is trained with.
+        plan: The routes it is trained with.
+
+    Raises:
+        ValueError: It cannot: there are no routes, no such tokens or channels, or the weak
+            network's folder cannot be used.
+    """
+    kind, channels = recipe.kind, recipe.guidance_channels
+    if channels is not None and channels > model.channels:
+        raise ValueError(
+            f"guidance_channels is {channels}, but the network has {model.channels} channels."
+        )
+    if kind in ("routes", "path"):
+        RouteGuidance(plan, model.grid, 0, [0])
+    if recipe.weak_drop is not None:
+        check_drops("guidance by routes", recipe.weak_drop, recipe.strong_drop, equal=True)
+        plan.with_drop(recipe.weak_drop).draw(1, model.grid)
+    if recipe.weak_run is not None:
+        described = load_export(Path(recipe.weak_run))[1]
+        _check_weak(recipe.weak_run, described, model, objective)
+
+
+def _check_weak(folder: str, weak: Export, model: ModelConfig, objective: Objective) -> None:
     for name in ("image_size", "channels", "n_classes"):
-        own, other = getattr(run.model, name), getattr(described.model, name)
+        own, other = getattr(model, name), getattr(weak.model, name)
         if own != other:
             raise ValueError(
                 f"weak_run: {folder} has {name} {other}, the guided network {own}; they must agree."
             )
-    if described.objective != run.objective:
+    if weak.objective != objective:
         raise ValueError(
-            f"weak_run: {folder} was trained with {described.objective}, the guided network with "
-            f"{run.objective}; they must agree."
+            f"weak_run: {folder} was trained with {weak.objective}, the guided network with "
+            f"{objective}; they must agree."
         )
-    return described.objective.denoiser(model)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace, _ArgumentGroup
+from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from tread_ssm.config.strict import plain
 from tread_ssm.diffusion import SAMPLERS, Objective
@@ -13,6 +14,8 @@ from tread_ssm.errors import ConfigError
 from tread_ssm.files import checksum
 from tread_ssm.pretrained import Export
 from tread_ssm.sampling.recipe import GuidedBy, Recipe
+
+_KIND = ("guided_by", "weak_drop", "strong_drop", "weak_run")
 
 
 def add_sampling_options(add_to: ArgumentParser | _ArgumentGroup, *, run_required: bool) -> None:
@@ -30,10 +33,10 @@ def add_sampling_options(add_to: ArgumentParser | _ArgumentGroup, *, run_require
     )
     add("--guidance-channels", type=int, help="guide the first so many channels only")
     add("--weak-drop", type=float, help="guided by routes: share that the weak pass drops")
-    add("--strong-drop", type=float, default=0.0, help="share that the strong pass drops (0)")
+    add("--strong-drop", type=float, help="share that the strong pass drops (0)")
     add("--weak-run", help="guided by model: folder of the weak model's run or checkpoint")
     add("--sampler", choices=list(SAMPLERS), help="default: the objective's")
-    add("--precision", choices=["fp32", "bf16"], default="fp32", help="of the network (fp32)")
+    add("--precision", choices=["fp32", "bf16"], help="of the network (default: the run's)")
     add("--vae", help="autoencoder of latents: a folder or an identifier (default: the data's)")
     add("--seed", type=int, default=0)
 
@@ -41,7 +44,7 @@ def add_sampling_options(add_to: ArgumentParser | _ArgumentGroup, *, run_require
 def described_recipe(recipe: Recipe, objective: Objective, seed: int) -> str:
     """The whole recipe in a line, with the sampler that the objective chooses if none is named."""
     settings = plain(recipe) | {"sampler": recipe.sampler or default_sampler(objective)}
-    given = {name: value for name, value in settings.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     return ", ".join(f"{name} {value}" for name, value in (given | {"seed": seed}).items())
 
 
@@ -51,20 +54,33 @@ def weak_checksum(recipe: Recipe) -> str | None:
 
 
 def recipe_of(run: Export, options: Namespace) -> Recipe:
-    """A run's own recipe, but for what the command line says. Raises ValueError."""
+    """A run's own recipe, but for what the command line says.
+
+    The options of the kind of guidance go together: one of them replaces all of the run's.
+
+    Raises:
+        ValueError: The parts do not fit together, or the run.
+    """
+    given = {
+        "steps": options.steps,
+        "guidance": options.guidance,
+        "interval": options.interval and tuple(options.interval),
+        "guidance_channels": options.guidance_channels,
+        "sampler": options.sampler,
+        "precision": options.precision,
+    }
+    recipe = replace(run.sample.recipe, **{k: v for k, v in given.items() if v is not None})
+    kind = [getattr(options, name) for name in _KIND]
+    if any(value is not None for value in kind):
+        guided_by, weak_drop, strong_drop, weak_run = kind
+        recipe = replace(
+            recipe,
+            guided_by=guided_by,
+            weak_drop=weak_drop,
+            strong_drop=strong_drop or 0.0,
+            weak_run=weak_run,
+        )
     guidance = options.guidance
-    recipe = Recipe(
-        steps=run.sample.steps if options.steps is None else options.steps,
-        guidance=run.sample.guidance if guidance is None else guidance,
-        guided_by=options.guided_by,
-        channels=options.guidance_channels,
-        interval=None if options.interval is None else tuple(options.interval),
-        weak_drop=options.weak_drop,
-        strong_drop=options.strong_drop,
-        weak_run=options.weak_run,
-        sampler=options.sampler or run.sample.sampler,
-        precision=options.precision,
-    )
     if guidance not in (None, 1) and recipe.kind == "class" and not run.model.n_classes:
         raise ConfigError(
             f"guidance is {guidance:g}, but this run was trained without classes; guide it by "

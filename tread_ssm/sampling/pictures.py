@@ -58,7 +58,7 @@ def sample_images(
         ConfigError: A ValueError. There is no such class, or no autoencoder for latents.
         ValueError: n or batch is less than 1, the recipe does not fit, or images are not finite.
     """
-    recipe = Recipe.of(run.sample) if recipe is None else recipe
+    recipe = run.sample.recipe if recipe is None else recipe
     recipe = replace(
         recipe,
         steps=recipe.steps if steps is None else steps,

@@ -1,4 +1,4 @@
-"""How images are sampled."""
+"""How images are sampled: what the command line says, and the section `sample` of a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from tread_ssm.config.run import SampleConfig
 from tread_ssm.diffusion import Extrapolation
 
 GuidedBy: TypeAlias = Literal["class", "routes", "path", "model"]
@@ -23,7 +22,7 @@ class Recipe:
             without the class and the blocks of the routes ("path"), or another network ("model").
             None: "routes" where `weak_drop` is set, else "class".
         interval: Timesteps at which to guide, see `Extrapolation`.
-        channels: How many channels to guide, see `Extrapolation`; None: all.
+        guidance_channels: Guide only the first so many channels, see `Extrapolation`; None: all.
         weak_drop: What the weak pass drops, for "routes" alone.
         strong_drop: What the strong pass drops, for "routes" alone.
         weak_run: Folder of the other network's run or checkpoint, for "model" alone.
@@ -39,7 +38,7 @@ class Recipe:
     guidance: float = 1.0
     guided_by: GuidedBy | None = None
     interval: tuple[float, float] | None = None
-    channels: int | None = None
+    guidance_channels: int | None = None
     weak_drop: float | None = None
     strong_drop: float = 0.0
     weak_run: str | None = None
@@ -54,6 +53,7 @@ class Recipe:
                 f"strong_drop is {self.strong_drop}, but weak_drop is not set; route guidance "
                 f"compares two passes, so set both."
             )
+        _ = self.rule  # says whether it can be
         for kind, name in (("routes", "weak_drop"), ("model", "weak_run")):
             if (self.kind == kind) != (getattr(self, name) is not None):
                 raise ValueError(
@@ -69,9 +69,4 @@ class Recipe:
     @property
     def rule(self) -> Extrapolation:
         """How far, when and where it is guided. Raises ValueError."""
-        return Extrapolation(self.guidance, self.interval, self.channels)
-
-    @staticmethod
-    def of(options: SampleConfig) -> Recipe:
-        """The recipe of a run's own image grids."""
-        return Recipe(steps=options.steps, guidance=options.guidance, sampler=options.sampler)
+        return Extrapolation(self.guidance, self.interval, self.guidance_channels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,7 +28,6 @@ from tread_ssm.pretrained import Export
 from tread_ssm.processes import world
 from tread_ssm.sampling.generate import sample_labels
 from tread_ssm.sampling.image_grid import decoder, save_grid
-from tread_ssm.sampling.recipe import Recipe
 from tread_ssm.training.metrics import MetricsLog
 
 ROWS, COLUMNS = 8, 8  # of the image grid, at most
@@ -64,10 +64,11 @@ class Evaluation:
             ConfigError: The metrics cannot be computed.
         """
         self._options, self._folder, self._seed = options, folder, seed
-        self._recipe = Recipe(
-            steps=options.steps or run.sample.steps,
-            guidance=run.sample.guidance if options.guidance is None else options.guidance,
-            sampler=run.sample.sampler,
+        sampled = run.sample.recipe
+        self._recipe = replace(
+            sampled,
+            steps=options.steps or sampled.steps,
+            guidance=sampled.guidance if options.guidance is None else options.guidance,
         )
         self._labels = sample_labels(options.num, range(max(1, run.model.n_classes)), seed)
         weights = None if options.weights is None else Path(options.weights)

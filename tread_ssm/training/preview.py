@@ -9,7 +9,6 @@ from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.pretrained import Export
 from tread_ssm.sampling.generate import generate_all
 from tread_ssm.sampling.image_grid import save_grid, spread, to_uint8
-from tread_ssm.sampling.recipe import Recipe
 
 
 class Preview:
@@ -32,7 +31,7 @@ class Preview:
             images = generate_all(
                 model,
                 run,
-                Recipe.of(run.sample),
+                run.sample.recipe,
                 self._labels,
                 seed=self._seed,
                 decode=lambda x: to_uint8(x, run.values),
