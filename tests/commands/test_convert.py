@@ -14,12 +14,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.models.test_convert_dim import layout as dim_layout
 from tread_ssm.commands import convert
-from tread_ssm.diffusion import Flow
+from tread_ssm.diffusion import EDM, Flow, NoisePrediction
 from tread_ssm.files import write_manifest
 from tread_ssm.models import DiMConfig, DiT, DiTConfig
 from tread_ssm.models.convert import to_published
 from tread_ssm.pretrained import export, load_export
+from tread_ssm.sampling.generate import generate_all
+from tread_ssm.sampling.image_grid import to_uint8
 
 ROOT = Path(__file__).parents[2]
 CONFIG = DiTConfig(image_size=8, channels=4, n_classes=3, dim=32, depth=2, heads=2, out_channels=8)
@@ -63,6 +66,7 @@ def test_the_folder_tells_all_that_sampling_needs(folder: Path) -> None:
         "beta_start": 1e-4,
         "beta_end": 0.02,
         "betas": "linear",
+        "first": 0,
     }
     ours = load_file(folder / "ema.safetensors")
     assert torch.equal(ours["blocks.1.attention.qkv.weight"], weights()["blocks.1.attn.qkv.weight"])
@@ -143,6 +147,50 @@ def test_a_sit_becomes_a_flow_and_never_a_noise_predictor(
     assert convert.main(new("sit", odd, tmp_path / "b")) == 2
     assert "trained with path_type 'GVP'; only 'Linear' is known" in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
+
+
+def test_treads_checkpoint_is_an_edm_and_goes_by_its_prefix(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ema = {f"model.{n}": t for n, t in weights().items()}
+    model = {n: torch.zeros_like(t) for n, t in ema.items()}
+    state = {"model_state_dict": model, "ema_state_dict": ema, "optimizer_state_dict": {}}
+    torch.save(state | {"step": 400000}, tmp_path / "latest.pt")
+    for wrong in ("dit", "sit"):
+        assert convert.main(new(wrong, tmp_path / "latest.pt", tmp_path / "a")) == 2
+        assert "by its names of weights, it is TREAD's; use --from tread" in capsys.readouterr().err
+    assert convert.main(new("tread", tmp_path / "latest.pt", tmp_path / "a")) == 0
+    assert "TREAD of 2 blocks" in capsys.readouterr().out
+    network, run = load_export(tmp_path / "a")
+    assert run.objective == EDM() and run.model == CONFIG and run.step == 400000
+    assert torch.equal(network.blocks[1].mlp.fc1.weight, weights()["blocks.1.mlp.fc1.weight"])
+
+    torch.save(weights(), tmp_path / "DiT-XL-2-256x256.pt")
+    assert convert.main(new("tread", tmp_path / "DiT-XL-2-256x256.pt", tmp_path / "b")) == 2
+    assert "do not begin with 'model.'" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
+def test_dims_weights_know_their_times_and_sample(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shapes = dim_layout(dim=32, depth=3, side=4, classes=3)
+    torch.save({n: 0.1 * torch.randn(s) for n, s in shapes.items()}, tmp_path / "nnet_ema.pth")
+    command = ["--weights", str(tmp_path / "nnet_ema.pth"), "--out", str(tmp_path / "a")]
+    assert convert.main(["--from", "dit", *command]) == 2
+    assert "by its names of weights, it is DiM's; use --from dim" in capsys.readouterr().err
+    assert convert.main(["--from", "dim", *command, "--heads", "2"]) == 2
+    assert "a DiM has no attention heads" in capsys.readouterr().err
+    assert convert.main(["--from", "dim", *command, "--step", "425000"]) == 0
+    assert "DiM of 3 blocks, 32 channels, patch 2; 8 x 8 x 4, 3" in capsys.readouterr().out
+    network, run = load_export(tmp_path / "a")
+    assert run.objective == NoisePrediction(first=1) and run.step == 425000
+    labels = torch.tensor([0, 2])
+    recipe = replace(run.sample.recipe, steps=3)
+    images = generate_all(
+        network, run, recipe, labels, seed=0, decode=lambda x: to_uint8(x, run.values)
+    )
+    assert images.shape == (2, 8, 8, 3)
 
 
 def test_what_is_no_dit_is_refused(

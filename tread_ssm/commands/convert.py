@@ -4,8 +4,12 @@ From facebookresearch/DiT's layout, whether published or trained with that code 
 weights are taken):
     tread-ssm convert --from dit --weights DiT-XL-2-256x256.pt --out runs/dit
     tread-ssm sample --run runs/dit --class "golden retriever"
-SiT's files have the same layout, but another objective; say which it is:
+SiT's files have the same layout, and so have TREAD's but for a prefix. Their objectives differ, so
+say whose they are:
     tread-ssm convert --from sit --weights SiT-XL-2-256.pt --out runs/sit
+    tread-ssm convert --from tread --weights step_400000.pt --out runs/tread
+DiM's:
+    tread-ssm convert --from dim --weights nnet_ema.pth --out runs/dim_h
 And back, from any DiT of ours:
     tread-ssm convert --to dit --run runs/dit --out dit.pt
 
@@ -29,21 +33,26 @@ from tread_ssm.command import parser, run
 from tread_ssm.config.run import SampleConfig
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.data import LatentValues
-from tread_ssm.diffusion import Flow, NoisePrediction, Objective
+from tread_ssm.diffusion import EDM, Flow, NoisePrediction, Objective
 from tread_ssm.errors import ConfigError
 from tread_ssm.files import replacing
-from tread_ssm.models import DiTConfig
+from tread_ssm.models import DiMConfig, DiTConfig, convert_dim
 from tread_ssm.models.convert import from_published, to_published
 from tread_ssm.pretrained import Export, export, load_export
 
-_NAMES = {"dit": "DiT", "sit": "SiT"}
+_NAMES = {"dit": "DiT", "sit": "SiT", "tread": "TREAD", "dim": "DiM"}
 _OBJECTIVES: dict[str, Objective] = {
     # DDPM's chain, with the learned variance left aside; see NoisePrediction.denoiser.
     "dit": NoisePrediction(betas="linear", beta_start=1e-4, beta_end=0.02),
     "sit": Flow(sit=True),
+    "tread": EDM(),
+    "dim": NoisePrediction(first=1),
 }
+# DiM's figures: 50 steps of the singlestep solver, and cond + 0.4 * (cond - uncond).
+_SAMPLED = {"dim": SampleConfig(every=0, steps=50, guidance=1.4, sampler="dpm_solver_singlestep")}
 # Options of SiT's training script that DiT's has not, and the ones that `Flow` stands for.
 _SITS = {"path_type": "Linear", "prediction": "velocity"}
+_WRAPPER = "model."  # TREAD trains the network inside EDM's preconditioning, and saves both
 
 
 class _Held(NamedTuple):
@@ -51,11 +60,13 @@ class _Held(NamedTuple):
 
     Attributes:
         weights: The tensors by their names, averaged ones where there are any.
-        options: Of the training script's command line. None: not a training checkpoint.
+        options: Of the training script's command line. None: there is none.
+        step: Training steps behind the weights. None: it does not say.
     """
 
     weights: Mapping[str, Tensor]
     options: Mapping[str, Any] | None
+    step: int | None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,14 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     read = parser("convert", __doc__)
     way = read.add_mutually_exclusive_group(required=True)
-    way.add_argument("--from", dest="source", choices=["dit", "sit"], help="whose --weights are")
+    way.add_argument("--from", dest="source", choices=list(_NAMES), help="whose --weights are")
     way.add_argument("--to", dest="target", choices=["dit"], help="layout of --out")
     add = read.add_argument
     add("--weights", type=Path, metavar="FILE", help="the .pt file to read, for --from")
     add("--run", type=Path, metavar="FOLDER", help="the run to read, for --to")
     add("--out", type=Path, required=True, help="folder (--from) or .pt file (--to) to write")
     add("--heads", type=int, help="attention heads (default: those of the published width)")
-    add("--step", type=int, default=0, help="training steps behind the weights, for the record")
+    add("--step", type=int, help="training steps behind the weights, for the record")
     return read
 
 
@@ -86,25 +97,40 @@ def _import(args: argparse.Namespace) -> None:
     try:
         held = _read(args.weights)
         _check_project(args.source, args.weights, held)
-        config, weights = from_published(held.weights, args.heads)
+        config, weights = _converted(args.source, held.weights, args.heads)
     except ValueError as error:
         raise ConfigError(f"--weights: {args.weights}: {error}") from None
     description = Export(
-        step=args.step,
+        step=(held.step or 0) if args.step is None else args.step,
         model=config,
         objective=_OBJECTIVES[args.source],
         class_names=_class_names(config.n_classes),
         values=LatentValues(scale=0.18215, vae="stabilityai/sd-vae-ft-ema"),
         routes=(),
-        sample=SampleConfig(every=0),
+        sample=_SAMPLED.get(args.source, SampleConfig(every=0)),
     )
     args.out.mkdir(parents=True, exist_ok=True)
     export(args.out, weights, description)
     print(
         f"{args.out}: {_NAMES[args.source]} of {config.depth} blocks, {config.dim} channels, "
-        f"{config.heads} heads, patch {config.patch}; {config.image_size} x {config.image_size} x "
+        f"{_heads(config)}patch {config.patch}; {config.image_size} x {config.image_size} x "
         f"{config.channels}, {config.n_classes} classes"
     )
+
+
+def _heads(config: DiTConfig | DiMConfig) -> str:
+    return f"{config.heads} heads, " if isinstance(config, DiTConfig) else ""
+
+
+def _converted(
+    source: str, weights: Mapping[str, Tensor], heads: int | None
+) -> tuple[DiTConfig | DiMConfig, dict[str, Tensor]]:
+    """The network of these weights, and its state dict. Raises ValueError."""
+    if source == "dim":
+        if heads is not None:
+            raise ValueError("a DiM has no attention heads; leave --heads out.")
+        return convert_dim.from_published(weights)
+    return from_published({n.removeprefix(_WRAPPER): t for n, t in weights.items()}, heads)
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -125,27 +151,37 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _check_project(source: str, path: Path, held: _Held) -> None:
-    """Refuse a file of the other project, whose network would make noise of it.
+    """Refuse a file of another project, whose network would make noise of it.
 
-    The two layouts are the same. Training checkpoints tell by the options that they hold, others
-    perhaps by their name. Raises ConfigError.
+    The layouts of DiT, SiT and TREAD are the same but for TREAD's prefix. Training checkpoints of
+    the first two tell by the options that they hold, others perhaps by their name. Raises
+    ConfigError.
     """
-    other, options = {"dit": "sit", "sit": "dit"}[source], held.options
-    if options is None:
-        words = re.split(r"[^a-z]+", path.stem.lower())
-        wrong, why = other in words and source not in words, "by its name"
-    else:
-        wrong = ("path_type" in options) != (source == "sit")
-        why = "by the training options in it"
-    if wrong:
+    options, found, why = held.options, source, "by its names of weights"
+    if any(name.startswith(_WRAPPER) for name in held.weights):
+        found = "tread"
+    elif any(name.startswith("transformer_blocks.") for name in held.weights):
+        found = "dim"
+    elif source == "tread":
         raise ConfigError(
-            f"{why}, it is {_NAMES[other]}'s; use --from {other}. Names and shapes are the same, "
-            f"but not what the network predicts."
+            f"its names do not begin with {_WRAPPER!r}, as those of TREAD's checkpoints do; use "
+            f"--from dit or --from sit."
+        )
+    elif options is not None:
+        found, why = "sit" if "path_type" in options else "dit", "by the training options in it"
+    elif source in ("dit", "sit"):
+        other = {"dit": "sit", "sit": "dit"}[source]
+        words = re.split(r"[^a-z]+", path.stem.lower())
+        found, why = other if other in words and source not in words else source, "by its name"
+    if found != source:
+        raise ConfigError(
+            f"{why}, it is {_NAMES[found]}'s; use --from {found}. Its network predicts something "
+            f"else than {_NAMES[source]}'s."
         )
     for option, known in _SITS.items():
-        found = (options or {}).get(option, known)
-        if found != known:
-            raise ConfigError(f"it was trained with {option} {found!r}; only {known!r} is known.")
+        got = (options or {}).get(option, known)
+        if got != known:
+            raise ConfigError(f"it was trained with {option} {got!r}; only {known!r} is known.")
 
 
 def _read(path: Path) -> _Held:
@@ -160,13 +196,15 @@ def _read(path: Path) -> _Held:
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"no .pt file of tensors: {reason}") from None
-    options = found.get("args") if isinstance(found, Mapping) else None
-    for key in ("ema", "model"):
+    held = found if isinstance(found, Mapping) else {}
+    options, step = held.get("args"), held.get("step")
+    for key in ("ema", "model", "ema_state_dict", "model_state_dict"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
     if not isinstance(found, Mapping) or not all(isinstance(t, Tensor) for t in found.values()):
         raise ConfigError("it holds no state dict, which is a dict of tensors by their names.")
-    return _Held(found, None if options is None else vars(options))
+    known = vars(options) if isinstance(options, argparse.Namespace) else None
+    return _Held(found, known, step if isinstance(step, int) else None)
 
 
 def _class_names(n_classes: int) -> tuple[str, ...]:

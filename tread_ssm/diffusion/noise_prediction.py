@@ -29,9 +29,9 @@ from tread_ssm.routing.plan import Draw
 class NoisePrediction:
     """x = alpha * x0 + sqrt(1 - alpha^2) * noise; t is the number of noising steps.
 
-    Timesteps 1..T are trained, 0 is clean data, and the network gets t - 1, the 0..T-1 by which
-    models of this kind count their steps. Between whole steps ln(alpha) is interpolated linearly
-    (Lu et al., arXiv 2206.00927, appendix D.3), so that samplers may use any t.
+    Timesteps 1..T are trained, 0 is clean data, and the network gets t - 1 + `first`. Between whole
+    steps ln(alpha) is interpolated linearly (Lu et al., arXiv 2206.00927, appendix D.3), so that
+    samplers may use any t.
 
     Attributes:
         kind: Always "noise".
@@ -40,6 +40,8 @@ class NoisePrediction:
         beta_end: Variance added by the last step.
         betas: What is evenly spaced in between: "linear" the variances (Ho et al., and DiT, from
             1e-4 to 0.02), "scaled_linear" their square roots.
+        first: What the network gets at timestep 1: 0, by which DDPM and DiT count their steps, or
+            1, by which DiM's published weights do.
     """
 
     kind: Literal["noise"] = "noise"
@@ -47,6 +49,7 @@ class NoisePrediction:
     beta_start: float = 0.00085
     beta_end: float = 0.012
     betas: Literal["scaled_linear", "linear"] = "scaled_linear"
+    first: int = 0
 
     straight: ClassVar[bool] = False
 
@@ -62,6 +65,8 @@ class NoisePrediction:
             raise ValueError(
                 f"NoisePrediction: betas is {self.betas!r}; use 'scaled_linear' or 'linear'."
             )
+        if self.first not in (0, 1):
+            raise ValueError(f"NoisePrediction: first is {self.first}; use 0 or 1.")
 
     @property
     def t_max(self) -> float:
@@ -106,7 +111,7 @@ class NoisePrediction:
         """
         check_batch(x, t, noise)
         noisy = per_sample(self.alpha(t)) * x + per_sample(self.sigma(t)) * noise
-        output = predict(model, noisy, wide(t) - 1, labels, routing)
+        output = predict(model, noisy, wide(t) - 1 + self.first, labels, routing)
         return LossTerms((output - noise) ** 2, output, noisy)
 
     def denoiser(self, model: Network) -> Denoiser:
@@ -120,7 +125,8 @@ class NoisePrediction:
             x: Tensor, t: float, labels: Tensor, routing: Draw = (), *, step_t: float | None = None
         ) -> Tensor:
             timesteps = full_t(t, x)
-            output = predict(model, x, timesteps - 1, labels, routing, learned_variance=True)
+            counted = timesteps - 1 + self.first
+            output = predict(model, x, counted, labels, routing, learned_variance=True)
             alpha, sigma = per_sample(self.alpha(timesteps)), per_sample(self.sigma(timesteps))
             return (x - sigma * output) / alpha
 

@@ -58,13 +58,8 @@ def from_published(
     """
     config = config_of(weights, heads)
     shapes = published_shapes(config)
-    _check_names(shapes, weights)
-    for name, shape in shapes.items():
-        if tuple(weights[name].shape) != shape:
-            raise ValueError(
-                f"{name} has shape {tuple(weights[name].shape)}, but the other weights ask for "
-                f"{shape}; this is no DiT of the published layout."
-            )
+    check_names("DiT", shapes, weights)
+    check_shapes("DiT", shapes, weights)
     table = sincos_2d(config.grid, config.dim)
     found = weights[POSITION][0]
     error = 0.0 if found.is_meta else float((found.to("cpu", table.dtype) - table).abs().max())
@@ -111,13 +106,8 @@ def config_of(weights: Mapping[str, Tensor], heads: int | None = None) -> DiTCon
     Raises:
         ValueError: Names or shapes are not those of a DiT, or the heads of this width are unknown.
     """
-    _check_names(_TELLING, weights, complete=False)
-    for name, dims in _TELLING.items():
-        if weights[name].dim() != dims:
-            raise ValueError(
-                f"{name} has shape {tuple(weights[name].shape)}; the published layout has {dims} "
-                f"dimensions there."
-            )
+    check_names("DiT", _TELLING, weights, complete=False)
+    check_shapes("DiT", _TELLING, weights)
     shapes = {name: weights[name].shape for name in _TELLING}
     dim, channels, patch, _ = shapes["x_embedder.proj.weight"]
     n_tokens = shapes[POSITION][1]
@@ -136,17 +126,12 @@ def config_of(weights: Mapping[str, Tensor], heads: int | None = None) -> DiTCon
         channels=channels,
         n_classes=shapes["y_embedder.embedding_table.weight"][0] - 1,
         dim=dim,
-        depth=1 + max(_blocks(weights)),
+        depth=1 + max(numbers_of_blocks("blocks", weights)),
         heads=heads,
         patch=patch,
         mlp_ratio=shapes["blocks.0.mlp.fc1.weight"][0] / dim,
         out_channels=shapes["final_layer.linear.weight"][0] // patch**2,
     )
-
-
-def _blocks(names: Iterable[str]) -> list[int]:
-    matches = (re.match(r"blocks\.(\d+)\.", name) for name in names)
-    return [int(m.group(1)) for m in matches if m]
 
 
 def _published(ours: str) -> str:
@@ -162,8 +147,16 @@ def _rename(name: str, pairs: Iterable[tuple[str, str]]) -> str:
     return start + new + rest.removeprefix(old)
 
 
-def _check_names(expected: Iterable[str], given: Iterable[str], *, complete: bool = True) -> None:
-    """complete: there may be no others than those expected."""
+def numbers_of_blocks(stack: str, names: Iterable[str]) -> list[int]:
+    """The numbers behind "<stack>." in the names of weights."""
+    matches = (re.match(rf"{stack}\.(\d+)\.", name) for name in names)
+    return [int(m.group(1)) for m in matches if m]
+
+
+def check_names(
+    network: str, expected: Iterable[str], given: Iterable[str], *, complete: bool = True
+) -> None:
+    """Raise ValueError unless the names are there, and no others where they are `complete`."""
     missing = [n for n in expected if n not in given]
     others = [n for n in given if n not in expected] if complete else []
     parts = [
@@ -173,5 +166,22 @@ def _check_names(expected: Iterable[str], given: Iterable[str], *, complete: boo
     ]
     if parts:
         raise ValueError(
-            f"These are not the weights of a DiT in the published layout; {'; '.join(parts)}."
+            f"These are not the weights of a {network} in the published layout; {'; '.join(parts)}."
         )
+
+
+def check_shapes(
+    network: str, expected: Mapping[str, int | tuple[int, ...]], weights: Mapping[str, Tensor]
+) -> None:
+    """Raise ValueError unless weights have these shapes, or these numbers of dimensions."""
+    for name, shape in expected.items():
+        found = tuple(weights[name].shape)
+        if isinstance(shape, int) and len(found) != shape:
+            raise ValueError(
+                f"{name} has shape {found}; the published layout has {shape} dimensions there."
+            )
+        if not isinstance(shape, int) and found != shape:
+            raise ValueError(
+                f"{name} has shape {found}, but the other weights ask for {shape}; this is no "
+                f"{network} of the published layout."
+            )
