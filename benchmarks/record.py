@@ -25,7 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.origin import commit
+from benchmarks.origin import commit, processor
 from tread_ssm.commands import run_command
 from tread_ssm.config.run import RunConfig, load_config
 from tread_ssm.data import Pixels
@@ -35,6 +35,7 @@ from tread_ssm.report.history import History, training_flops
 from tread_ssm.tables import duration, markdown_table, short
 
 RESULTS = Path(__file__).parent / "results"
+_SAME = ("commit", "config", "seed", "command")  # what makes two rows the same record
 SEED, CHOICE_SEED = 0, 1  # of the images of the row, and of those that the choice is made on
 
 
@@ -144,19 +145,23 @@ def _row(
 def _machine(processes: int) -> str:
     if torch.cuda.is_available():
         return f"{processes} x {torch.cuda.get_device_name()}"
-    return f"{os.cpu_count()} CPU cores, {processes} process{'es' * (processes > 1)}"
+    cores = f"{os.cpu_count()} cores, {processes} process{'es' * (processes > 1)}"
+    return f"{processor()}, {cores}"
 
 
 def _write(row: dict[str, Any], results: Path) -> None:
-    """Add the row to the file of all rows, and make the table anew."""
+    """Add the row to the file of all rows, and make the table anew.
+
+    A rerun of the same command at the same commit takes the place of its earlier row.
+    """
     path = results / "records.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    if json.dumps(row) not in lines:
-        lines.append(json.dumps(row))
+    others = [old for old in map(json.loads, lines) if any(old[k] != row[k] for k in _SAME)]
+    rows = [*others, row]
     with replacing(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        temporary.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     with replacing(results / "records.md") as temporary:
-        temporary.write_text(table(list(map(json.loads, lines))) + "\n", encoding="utf-8")
+        temporary.write_text(table(rows) + "\n", encoding="utf-8")
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.origin import processor
 from tests.loading import module_of
 
 CONFIG = """
@@ -37,10 +38,16 @@ def test_a_row_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert row["distance"] > 0 and row["images"] == 80
     text = (tmp_path / "records.md").read_text()
     assert f"FD-emoji {row['distance']:.3f}" in text and row["commit"] in text
-    # The same line again finds every stage finished, and the same row.
+    assert processor() in row["machine"] and row["machine"] in text
+    # The same line again finds every stage finished, and its row takes the place of the first.
+    # Rows of other commits stay.
+    older = row | {"commit": "0000000", "distance": 9.0}
+    stale = row | {"distance": 8.0, "date": "2026-01-01"}
+    lines = "".join(json.dumps(r) + "\n" for r in (older, stale))
+    (tmp_path / "records.jsonl").write_text(lines)
     assert record.main(command) == 0
-    (again,) = map(json.loads, (tmp_path / "records.jsonl").read_text().splitlines())
-    assert again == row
+    kept, again = map(json.loads, (tmp_path / "records.jsonl").read_text().splitlines())
+    assert kept == older and again == row
 
 
 def test_the_smallest_distance_is_chosen() -> None:
