@@ -28,8 +28,7 @@ def raising(error: BaseException) -> Callable[[], int]:
         (
             torch.OutOfMemoryError("CUDA out of memory."),
             2,
-            "error: the device's memory does not suffice; compute less at once. "
-            "(CUDA out of memory.)\n",
+            "error: the memory does not suffice; compute less at once. (CUDA out of memory.)\n",
         ),
         (KeyboardInterrupt(), 130, "Interrupted; rerun the command to resume.\n"),
     ],

@@ -13,6 +13,7 @@ import torch
 
 from tread_ssm.errors import ConfigError
 from tread_ssm.launcher import launch, must_launch
+from tread_ssm.machine import out_of_memory
 from tread_ssm.processes import is_main
 
 
@@ -52,7 +53,7 @@ def add_extractor(add_to: argparse.ArgumentParser) -> None:
 def run(work: Callable[[], int | None]) -> int:
     """Do the work of a command; returns its exit code.
 
-    0 or what the work returns. 2 where an argument or a file cannot be used or the device's memory
+    0 or what the work returns. 2 where an argument or a file cannot be used or the memory
     does not suffice, 130 after Ctrl-C; each with a sentence instead of a traceback.
     """
     try:
@@ -60,9 +61,11 @@ def run(work: Callable[[], int | None]) -> int:
     except (ValueError, OSError) as error:  # ConfigError among them
         fail(error)
         return 2
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
         reason = str(error).splitlines()[0]
-        fail(f"the device's memory does not suffice; compute less at once. ({reason})")
+        fail(f"the memory does not suffice; compute less at once. ({reason})")
         return 2
     except KeyboardInterrupt:
         say("Interrupted; rerun the command to resume.", error=True)

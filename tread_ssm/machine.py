@@ -53,3 +53,11 @@ def check_disk(folder: Path, least: float, what: str, remedy: str) -> None:
             f"{what} would take at least {short(least, 'B')} of disk, but {here} has "
             f"{short(free, 'B')} free. {remedy}"
         )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: on a device, or on the CPU, where torch has no error for it."""
+    from torch import OutOfMemoryError  # not for commands that need no torch
+
+    on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return on_cpu or isinstance(error, (OutOfMemoryError, MemoryError))

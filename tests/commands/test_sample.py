@@ -396,7 +396,7 @@ def test_the_rate_counts_what_this_command_has_sampled(
         assert draw_set(out, "--run", str(folder), "--steps", "1", "--num", "5") == 0
         return capsys.readouterr().out
 
-    assert "\n1.25 images/s, decoding and writing included" in said()
+    assert "\n1.25 images/s, decoding and writing included, 2 at once" in said()
     assert "images/s" not in said()  # it is there already
     # Killed when the first two parts of 2 images were there.
     images, parts = np.load(out)["arr_0"], tmp_path / "set.npz.parts"
@@ -406,6 +406,31 @@ def test_the_rate_counts_what_this_command_has_sampled(
     out.unlink()
     (tmp_path / "set.npz.json").rename(parts / "record.json")
     assert "\n0.25 images/s" in said()
+
+
+def test_a_batch_is_found_once_and_resuming_keeps_it(
+    draw_set: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = exported(tmp_path / "run", 0, 3, None), tmp_path / "set.npz"
+    command = ["--run", str(folder), "--steps", "1", "--num", "5", "--batch"]
+    assert draw_set(out, *command, "auto") == 0
+    said = capsys.readouterr().out
+    assert "Batches of 5 images, found by memory." in said
+    assert "images/s, decoding and writing included, 5 at once" in said
+    assert json.loads((tmp_path / "set.npz.json").read_text())["batch"] == 5
+    # Begun with batches of 2: what resumes is cut in the same places.
+    out.unlink()
+    (tmp_path / "set.npz.json").unlink()
+    assert draw_set(out, *command, "2") == 0
+    before = out.read_bytes()
+    parts = tmp_path / "set.npz.parts"
+    parts.mkdir()
+    out.unlink()
+    (tmp_path / "set.npz.json").rename(parts / "record.json")
+    capsys.readouterr()
+    assert draw_set(out, *command, "auto") == 0
+    assert "found by memory" not in capsys.readouterr().out
+    assert out.read_bytes() == before
 
 
 def test_pictures_of_two_sets_are_not_mixed(

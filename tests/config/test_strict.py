@@ -96,7 +96,8 @@ def test_what_is_dumped_loads_again(tmp_path: Path) -> None:
         ("name: a\ninner: {fast: 1}", ["inner.fast is 1", "true or false"]),
         ("name: a\ninner: {mode: quik}", ["inner.mode", "'quick'"]),
         ("name: a\ninner: 3", ["inner is 3", "section"]),
-        ("name: a\nshape: {radius: 1}", ["shape.kind is missing", "circle, box"]),
+        ("name: a\nshape: {sides: [1, 1]}", ["line 2: shape.sides is not a known key"]),
+        ("name: a\nshapes: [{radius: 1}]", ["shapes.0.kind is missing", "circle, box"]),
         ("name: a\nshape: {kind: circel}", ["shape.kind 'circel'", "'circle'"]),
         ("name: a\nshape: {kind: circle, sides: [1, 1]}", ["shape.sides is not a known key"]),
         ("name: a\nshape: {kind: box, sides: [1]}", ["shape.sides", "2 entries"]),
@@ -116,6 +117,15 @@ def test_refusals_name_the_file_the_place_and_the_remedy(
     assert "\n" not in message
     for part in [str(tmp_path / "run.yaml"), *parts]:
         assert part in message
+
+
+def test_a_section_without_a_kind_is_of_the_default_kind(tmp_path: Path) -> None:
+    assert load(tmp_path, "name: a\nshape: {radius: 3}").shape == Circle(radius=3.0)
+    assert load(tmp_path, "name: a", "shape.radius=3").shape == Circle(radius=3.0)
+    assert load(tmp_path, "name: a\nshape: {kind: box}", "shape.sides=[3, 4]").shape == Box((3, 4))
+    shipped = ROOT / "configs" / "quickstart.yaml"
+    ours = load_config(shipped, ["train.optimizer={lr: 1e-3}"]).train.optimizer
+    assert (ours.kind, ours.lr) == ("adamw", 1e-3)
 
 
 def test_overrides(tmp_path: Path) -> None:

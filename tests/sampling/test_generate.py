@@ -175,9 +175,36 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_until_it_does() -> None
     for part, expected in zip(parts, whole, strict=True):
         difference = part.images.astype(int) - expected.images.astype(int)
         assert np.abs(difference).max() <= 1
+    assert [p.at_once for p in whole] == [6, 1] and [p.at_once for p in parts] == [1, 1]
     limit = 0
     with pytest.raises(torch.OutOfMemoryError):
         list(generate(*arguments, seed=5, decode=decode))
+
+
+def test_the_passes_of_guidance_run_one_after_the_other_where_both_do_not_fit() -> None:
+    model, run, seen = network(DIM), described(), []
+
+    def refuse(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        seen.append(len(arguments[0]))
+        if seen[-1] > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model.register_forward_pre_hook(refuse)
+    labels, decode = sample_labels(3, range(4), seed=5), decoder(run.values, None, "cpu")
+    recipe = Recipe(steps=2, guidance=2.0, sampler="euler")
+    limit = 99
+    whole = generate_all(model, run, recipe, labels, seed=5, decode=decode)
+    assert seen == [6, 6]
+    seen.clear()
+    limit = 1
+    apart = generate_all(model, run, recipe, labels, seed=5, decode=decode)
+    assert seen == [6, 2, *[1] * 12]
+    assert np.abs(whole.astype(int) - apart.astype(int)).max() <= 1
+    seen.clear()
+    limit = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        generate_all(model, run, recipe, labels, seed=5, decode=decode)
+    assert seen == [6, 2, 1]
 
 
 def test_images_that_cannot_be_decoded_at_once_are_halved_as_well() -> None:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image
+from torch import nn
 from tqdm import tqdm
 
 from tread_ssm.command import add_processes, check_at_least, device, is_main, parser, run_on, say
@@ -34,7 +35,8 @@ from tread_ssm.files import checksum
 from tread_ssm.machine import check_disk, check_memory
 from tread_ssm.pretrained import Export, load_export
 from tread_ssm.processes import gathered, world
-from tread_ssm.sampling.adm_npz import Parts
+from tread_ssm.sampling.adm_npz import Parts, sampled_as
+from tread_ssm.sampling.batch import fitting_batch
 from tread_ssm.sampling.classes import class_number
 from tread_ssm.sampling.cost import cost_text
 from tread_ssm.sampling.generate import Samples, generate, generate_all, sample_labels, shares
@@ -53,6 +55,8 @@ from tread_ssm.sampling.options import (
     weak_checksum,
 )
 from tread_ssm.sampling.recipe import Recipe
+
+_MOST_ON_CPU = 64  # more at once gain nothing there
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,9 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--batch",
-        type=int,
+        type=_batch_size,
         default=64,
-        help="images at once (64); halved if they do not fit",
+        metavar="N|auto",
+        help="images at once (64), halved if they do not fit; auto: as many as fit",
     )
     add("--compile", action="store_true", help="compile the network first (torch.compile)")
     add("--device", help="default: a GPU where there is one")
@@ -103,6 +108,26 @@ def _parser() -> argparse.ArgumentParser:
         "--balanced", action="store_true", help="classes in turn, rather than at random"
     )
     return read
+
+
+def _batch_size(text: str) -> int | None:
+    return None if text == "auto" else int(text)
+
+
+def _find_batch(
+    args: argparse.Namespace,
+    model: nn.Module,
+    described: Export,
+    recipe: Recipe,
+    decode: Decode,
+    images: int,
+) -> None:
+    """Where the batch is left open, set it to what fits into the memory of every process."""
+    if args.batch is not None:
+        return
+    most = min(images, _MOST_ON_CPU) if next(model.parameters()).is_cpu else images
+    args.batch = min(gathered(fitting_batch(model, described, recipe, decode, most)))
+    say(f"Batches of {args.batch} images, found by memory.")
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -134,6 +159,7 @@ def _sample_grid(args: argparse.Namespace) -> None:
     )
     recipe, decode = recipe_of(described, args), _grid_decoder(described, args.vae, place)
     labels = torch.tensor(rows).repeat_interleave(args.per_class)
+    _find_batch(args, exports[0][0], described, recipe, decode, len(labels))
     for model, _ in exports:
         if args.compile:
             model.compile()
@@ -185,6 +211,10 @@ def _sample_set(args: argparse.Namespace) -> None:
     rows = _rows(described, args.classes, most=None)[0]
     recipe = recipe_of(described, args)
     digest = checksum(folder / "ema.safetensors")
+    if args.batch is None:
+        args.batch = sampled_as(args.npz).get("batch")  # what resumes is cut as it began
+    decode = decoder(described.values, args.vae, place)
+    _find_batch(args, model, described, recipe, decode, args.num)
     parts = Parts(args.npz, _record(args, described, recipe, digest))
     if parts.finished():
         if is_main():
@@ -192,7 +222,6 @@ def _sample_set(args: argparse.Namespace) -> None:
         say(f"{args.npz} is there already; remove it to sample it anew.")
         return
     _check_fits(args, described, parts)
-    decode = decoder(described.values, args.vae, place)
     say(cost_text(described, recipe))
     if args.compile:
         model.compile()
@@ -206,6 +235,7 @@ def _sample_set(args: argparse.Namespace) -> None:
     mine = shares(args.num, args.batch, *world())
     missing = [b for b in mine if not parts.done(b)]
     before, began = parts.images(), time.monotonic()
+    at_once = args.batch
     with _Bar(parts, args.num) as bar:
         for part in generate(
             model,
@@ -220,6 +250,7 @@ def _sample_set(args: argparse.Namespace) -> None:
             if args.png is not None:
                 _write_png(args.png, part)
             parts.write(part.numbers, part.images)
+            at_once = min(at_once, part.at_once) if len(part.numbers) == args.batch else at_once
             bar.count()
     gathered(None)  # all parts are there
     if is_main():
@@ -228,7 +259,8 @@ def _sample_set(args: argparse.Namespace) -> None:
         print(described_recipe(recipe, described.objective, args.seed))
         if args.num > before:
             seconds = time.monotonic() - began
-            print(f"{(args.num - before) / seconds:.3g} images/s, decoding and writing included")
+            rate = f"{(args.num - before) / seconds:.3g} images/s"
+            print(f"{rate}, decoding and writing included, {at_once} at once")
 
 
 def _check_fits(args: argparse.Namespace, described: Export, parts: Parts) -> None:

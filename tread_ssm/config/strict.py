@@ -1,8 +1,9 @@
 """Strict loading of plain YAML into dataclasses: every key and every type is checked.
 
 Types that may stand in a dataclass here: bool, int, float, str, Literal, Optional, tuples,
-dataclasses, and unions of dataclasses that are told apart by their field `kind`. Whatever goes
-wrong is one sentence with the file, the line and the key.
+dataclasses, and unions of dataclasses that are told apart by their field `kind`; a section without
+`kind` is of the kind that stands there by default. Whatever goes wrong is one sentence with the
+file, the line and the key.
 """
 
 from __future__ import annotations
@@ -211,11 +212,25 @@ def _dataclass(cls: type[T], tree: Any, path: str, source: Source) -> T:
     if missing:
         raise ConfigError(f"{source.at(path)}: {_join(path, missing[0])} is missing.")
     hints = get_type_hints(cls)
-    values = {k: _value(hints[k], v, _join(path, k), source) for k, v in tree.items()}
+    values = {
+        k: _value(hints[k], _with_kind(v, fields[k]), _join(path, k), source)
+        for k, v in tree.items()
+    }
     try:
         return cls(**values)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{source.at(path)}: {path or 'the run'}: {error}") from None
+
+
+def _with_kind(value: Any, of: dataclasses.Field[Any]) -> Any:
+    """A section that does not name its kind gets that of the field's default, if it has one."""
+    if not isinstance(value, dict) or "kind" in value:
+        return value
+    default: Any = of.default
+    if of.default_factory is not dataclasses.MISSING:
+        default = of.default_factory()
+    kind = getattr(default, "kind", None)
+    return value if kind is None else {"kind": kind, **value}
 
 
 def _value(hint: Any, value: Any, path: str, source: Source) -> Any:

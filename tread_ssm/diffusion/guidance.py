@@ -99,10 +99,12 @@ def classifier_free(
     null_label: int,
     interval: tuple[float, float] | None = None,
     channels: int | None = None,
+    *,
+    apart: bool = False,
 ) -> Denoiser:
     """The weak pass has no class (Ho & Salimans, arXiv 2207.12598).
 
-    Both passes run as one batch of 2 B.
+    Both passes run as one batch of 2 B, unless they shall be apart.
 
     Args:
         denoiser: What is guided.
@@ -110,6 +112,7 @@ def classifier_free(
         null_label: The label of the dropped class.
         interval: As in `Extrapolation`.
         channels: As in `Extrapolation`.
+        apart: Run one pass after the other, in half of the memory.
 
     Raises:
         ValueError: As `Extrapolation`.
@@ -117,6 +120,8 @@ def classifier_free(
     rule = Extrapolation(scale, interval, channels)
     if scale == 1:
         return denoiser
+    if apart:
+        return guide(denoiser, _without_class(denoiser, null_label), rule)
 
     def guided(
         x: Tensor, t: float, labels: Tensor, routing: Draw = (), *, step_t: float | None = None
@@ -129,6 +134,15 @@ def classifier_free(
         return rule(without, with_label)
 
     return guided
+
+
+def _without_class(denoiser: Denoiser, null_label: int) -> Denoiser:
+    def run(
+        x: Tensor, t: float, labels: Tensor, routing: Draw = (), *, step_t: float | None = None
+    ) -> Tensor:
+        return denoiser(x, t, torch.full_like(labels, null_label), routing, step_t=step_t)
+
+    return run
 
 
 def path_guidance(

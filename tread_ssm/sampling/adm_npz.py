@@ -121,6 +121,12 @@ class Parts:
         return np.load(self._path(numbers), mmap_mode="r", allow_pickle=False)
 
 
+def sampled_as(out: Path) -> Record:
+    """How the set `out`, finished or begun, is sampled; nothing where there is none."""
+    parts = out.with_name(out.name + ".parts")
+    return _read(out.with_name(out.name + ".json")) or _read(parts / "record.json")
+
+
 def check_same(old: Record, new: Record, what: str) -> None:
     """Whether work that is there was done as it would be now.
 

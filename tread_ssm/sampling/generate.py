@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tread_ssm.diffusion import Denoiser, Network, Objective, sample
 from tread_ssm.diffusion.sampler import Fresh, OnStep
+from tread_ssm.machine import out_of_memory
 from tread_ssm.models import ModelConfig
 from tread_ssm.pretrained import Export
 from tread_ssm.randomness import generator
@@ -38,11 +39,13 @@ class Samples:
         numbers: Of the images in the set.
         labels: (B,) int64, on the CPU.
         images: (B, H, W, 3) uint8.
+        at_once: How many of them were sampled at once.
     """
 
     numbers: range
     labels: Tensor
     images: np.ndarray
+    at_once: int
 
 
 def generate(
@@ -62,9 +65,10 @@ def generate(
         labels = sample_labels(50_000, range(1000), seed=0)
         for part in generate(model, run, recipe, batches, labels, seed=0, decode=decode): ...
 
-    Torch's global random state is left alone. Where a batch does not fit into the device's memory,
-    half as many images are sampled and decoded at once from there on. Not so where FSDP2 shards
-    the weights: processes gather them together, and have to call the network equally often.
+    Torch's global random state is left alone. Where a batch does not fit into the memory, half as
+    many images are sampled and decoded at once from there on. Where a single one does not, the two
+    passes of classifier-free guidance run one after the other. Not so where FSDP2 shards the
+    weights: processes gather them together, and have to call the network equally often.
 
     Args:
         model: As `load_export` gives it, in eval mode, on the device to sample on.
@@ -78,25 +82,31 @@ def generate(
 
     Raises:
         ValueError: The recipe does not fit the model, or what it samples is not finite.
-        torch.OutOfMemoryError: Not even one image fits, or the weights are sharded.
+        torch.OutOfMemoryError: Not even one image fits, or the weights are sharded. On a CPU, torch
+            raises RuntimeError.
     """
     device = next(model.parameters()).device
     weak = None if recipe.weak_run is None else weak_denoiser(recipe.weak_run, run, device)
+    twice = recipe.kind == "class" and recipe.guidance != 1
     most: int | None = None  # images at once, where a whole batch did not fit into the memory
+    apart = False
     for numbers in batches:
         parts: list[np.ndarray] = []
         rest = numbers
         while rest:
             now = rest if most is None else rest[:most]
             try:
-                x = _sampled(model, run, recipe, weak, now, labels, seed, on_step)
+                x = _sampled(model, run, recipe, weak, now, labels, seed, on_step, apart)
                 parts.append(decode(x))
                 rest = rest[len(now) :]
-            except torch.OutOfMemoryError:
-                if len(now) == 1 or _is_sharded(model):
+            except (RuntimeError, MemoryError) as error:
+                last = len(now) == 1 and (apart or not twice)
+                if not out_of_memory(error) or last or _is_sharded(model):
                     raise
-                most = len(now) // 2
-        yield Samples(numbers, labels[numbers.start : numbers.stop].cpu(), np.concatenate(parts))
+                apart = len(now) == 1
+                most = max(1, len(now) // 2)
+        own = labels[numbers.start : numbers.stop].cpu()
+        yield Samples(numbers, own, np.concatenate(parts), most or len(numbers))
 
 
 def _is_sharded(model: nn.Module) -> bool:
@@ -114,6 +124,7 @@ def _sampled(
     labels: Tensor,
     seed: int,
     on_step: OnStep | None,
+    apart: bool,
 ) -> Tensor:
     """The images of these numbers in the model's own numbers, sampled at once.
 
@@ -135,6 +146,7 @@ def _sampled(
         weak=weak,
         fresh=partial(_step_noise, numbers, run.model, seed, device),
         on_step=on_step,
+        apart=apart,
     )
     if not bool(x.isfinite().all()):
         bad = [i for i, image in zip(numbers, x, strict=True) if not image.isfinite().all()]
@@ -225,6 +237,7 @@ def sample_batch(
     weak: Denoiser | None = None,
     fresh: Fresh | None = None,
     on_step: OnStep | None = None,
+    apart: bool = False,
 ) -> Tensor:
     """Sample one batch.
 
@@ -240,6 +253,7 @@ def sample_batch(
         weak: The other network, where the recipe guides by "model".
         fresh: Noise of each step, for stochastic samplers.
         on_step: Called after each step with (steps done, steps).
+        apart: As in `classifier_free`.
 
     Returns:
         (B, C, H, W), the dtype of `noise`.
@@ -247,7 +261,7 @@ def sample_batch(
     Raises:
         ValueError: The recipe does not fit the network or the objective.
     """
-    denoiser = guided(objective.denoiser(network), recipe, null_label, routes, weak)
+    denoiser = guided(objective.denoiser(network), recipe, null_label, routes, weak, apart)
     half = recipe.precision == "bf16"
     with torch.autocast(noise.device.type, torch.bfloat16) if half else nullcontext():
         return sample(

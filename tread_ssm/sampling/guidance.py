@@ -68,6 +68,7 @@ def guided(
     null_label: int,
     routes: RouteGuidance | None,
     weak: Denoiser | None,
+    apart: bool = False,
 ) -> Denoiser:
     """The denoiser with the recipe's guidance; arguments as of `sample_batch`."""
     rule, kind = recipe.rule, recipe.kind
@@ -78,7 +79,9 @@ def guided(
     if kind == "class":
         if not null_label:
             return denoiser
-        return classifier_free(denoiser, rule.scale, null_label, rule.interval, rule.channels)
+        return classifier_free(
+            denoiser, rule.scale, null_label, rule.interval, rule.channels, apart=apart
+        )
     if routes is None:
         raise ValueError(f"sample_batch: guided_by {kind!r} chooses tokens; pass `routes`.")
     if kind == "path":
