@@ -229,8 +229,9 @@ def _with_kind(value: Any, of: dataclasses.Field[Any]) -> Any:
     default: Any = of.default
     if of.default_factory is not dataclasses.MISSING:
         default = of.default_factory()
-    kind = getattr(default, "kind", None)
-    return value if kind is None else {"kind": kind, **value}
+    if "kind" not in getattr(default, "__dataclass_fields__", ()):
+        return value
+    return {"kind": default.kind, **value}
 
 
 def _value(hint: Any, value: Any, path: str, source: Source) -> Any:
