@@ -129,8 +129,7 @@ class TrainConfig:
 class SampleConfig(Recipe):
     """How images are sampled: the image grids of training, and later commands by default.
 
-    Images come from the averaged weights. All but `every`, `classes` and `per_class` is exported
-    with them.
+    Images come from the averaged weights. The section is exported with them.
 
     Attributes:
         every: Steps between image grids; 0: none. The last step has one besides.
