@@ -119,14 +119,14 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_manifest(folder: Path, names: Iterable[str]) -> None:
+def write_checksums(folder: Path, names: Iterable[str]) -> None:
     """Record the checksums of these files in the folder's manifest.json."""
     sums = {name: checksum(folder / name) for name in names}
     with replacing(folder / MANIFEST) as temporary:
         temporary.write_text(json.dumps({"sha256": sums}, indent=2) + "\n", encoding="utf-8")
 
 
-def check_manifest(folder: Path, names: Iterable[str] | None = None) -> None:
+def check_checksums(folder: Path, names: Iterable[str] | None = None) -> None:
     """Compare files with the folder's manifest.json.
 
     Args:

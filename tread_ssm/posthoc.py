@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.errors import ConfigError
-from tread_ssm.files import check_manifest
+from tread_ssm.files import check_checksums
 from tread_ssm.pretrained import Export, read_description
 from tread_ssm.training.power_ema import Profile, gamma_of, weights_of, width_in
 
@@ -58,7 +58,7 @@ def reconstruct(
     for at, snapshot in found.items():
         if at > end:
             continue
-        check_manifest(snapshot)
+        check_checksums(snapshot)
         for file in sorted(snapshot.glob("width-*.safetensors")):
             files.append(file)
             profiles.append(Profile(gamma_of(width_in(file)), at))

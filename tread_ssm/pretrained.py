@@ -26,7 +26,7 @@ from tread_ssm.config.strict import Source, build, plain
 from tread_ssm.data import Values
 from tread_ssm.diffusion import Objective
 from tread_ssm.errors import ConfigError
-from tread_ssm.files import MANIFEST, check_manifest, read_json, replacing, write_manifest
+from tread_ssm.files import MANIFEST, check_checksums, read_json, replacing, write_checksums
 from tread_ssm.models import ModelConfig
 from tread_ssm.routing import Route
 
@@ -78,14 +78,14 @@ def export(
     with replacing(folder / "ema.safetensors") as temporary:
         save_file({n: t.contiguous().cpu() for n, t in weights.items()}, temporary)
     write_description(folder, description)
-    write_manifest(folder, (*_COVERED, *also))
+    write_checksums(folder, (*_COVERED, *also))
 
 
 def exported_step(folder: Path) -> int | None:
     """The training steps behind the weights in a folder; None where they are not whole."""
     try:
         step = int(read_json(folder / "config.json")["step"])
-        check_manifest(folder, _COVERED)
+        check_checksums(folder, _COVERED)
     except (OSError, ValueError, KeyError, TypeError):  # ConfigError among them
         return None
     return step
@@ -116,7 +116,7 @@ def load_export(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.Mo
     for name in FILES:
         if not (folder / name).is_file():
             raise ConfigError(f"{folder} holds no {name}; it is no finished run or checkpoint.")
-    check_manifest(folder, _COVERED)
+    check_checksums(folder, _COVERED)
     description = read_description(folder)
     model = description.model.build()
     try:

@@ -17,7 +17,7 @@ from torch import Tensor
 from tests.models.test_convert_dim import layout as dim_layout
 from tread_ssm.commands import convert
 from tread_ssm.diffusion import EDM, Flow, NoisePrediction
-from tread_ssm.files import write_manifest
+from tread_ssm.files import write_checksums
 from tread_ssm.models import DiMConfig, DiT, DiTConfig
 from tread_ssm.models.convert import to_published
 from tread_ssm.pretrained import export, load_export
@@ -84,7 +84,7 @@ def test_samples_are_drawn_from_it(folder: Path, tmp_path: Path) -> None:
     plain.mkdir()
     (plain / "config.json").write_text(json.dumps(config))
     (plain / "ema.safetensors").symlink_to(folder / "ema.safetensors")
-    write_manifest(plain, ("config.json", "ema.safetensors"))
+    write_checksums(plain, ("config.json", "ema.safetensors"))
     done = command("sample", *arguments[:1], plain, *arguments[2:])
     assert done.returncode == 0, done.stderr
     assert out.is_file()

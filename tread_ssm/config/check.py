@@ -11,7 +11,7 @@ import torch
 
 from tread_ssm.config.run import EvalConfig, RunConfig
 from tread_ssm.data import Data, PixelValues
-from tread_ssm.data.features import Features, open_features
+from tread_ssm.data.features import CachedFeatures, open_features
 from tread_ssm.data.held_out import split
 from tread_ssm.diffusion import Contrastive, Flow, Repa
 from tread_ssm.diffusion.sampler import check_sampler
@@ -168,7 +168,7 @@ def _check_auxiliary(config: RunConfig) -> None:
             )
 
 
-def features_of(config: RunConfig, data: Data) -> Features | None:
+def features_of(config: RunConfig, data: Data) -> CachedFeatures | None:
     """The cached features that a loss of the run needs. None: it needs none.
 
     Raises:

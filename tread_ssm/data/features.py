@@ -24,7 +24,7 @@ from tread_ssm.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Features:
+class CachedFeatures:
     """Features (n, E, h, w) of unit length, read as (B, N, E) float32.
 
     Attributes:
@@ -52,7 +52,7 @@ class Features:
         return read.to(torch.float32).flatten(2).mT
 
 
-def open_features(path: str | Path, labels: np.ndarray, flip: bool) -> Features:
+def open_features(path: str | Path, labels: np.ndarray, flip: bool) -> CachedFeatures:
     """Open a folder that the command cache wrote.
 
     Args:
@@ -87,4 +87,4 @@ def open_features(path: str | Path, labels: np.ndarray, flip: bool) -> Features:
             f"{len(labels)} training samples; cache the features of the images that the training "
             f"data was made of."
         )
-    return Features(values, mirrored, manifest)
+    return CachedFeatures(values, mirrored, manifest)

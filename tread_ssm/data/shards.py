@@ -22,9 +22,9 @@ from typing import Any, Literal
 import numpy as np
 
 from tread_ssm.data.values import LatentValues
-from tread_ssm.files import checksum, read_json, replacing
+from tread_ssm.files import MANIFEST, checksum, read_json, replacing
 
-MANIFEST, LABELS = "manifest.json", "labels.npy"
+LABELS = "labels.npy"
 _VERSION = 1
 
 

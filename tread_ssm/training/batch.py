@@ -20,7 +20,7 @@ from torch import Tensor
 from tread_ssm.config.check import features_of
 from tread_ssm.config.run import RunConfig
 from tread_ssm.data import Data
-from tread_ssm.data.features import Features
+from tread_ssm.data.features import CachedFeatures
 from tread_ssm.data.held_out import split
 from tread_ssm.data.order import batch_index
 from tread_ssm.diffusion import Objective
@@ -105,7 +105,7 @@ class BatchMaker:
     size: int
     null_label: int
     label_dropout: float
-    features: Features | None = None
+    features: CachedFeatures | None = None
     samples: np.ndarray | None = None
 
     @classmethod

@@ -36,7 +36,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.errors import ConfigError
-from tread_ssm.files import check_manifest, read_json, replacing, write_manifest
+from tread_ssm.files import check_checksums, read_json, replacing, write_checksums
 from tread_ssm.pretrained import UNREADABLE, Export, export, write_description
 from tread_ssm.processes import gathered, world
 from tread_ssm.training.ema import Ema
@@ -131,7 +131,7 @@ def save_snapshot(folder: RunFolder, step: int, trained: Trained, description: E
         with _publishing(folder.snapshot(step), f"the snapshot of step {step}") as temporary:
             names = _write_averages(temporary, powers)
             write_description(temporary, description)
-            write_manifest(temporary, (*names, "config.json"))
+            write_checksums(temporary, (*names, "config.json"))
     trained.accelerator.wait_for_everyone()
 
 
@@ -161,7 +161,7 @@ def resume(folder: RunFolder, start_from: Path | None, trained: Trained) -> Prog
         try:
             found = _newest_whole(folder)
             if found is None and start_from is not None:
-                check_manifest(start_from)
+                check_checksums(start_from)
                 found = start_from
         except ConfigError as error:
             found = error
@@ -200,7 +200,7 @@ def _newest_whole(folder: RunFolder) -> Path | None:
     damaged: list[tuple[Path, str]] = []
     for _, path in found:
         try:
-            check_manifest(path)
+            check_checksums(path)
         except ConfigError as error:
             damaged.append((path, str(error)))
             continue
