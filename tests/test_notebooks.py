@@ -13,7 +13,7 @@ from tests.loading import module_of
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = ROOT / "notebooks"
-NAMES = ["01_routing", "02_dim_vs_dit", "03_your_model"]
+NAMES = ["01_routing", "02_dim_vs_dit", "03_your_model", "04_own_images"]
 LARGEST = 500_000  # bytes of a stored notebook
 
 

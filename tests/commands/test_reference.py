@@ -70,6 +70,11 @@ def test_a_folder_is_cropped_as_training_does_and_made_a_file_of(
     shutil.copytree(place / "photos", tmp_path / "photos")
     (tmp_path / "photos" / "0" / "cut.png").write_bytes(b"no picture")
     capsys.readouterr()
+    of_folder = scored(place, tmp_path / "photos", tmp_path / "b.json", *EMOJI, "--metrics",
+                       "fid,kid,precision,recall")  # fmt: skip
+    assert of_folder == pytest.approx(expected, rel=1e-6)
+    assert "Left out: 1 of 151 files" in capsys.readouterr().err
+
     made = ["--out", tmp_path / "made.npz", *EMOJI, "--metrics", "fid,kid,precision,recall"]
     assert main("reference", "--data", tmp_path / "photos", "--size", f"{SIZE}", *made) == 0
     said = capsys.readouterr().out

@@ -20,11 +20,12 @@ from tqdm import tqdm
 
 from tread_ssm.data import Data
 from tread_ssm.data.dataset import read_plain
-from tread_ssm.data.images import image_paths, read_image
+from tread_ssm.data.images import ImageFolder, image_paths, read_image, without_damaged
 from tread_ssm.processes import own_share, world
 from tread_ssm.sampling.image_grid import Decode
 
 KEYS = ("arr_0", "images")
+_THREADS = 4  # that look for damaged images
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,12 @@ class Images:
     Attributes:
         shape: (n, H, W, 3).
         read: read(start, stop) gives uint8 (stop - start, H, W, 3).
+        notes: Which files of a folder are left out, in sentences.
     """
 
     shape: tuple[int, ...]
     read: Callable[[int, int], np.ndarray]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -57,7 +60,8 @@ def open_images(path: Path, size: int | None = None) -> Images:
     Args:
         path: The folder or .npz.
         size: Images of a folder are cut to their central square and scaled to so many pixels, as
-            training does it. None: they are taken as they are, and must be of one size.
+            training does it, and damaged ones are left out. None: they are taken as they are, and
+            must be of one size.
 
     Raises:
         ValueError: There are none, or they are of another kind.
@@ -171,17 +175,21 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def _folder(path: Path, size: int | None) -> Images:
-    files = [path / name for name in image_paths(path)[0]]
+    paths, skipped = image_paths(path)
+    found = ImageFolder(path, paths, None, (), skipped)
+    if size is not None:
+        found = without_damaged(found, size, _THREADS)
+    files = [path / name for name in found.paths]
     shape = read_image(files[0], size).shape
 
     def read(start: int, stop: int) -> np.ndarray:
-        found = [read_image(p, size) for p in files[start:stop]]
-        for file, pixels in zip(files[start:stop], found, strict=True):
+        images = [read_image(p, size) for p in files[start:stop]]
+        for file, pixels in zip(files[start:stop], images, strict=True):
             if pixels.shape != shape:
                 raise ValueError(
                     f"{file} is {pixels.shape[1]} x {pixels.shape[0]} pixels, {files[0]} is "
                     f"{shape[1]} x {shape[0]}; crop them to one size."
                 )
-        return np.stack(found)
+        return np.stack(images)
 
-    return Images((len(files), *shape), read)
+    return Images((len(files), *shape), read, found.notes)

@@ -7,6 +7,7 @@ have the same names, and `extractor`, `count` and perhaps `features` as well.
 
 from __future__ import annotations
 
+import sys
 import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ from tread_ssm.evaluation.metrics import METRICS, check_metrics
 from tread_ssm.evaluation.score import check_counts
 from tread_ssm.evaluation.statistics import Statistics, statistics
 from tread_ssm.files import replacing
+from tread_ssm.processes import is_main
 
 _MOMENTS = {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
@@ -48,7 +50,7 @@ def reference_statistics(
         size: Rows and columns of the images that it is compared with. Square ones: images of a
             folder are cut and scaled to it, as training does. None: not known.
         batch: Images at a time.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar, and which files of a folder are left out.
 
     Raises:
         ValueError: The file has neither images nor statistics that serve; its images are too few,
@@ -68,6 +70,8 @@ def reference_statistics(
     if images is None:
         _refuse(path, extractor.name, maker, missing)
     check_counts(extractor, {"reference": len(images)}, missing, images.size)
+    for note in images.notes if progress and is_main() else ():
+        print(f"note: {note}", file=sys.stderr)
     parts = batches(images, batch, f"{path.name}" if progress else None)
     made = statistics(extractor, parts, missing).merged()
     return replace(made, **{f: getattr(held, f) for f in _MOMENTS if getattr(held, f) is not None})
