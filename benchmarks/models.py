@@ -205,8 +205,7 @@ def mixers_markdown(found: dict[str, Any]) -> str:
     cells = {(r["tokens"], r["mixer"], r["step"]): r for r in found["rows"]}
     lines = []
     for tokens in dict.fromkeys(r["tokens"] for r in found["rows"]):
-        first, *others = (cells[(tokens, *column)] for column in columns)
-        second, *others = others
+        first, second, *others = (cells[(tokens, mixer, step)] for mixer, step in columns)
         lines.append(
             [str(tokens), f"{1e3 * first['s']:.0f}", f"{1e3 * second['s']:.0f}"]
             + [f"{r['over_mamba1']:.2f}" for r in others]

@@ -43,16 +43,12 @@ class Mamba2Config(BaseMixerConfig):
         head_dim: Channels of a head; it divides the inner channels.
         groups: Groups of heads that share B and C.
         norm: RMSNorm of the gated output, in `groups` parts.
-        bidirectional: The products forward and backward along the order are summed, with the same
-            parameters; the prefix comes first in both. The convolution goes forward.
+        bidirectional: The products forward and backward along the order are summed; the prefix
+            comes first in both. The convolution goes forward.
+        own_backward: The way back has B, C, step sizes and decays of its own. Otherwise both ways
+            share all parameters.
         gap_decay: The carried state also decays over the missing tokens of a routed stream.
         true_distance_conv: The convolution's taps reach back along the full order and read zero
-        bidirectional: the products forward and backward along the order are summed; the prefix
-            comes first in both. The convolution goes forward.
-        own_backward: the way back has B, C, step sizes and decays of its own. Otherwise both ways
-            share all parameters.
-        gap_decay: the carried state also decays over the missing tokens of a routed stream.
-        true_distance_conv: the convolution's taps reach back along the full order and read zero
             where a token is missing. Otherwise they reach back along the tokens that are there.
     """
 

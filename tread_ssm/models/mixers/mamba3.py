@@ -50,16 +50,12 @@ class Mamba3Config(BaseMixerConfig):
         decay_floor: Smallest decay rate.
         rope_fraction: Share of the states that turn by the angles, in pairs; 0: none.
         norm: RMSNorm of each head's output before the gate.
-        bidirectional: The recurrences forward and backward along the order are summed, with the
-            same parameters; the prefix comes first in both.
+        bidirectional: The recurrences forward and backward along the order are summed; the prefix
+            comes first in both.
+        own_backward: The way back has B, C, step sizes, decays, trapezoids and angles of its own.
+            Otherwise both ways share all parameters.
         gap_decay: The carried state also decays over the missing tokens of a routed stream.
         true_distance: A token whose predecessor along the full order is missing reads no
-        bidirectional: the recurrences forward and backward along the order are summed; the prefix
-            comes first in both.
-        own_backward: the way back has B, C, step sizes, decays, trapezoids and angles of its own.
-            Otherwise both ways share all parameters.
-        gap_decay: the carried state also decays over the missing tokens of a routed stream.
-        true_distance: a token whose predecessor along the full order is missing reads no
             predecessor (lambda = 1), as a true-distance convolution reads zero there.
     """
 
