@@ -18,7 +18,7 @@ from tests.scan.selective.cases import (
 )
 from tread_ssm.scan import causal_conv, selective_scan, ssd
 from tread_ssm.scan.inputs import BothInputs, ConvInputs, GateInputs, ScanInputs, SSDInputs
-from tread_ssm.scan.ops import OPERATIONS
+from tread_ssm.scan.ops import BOTH, OPERATIONS
 from tread_ssm.scan.selective import cpu
 
 SCAN_CASE = ScanCase("c", length=12, dim=4, state=3, visits=7, gap=True)
@@ -197,7 +197,7 @@ def test_backward_checks_the_gradient_and_the_states(kind, backend):
             backward(y, *good, bad, backend)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda o: o.name)
+@pytest.mark.parametrize("operation", (*OPERATIONS, BOTH), ids=lambda o: o.name)
 def test_operators_refuse_backends_they_do_not_have(operation):
     forward, _, good = operators(operation.inputs)
     with pytest.raises(ValueError, match=rf"{operation.name}: no backend 'fast'; there are"):

@@ -332,6 +332,7 @@ GATE = Operation(
     "gated_norm", "gate", GateInputs, GATE_BACKENDS, lambda which, x: 0, keeps_states=False
 )
 
-OPERATIONS = (SCAN, CONV, SSD, BOTH, GATE)
-for _operation in OPERATIONS:
+OPERATIONS = (SCAN, CONV, SSD, GATE)
+"""Those that choose a backend; BOTH runs where SSD chooses `matmul`."""
+for _operation in (*OPERATIONS, BOTH):
     define(_operation)
