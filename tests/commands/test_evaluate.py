@@ -87,7 +87,7 @@ def test_a_table_and_a_json_hold_all_metrics(
     out = tmp_path / "result.json"
     assert main(*sets(files), "--out", out) == 0
     head, rule, row = capsys.readouterr().out.splitlines()
-    assert head.startswith("| samples | images | FID (emoji) | sFID (emoji) | IS (emoji) |")
+    assert head.startswith("| samples | images | FD (emoji) | sFD (emoji) | IS (emoji) |")
     assert row.startswith("| samples.npz | 260 | ")
     assert head.count("|") == rule.count("|") == row.count("|") == 9
     result = read(out)
@@ -198,7 +198,7 @@ def test_a_sweep_draws_what_sample_draws_and_writes_a_table_and_a_plot(
     rows = dict(read(out)["rows"])
     assert list(rows) == [1.0, 2.5] and rows[1.0] != rows[2.5]
     table = (tmp_path / "sweep.md").read_text()
-    assert table.startswith("| guidance | FID (emoji) | recall (emoji) | KID (emoji) |\n")
+    assert table.startswith("| guidance | FD (emoji) | recall (emoji) | KID (emoji) |\n")
     assert table in capsys.readouterr().out and table.count("\n") == 4
     picture = np.asarray(Image.open(tmp_path / "sweep.png").convert("RGB"))
     assert picture.shape[1] > 800 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 20
@@ -238,7 +238,7 @@ def test_a_run_is_measured_without_a_sweep(
     ((point, row),) = read(run / "evaluation.json")["rows"]
     assert point == [] and list(row) == ["fid", "recall", "kid"]
     table = capsys.readouterr().out
-    assert table.startswith("| run | images | FID (emoji) | recall (emoji) | KID (emoji) |\n")
+    assert table.startswith("| run | images | FD (emoji) | recall (emoji) | KID (emoji) |\n")
     assert f"| run | 70 | {row['fid']:.4g} |" in table
     out = tmp_path / "sweep.json"
     assert main(*common, "--sweep", "guidance=1.5", "--out", out) == 0  # the run's own
@@ -271,7 +271,7 @@ def test_two_options_are_swept_together(
     rows = {tuple(point): row for point, row in read(out)["rows"]}
     assert list(rows) == [(0.05, 1.0), (0.05, 2.0), (0.2, 1.0), (0.2, 2.0)]
     assert len({row["fid"] for row in rows.values()}) == 4
-    assert (tmp_path / "pair.md").read_text().startswith("| width | guidance | FID (emoji) |")
+    assert (tmp_path / "pair.md").read_text().startswith("| width | guidance | FD (emoji) |")
     assert (tmp_path / "pair.png").is_file()
     written = out.read_bytes()
     capsys.readouterr()

@@ -112,6 +112,6 @@ def test_the_readmes_four_commands_lead_from_images_to_a_table(parts: dict[str, 
         assert archive["arr_0"].shape == (DRAWN, 32, 32, 3)
         assert archive["arr_0"].std() > 0
     table = run("evaluate", parts).splitlines()
-    assert table[-3].startswith("| samples | images | FID (emoji) | precision (emoji)")
+    assert table[-3].startswith("| samples | images | FD (emoji) | precision (emoji)")
     fid = float(table[-1].split("|")[3])
     assert fid > 1  # six steps teach nothing

@@ -30,7 +30,7 @@ def test_the_card_says_what_the_run_is(finished: RunConfig) -> None:
     assert "dit" in fields["tags"]
     assert short(count_parameters(finished.model)) in body
     assert "50% of the tokens past blocks 1 to 2" in body
-    assert "FID (emoji)" in body and "80 images after 6 steps" in body
+    assert "FD (emoji)" in body and "80 images after 6 steps" in body
     picture = body.split("](")[1].split(")")[0]
     assert (finished.folder.path / picture).is_file()
 

@@ -71,9 +71,9 @@ def test_path_drop_counts_as_expected(runs: list[RunConfig]) -> None:
 
 def test_curves_have_every_evaluation_at_its_cost(runs: list[RunConfig]) -> None:
     measures = measures_of(arms_of([History.read(config.folder.path) for config in runs]))
-    assert list(measures) == ["training loss", "FID (emoji)"]
+    assert list(measures) == ["training loss", "FD (emoji)"]
     assert [len(curves) for curves in measures.values()] == [3, 3]
-    for curve, config in zip(measures["FID (emoji)"], runs, strict=True):
+    for curve, config in zip(measures["FD (emoji)"], runs, strict=True):
         assert curve.at["steps"] == [3, 6]
         assert curve.at["FLOPs"] == training_flops(config, [3, 6])
         rows = History.read(config.folder.path).evals

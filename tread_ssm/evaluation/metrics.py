@@ -89,7 +89,9 @@ def offered(extractor: str) -> tuple[str, ...]:
 def title_of(metric: str, extractor: str) -> str:
     """How tables and plots name a metric of these features: FID is one of Inception's alone."""
     title = METRICS[metric].title if metric in METRICS else metric
-    return title if extractor == "inception" or metric not in METRICS else f"{title} ({extractor})"
+    if extractor == "inception" or metric not in METRICS:
+        return title
+    return f"{title.replace('FID', 'FD')} ({extractor})"
 
 
 def check_metrics(names: Sequence[str]) -> None:

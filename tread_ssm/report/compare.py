@@ -73,7 +73,7 @@ def _stages(stages: Timeline | None) -> str:
     title = "## Samples as training went on"
     if stages is None:
         return f"{title}\n\nThere are none: a run sampled no image grids (`sample.every: 0`)."
-    return f"{title}\n\n{TIMELINE}\n\nThe page `comparison.html` has a slider here."
+    return f"{title}\n\nA slider, on the page `comparison.html`:\n\n{TIMELINE}"
 
 
 def _table(arms: Sequence[Arm], measures: Mapping[str, Sequence[Curve]]) -> str:
