@@ -47,6 +47,7 @@ def assert_equal(kind: ModuleType, made: nn.Module, layout: Layout, x: Tensor, o
     grads = [torch.autograd.grad((out * weight).sum(), list(leaves.values())) for out in outs]
     for name, got, want in zip(["y", *leaves], *((y, *g) for y, g in zip(outs, grads, strict=True)),
                                strict=True):  # fmt: skip
+        got, want = got.detach(), want.detach()
         error = (got - want).square().mean().sqrt()
         assert float(error) <= 1e-10 * max(1e-3, float(want.square().mean().sqrt())), name
 
