@@ -132,17 +132,18 @@ def forward_kernel(
     h = tl.zeros((N, P), tl.float32)
     for chunk in range(0, chunks):
         rows, valid = _rows(sample, chunk, order, visits, length, order_stride, T)
-        q_TN = _tile(q, rows, valid, q_stride, state, N)
-        k_TN = _tile(k, rows, valid, k_stride, state, N)
-        v_TP = _tile(v, rows, valid, v_stride, channels, P)
         high, low, _ = _decays(
             log_decay + head, gap, sample, chunk, rows, valid, visits, heads, gap_stride, T
         )
-        scores = _product(q_TN, tl.trans(k_TN)) * _mask(high, low, T)
-        out = _product(scores.to(v_TP.dtype), v_TP)
+        q_TN = _tile(q, rows, valid, q_stride, state, N)
+        k_TN = _tile(k, rows, valid, k_stride, state, N)
+        scores = (_product(q_TN, tl.trans(k_TN)) * _mask(high, low, T)).to(v.dtype.element_ty)
         tl.debug_barrier()  # loading again what is in cache keeps it out of the registers
         q_TN = _tile(q, rows, valid, q_stride, state, N)
-        out += _product(q_TN, h.to(q_TN.dtype)) * tl.exp2(high)[:, None]
+        out = _product(q_TN, h.to(q_TN.dtype)) * tl.exp2(high)[:, None]
+        tl.debug_barrier()
+        v_TP = _tile(v, rows, valid, v_stride, channels, P)
+        out += _product(scores, v_TP)
         _put(y, out, rows, valid, heads * channels, channels, P)
         tl.debug_barrier()
         k_TN = _tile(k, rows, valid, k_stride, state, N)
