@@ -193,7 +193,7 @@ def test_what_cannot_be_prepared_is_refused(
         return command(parts, out, *more)[2:]
 
     refuse("settings (resolution 32 -> 48)", arguments(latents, "--resolution", "48"))
-    refuse("it must be a multiple of 2", arguments(parts / "odd", "--resolution", "33"))
+    refuse("needs sides of a multiple of 2", arguments(parts / "odd", "--resolution", "33"))
     refuse("--shard-size is 0", arguments(parts / "odd", "--shard-size", "0"))
     refuse("Give --data and --vae", ["--out", str(parts / "odd")])
     refuse("--flip encodes images", arguments(parts / "odd", "--from", "edm2"))
