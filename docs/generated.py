@@ -174,14 +174,16 @@ def tokens64() -> str:
 
 def tokens256() -> str:
     """Routed against dense networks at 256 tokens."""
-    return _answer("dim-50", "dim-75", "dit-50", "dit-75", "dim2-50", "dim2-75")
+    from benchmarks.study.arms import ARMS
+
+    return _answer(*(a.name for a in ARMS if a.setting == "tokens256" and a.partner))
 
 
 def _answer(*names: str) -> str:
-    from benchmarks.study import curves, results, tables
+    from benchmarks.study import curves, pace, results, tables
 
-    arms = curves.recorded(results.read())
-    there = [name for name in names if name in arms and arms[name].arm.partner in arms]
+    arms = curves.recorded(results.read(), pace.recorded())
+    there = [n for n in names if n in arms and arms[n].arm.partner in arms]
     return tables.answer_table(arms, there)
 
 

@@ -67,7 +67,7 @@ from tread_ssm.data import load_emoji
 FAST = os.environ.get("TREAD_SSM_FAST") == "1"
 ROOT = Path(tread_ssm.__file__).parents[1]
 sys.path.append(str(ROOT))
-from benchmarks.study import curves, plots, results, tables  # noqa: E402
+from benchmarks.study import curves, pace, plots, results, tables  # noqa: E402
 
 MAIN = ["t64-dim-dense", "t64-dim-50", "t64-dit-dense", "t64-dit-50"]
 TAIL = ["t64-dim-50-tail", "t64-dit-50-tail"]
@@ -80,7 +80,7 @@ if FAST:
     command = [*script, "--results", path, "--seeds", "0", "--only", *MAIN, *TAIL, *SIDE]
     subprocess.run(command, check=True, capture_output=True)
 rows = results.read(path)
-arms = curves.recorded(rows)
+arms = curves.recorded(rows, pace.recorded())
 
 # %% [markdown]
 # ## The set-up

@@ -8,7 +8,7 @@ import jupytext
 import nbformat
 import pytest
 
-from benchmarks.study import curves, results, tables
+from benchmarks.study import curves, pace, results, tables
 from tests.loading import module_of
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +74,7 @@ def test_stored_outputs_are_whole_and_of_no_particular_machine(name: str) -> Non
 
 
 def test_the_comparison_shows_the_recorded_numbers() -> None:
-    recorded = curves.recorded(results.read())
+    recorded = curves.recorded(results.read(), pace.recorded())
     data = [o.get("data", {}) for o in outputs(stored("02_dim_vs_dit"))]
     shown = [d["text/markdown"] for d in data if "text/markdown" in d]
     for measure in ("loss", "distance"):

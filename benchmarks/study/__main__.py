@@ -5,6 +5,7 @@
     python benchmarks/study --table                  # what is recorded
     python benchmarks/study --pictures dim-50        # samples of checkpoints made here
     python benchmarks/study --guidance dim-50        # and their FD-emoji with guidance
+    python benchmarks/study --pace dim-dense dim-50  # seconds of a step, on a quiet machine
 
 One thread a run. A run is trained, measured on held-out images and appended to the results as one
 line; runs of more steps go on from it, and an interrupted one resumes from its checkpoint. Seconds
@@ -24,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.study import guidance, results
+from benchmarks.study import guidance, pace, results
 from benchmarks.study.arms import arm_of
 from benchmarks.study.jobs import TOY_STEPS, Job, missing, wanted
 from benchmarks.study.run import picture, run
@@ -82,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--pictures", nargs="+", metavar="ARM", help="sample these arms' first seed"
     )
     parser.add_argument("--guidance", nargs="+", metavar="ARM", help="measure guided samples")
+    parser.add_argument("--pace", nargs="+", metavar="ARM", help="time a step of each in turns")
+    parser.add_argument("--repeats", type=int, default=25, help="turns of --pace (25)")
     parser.add_argument("--results", type=Path, default=results.RESULTS)
     parser.add_argument("--work", type=Path, default=Path("runs/study"), help="the run folders")
     parser.add_argument("--toy", action="store_true", help="tiny runs, to see that it works")
@@ -91,6 +94,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name in options.pictures:
             points = sorted({r["steps"] for r in rows if r["arm"] == name and r["seed"] == 0})
             picture(work, arm_of(name), points, options.toy, options.results.with_suffix(""))
+        return
+    if options.pace:
+        pace.record(pace.measure([*options.pace], work, options.repeats))
         return
     if options.guidance:
         _guide(options.guidance, rows, work, options.results, options.toy)

@@ -111,12 +111,20 @@ class Recorded:
         return found
 
 
-def recorded(rows: Sequence[Row]) -> dict[str, Recorded]:
-    """The arms that have rows, by name, in the order of their first rows."""
+def recorded(
+    rows: Sequence[Row], measured: Mapping[str, float] | None = None
+) -> dict[str, Recorded]:
+    """The arms that have rows, by name, in the order of their first rows.
+
+    Args:
+        rows: Of the results file.
+        measured: Seconds of a step by arm, of pace.py. An arm that is missing has the mean of its
+            rows, which other work on the machine has lengthened.
+    """
     found: dict[str, list[Row]] = {}
     for row in rows:
         found.setdefault(row["arm"], []).append(row)
-    paces = {name: pace(mine) for name, mine in found.items()}
+    paces = {name: pace(mine) for name, mine in found.items()} | dict(measured or {})
     return {name: _recorded(arm_of(name), mine, paces) for name, mine in found.items()}
 
 

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from benchmarks.study import curves, guidance, plots, results, tables
+from benchmarks.study import curves, guidance, pace, plots, results, tables
 from benchmarks.study.__main__ import main as study
 from benchmarks.study.arms import ARMS, SETTINGS, arm_of, rate_arms
 from benchmarks.study.jobs import Job, configure, jobs, missing, wanted
@@ -164,6 +164,19 @@ def test_arms_are_what_their_names_say(tmp_path: Path) -> None:
             assert config != replace(partner, name=config.name)
     with pytest.raises(ValueError, match="dim-51 is no arm of the study; use one of dim-dense"):
         arm_of("dim-51")
+
+
+def test_seconds_are_those_of_steps_that_took_turns(
+    tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    found = pace.measure(["dim-50", "dim-muon"], tmp_path, repeats=1)
+    assert found["seconds"].keys() == {"dim-50", "dim-muon"} and found["machine"]
+    pace.record(found, tmp_path / "paces.json")
+    seconds = pace.recorded(tmp_path / "paces.json")
+    arms = curves.recorded(rows, seconds)
+    assert arms["dim-50"].loss.seconds.tolist() == [s * seconds["dim-50"] for s in STEPS]
+    assert arms["dim-dense"].loss.seconds.tolist() == [2.0 * s for s in STEPS]
+    assert pace.recorded(tmp_path / "none.json") == {}
 
 
 @pytest.mark.slow

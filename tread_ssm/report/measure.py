@@ -71,13 +71,13 @@ def step_times(
         seconds: About how long it may take; at least three turns are made.
         most: Turns at most.
     """
-    stepper = _stepper(config, model)
+    stepper = stepper_of(config, model)
     group = math.lcm(*(loss.together for loss in config.auxiliary))
     size = min(config.train.batch_size, max(1, _MOST_IMAGES // group) * group)
-    dense = _step(config, data, stepper, RoutePlan((), config.model.depth), size)
+    dense = step_of(config, data, stepper, RoutePlan((), config.model.depth), size)
     sides = {"dense": dense}
     if config.plan.routes:
-        sides["routed"] = _step(config, data, stepper, config.plan, size)
+        sides["routed"] = step_of(config, data, stepper, config.plan, size)
     dense()
     start = time.perf_counter()
     dense()
@@ -94,7 +94,8 @@ def step_times(
     )
 
 
-def _stepper(config: RunConfig, model: nn.Module) -> Stepper:
+def stepper_of(config: RunConfig, model: nn.Module) -> Stepper:
+    """What makes the training steps of a run, with its own optimiser and no other processes."""
     options = config.train
     accelerator = Accelerator(
         mixed_precision="no" if options.precision == "fp32" else options.precision
@@ -106,10 +107,10 @@ def _stepper(config: RunConfig, model: nn.Module) -> Stepper:
     return Stepper.of(config, accelerator, module, optimizer)
 
 
-def _step(
+def step_of(
     config: RunConfig, data: Data, stepper: Stepper, plan: RoutePlan, size: int
 ) -> Callable[[], None]:
-    """A training step that takes turns with four batches; making them is not timed."""
+    """A training step of lr 0 on four batches of `size` images in turn, made beforehand."""
     maker = BatchMaker.of(config, data, size)
     device = stepper.accelerator.device
     batches: Sequence[Batch] = [
