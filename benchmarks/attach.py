@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from diffusers import DiTTransformer2DModel
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -78,10 +79,29 @@ def training_step(
     return step
 
 
+def hooks_seconds(depth: int, heads: int, size: int, batch: int, repeats: int) -> float:
+    """What hooks of a dense forward pass take by themselves, those of blocks that do nothing."""
+    x = torch.zeros(batch, (size // 2) ** 2, 64 * heads)
+    plain, hooked = ([nn.Identity() for _ in range(depth)] for _ in range(2))
+    attach(hooked)
+
+    def passes(blocks: list[nn.Identity]) -> None:
+        for _ in range(100):
+            for block in blocks:
+                block(x)
+
+    seconds = take_turns(
+        {"plain": lambda: passes(plain), "hooked": lambda: passes(hooked)}, repeats
+    )
+    pairs = zip(seconds["hooked"], seconds["plain"], strict=True)
+    return statistics.median(a - b for a, b in pairs) / 100
+
+
 def measure(depth: int, heads: int, size: int, batch: int, repeats: int) -> dict[str, object]:
     """Seconds of each side, and their ratios to the plain one."""
     sides = {side: training_step(side, depth, heads, size, batch) for side in SIDES}
     seconds = take_turns(sides, repeats)
+    hooks = hooks_seconds(depth, heads, size, batch, repeats)
     return {
         "depth": depth,
         "width": 64 * heads,
@@ -98,6 +118,8 @@ def measure(depth: int, heads: int, size: int, batch: int, repeats: int) -> dict
         "over_plain": {
             side: median_of_pairs(seconds[side], seconds["plain"]) for side in SIDES[1:]
         },
+        "hooks_seconds": hooks,
+        "hooks_over_plain": hooks / statistics.median(seconds["plain"]),
     }
 
 

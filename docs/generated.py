@@ -227,7 +227,8 @@ def attached() -> str:
         f"The time of a step with attached routes differs from the plain model's by "
         f"{attached - 1:+.1%}, and that of a second plain model by {again - 1:+.1%}{told}. "
         '"drawing, dense" are routes that draw by themselves, at a point of their schedule that '
-        "drops nothing.\n\n"
+        f"drops nothing. The hooks of a dense pass by themselves take "
+        f"{1e6 * found['hooks_seconds']:.0f} µs, {found['hooks_over_plain']:.3%} of a step.\n\n"
     )
     rows = [[side, f"{ratio - 1:+.1%}"] for side, ratio in times.items()]
     conditions = (

@@ -27,7 +27,7 @@ class Job:
 
 
 # A quarter of the quickstart's steps with Mamba-1, and for the other mixers what their steps leave
-# of the same time: 1.07, 1.65 and 1.06 times Mamba-1's CPU time on a machine with AVX-512, in turns.
+# of the same time: 1.07, 1.65 and 1.06 times Mamba-1's, with AVX-512, taking turns.
 _QUICK = {"quick-mamba1": 1000, "quick-mamba2": 940, "quick-mamba3": 605, "quick-hybrid": 940}
 # What is done at any moment is balanced over the seeds: (arms, seeds, steps).
 _MAIN = ("dim-dense", "dim-50", "dim-75")
