@@ -1,4 +1,4 @@
-"""Draw the pictures of the README and of docs/concepts.md: `python docs/draw_pictures.py`."""
+"""Draw the pictures of the README and of the docs: `python docs/draw_pictures.py`."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from tread_ssm.scan.order import OrderName, rank_table
 
 GRID, FINE = (8, 8), (16, 16)
 DEPTH = 12
+STEPS = (150, 300, 600, 1200)  # of the rows in the study's strips
 ROUTE = Route(2, -3)
 INK, KEPT, CARRIED, PALE = "#22303c", "#2a78c2", "#e08a2e", "#d9dfe5"
 
@@ -189,7 +190,30 @@ def one_draw(route: Route) -> Draw:
     return RoutePlan((route,), 8).draw(1, FINE, torch.Generator().manual_seed(1))
 
 
-PICTURES: tuple[Callable[[], Figure], ...] = (routing, selections, orders, stream, rejoin)
+def samples() -> Figure:
+    """Samples of the study at 256 tokens, dense and routed, from the same noise."""
+    strips = Path(__file__).parents[1] / "benchmarks" / "results" / "study"
+    figure, axes = plt.subplots(2, 1, figsize=(5.4, 5.2), layout="constrained")
+    names = {"dim-dense": "dense", "dim-50": "trained with half of the tokens dropped"}
+    for ax, (name, title) in zip(axes, names.items(), strict=True):
+        image = plt.imread(strips / f"{name}.png")
+        side = image.shape[0] / len(STEPS)
+        ax.imshow(image)
+        ax.set_yticks([(i + 0.5) * side for i in range(len(STEPS))], [f"{n:,}" for n in STEPS])
+        ax.set_xticks([])
+        ax.set_ylabel("steps")
+        ax.set_title(title, fontsize=10, color=INK)
+    return figure
+
+
+PICTURES: tuple[Callable[[], Figure], ...] = (
+    routing,
+    selections,
+    orders,
+    stream,
+    rejoin,
+    samples,
+)
 
 
 def main() -> None:
