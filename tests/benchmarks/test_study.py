@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from accelerate.state import AcceleratorState
 from matplotlib.patches import Rectangle
 from PIL import Image
 
@@ -170,6 +171,7 @@ def test_seconds_are_those_of_steps_that_took_turns(
     tmp_path: Path, rows: list[dict[str, Any]]
 ) -> None:
     found = pace.measure(["dim-50", "dim-muon"], tmp_path, repeats=1)
+    AcceleratorState._reset_state(reset_partial_state=True)
     assert found["seconds"].keys() == {"dim-50", "dim-muon"} and found["machine"]
     pace.record(found, tmp_path / "paces.json")
     seconds = pace.recorded(tmp_path / "paces.json")

@@ -22,6 +22,7 @@ from tread_ssm.training.optimizer import AdamWConfig
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate() -> Iterator[None]:
+    AcceleratorState._reset_state(reset_partial_state=True)  # tests in full precision leave one
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
