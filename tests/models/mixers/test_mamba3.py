@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import functional_call
 
+from tests.models.mixers.both_ways import check_two_passes
 from tread_ssm.models.mixers import Mamba3, Mamba3Config
 from tread_ssm.routing import Layout
 from tread_ssm.scan.order import ORDER_NAMES, rank_table
@@ -187,21 +187,7 @@ def test_two_directions_are_two_passes_along_opposite_orders(
     options = {"norm": False, **options}
     both = mixer(order, bidirectional=True, own_backward=own, **options)
     passes = [mixer(name, **options) for name in (order, back)]
-    index = torch.stack([torch.randperm(N)[:7].sort().values for _ in range(2)])
-    tables = {name: rank_table(name, GRID) for name in (order, back)}
-    for layout, n in ((Layout(GRID, index, 2, tables), 9), (Layout(GRID, None, 2, tables), 17)):
-        x = torch.randn(2, n, 8, dtype=torch.float64, requires_grad=True)
-        weight = torch.randn_like(x)
-        expected = sum(
-            functional_call(one, state, (x, layout))
-            for one, state in zip(passes, directions(both), strict=True)
-        )
-        out = both(x, layout)
-        torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
-        leaves = [x, *both.parameters()]
-        grads = [torch.autograd.grad((y * weight).sum(), leaves) for y in (out, expected)]
-        for name, got, want in zip(["x", *dict(both.named_parameters())], *grads, strict=True):
-            torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10, msg=name)
+    check_two_passes(both, passes, directions, (order, back), GRID)
 
 
 def test_it_starts_as_mamba3_says() -> None:
