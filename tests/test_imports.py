@@ -26,9 +26,9 @@ ALLOWED = {
     # Besides: configurations that stand beside what they build, and import no more than torch.
     "config": CORE
     | {"data", "evaluation.metrics"}
-    | {"training.optimizer", "training.power_ema", "training.schedule", "sampling.recipe"},
+    | {"training.optimizer", "training.averages.power_ema", "training.schedule"}
+    | {"sampling.recipe"},
     "pretrained": CORE | {"data", "config"},
-    "posthoc": CORE | {"config", "pretrained", "training.power_ema"},
     "sampling": CORE | {"data", "config", "pretrained"},
     "evaluation": GROUND | {"data", "config", "pretrained", "sampling"},
     "training": CORE | {"data", "config", "pretrained", "sampling", "evaluation"},
@@ -41,7 +41,7 @@ ALLOWED = {
     "env": {"scan"},
     "commands": CORE
     | {"data", "config", "pretrained", "sampling", "evaluation", "training", "plots", "report"}
-    | {"command", "env", "posthoc", "app"},
+    | {"command", "env", "app"},
     "__main__": {"commands"},
     "__init__": {"routing", "scan", "models", "pretrained", "sampling.pictures"},
 }

@@ -19,8 +19,8 @@ from tread_ssm.config.run import RunConfig
 from tread_ssm.files import replacing
 from tread_ssm.report.history import training_flops
 from tread_ssm.sampling.recipe import Recipe
+from tread_ssm.training.logs.metrics import read_metrics
 from tread_ssm.training.loop import is_finished, train
-from tread_ssm.training.metrics import read_metrics
 
 
 def run(work: Path, job: Job, small: bool) -> dict[str, Any]:

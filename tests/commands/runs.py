@@ -12,9 +12,9 @@ from tread_ssm.data import EmojiData
 from tread_ssm.diffusion import EDM
 from tread_ssm.models import DiMConfig
 from tread_ssm.routing import Route
+from tread_ssm.training.averages.power_ema import PosthocEma
 from tread_ssm.training.loop import train
 from tread_ssm.training.optimizer import AdamWConfig
-from tread_ssm.training.power_ema import PosthocEma
 
 # The section `train` is missing: how long, and what is saved.
 TINY = """

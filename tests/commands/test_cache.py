@@ -26,7 +26,7 @@ from tread_ssm.diffusion import Repa
 from tread_ssm.errors import ConfigError
 from tread_ssm.models import DiMConfig
 from tread_ssm.training.batch import BatchMaker
-from tread_ssm.training.resume import check_folder
+from tread_ssm.training.checkpoints.resume import check_folder
 
 SIZE, CHANNELS = 64, 64  # 4 x 4 patches of 16 pixels
 

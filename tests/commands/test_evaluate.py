@@ -22,7 +22,7 @@ from tests.commands.runs import trained
 from tread_ssm.data import load_emoji
 from tread_ssm.evaluation import METRICS, EmojiFeatures, feature_moments, frechet_distance
 from tread_ssm.pretrained import export, load_export
-from tread_ssm.training.power_ema import PosthocEma
+from tread_ssm.training.averages.power_ema import PosthocEma
 
 ROOT = Path(__file__).parents[2]
 Main = Callable[..., int]

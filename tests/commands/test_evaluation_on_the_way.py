@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tread_ssm.training.metrics import read_metrics
+from tread_ssm.training.logs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """

@@ -21,7 +21,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from tread_ssm.data import load_emoji
-from tread_ssm.training.metrics import read_metrics
+from tread_ssm.training.logs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.data.foreign_latents import DEVIATION, LABELS, MEAN, SIDE, WRITERS, fast_dit
-from tread_ssm.training.metrics import read_metrics
+from tread_ssm.training.logs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 VAES = {

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.commands.runs import TINY
-from tread_ssm.training.metrics import read_metrics
+from tread_ssm.training.logs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 CONFIG = f"""{TINY}

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from tests.commands.runs import TINY
 from tread_ssm.commands import train
-from tread_ssm.training.metrics import read_metrics
+from tread_ssm.training.logs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 CONFIG = f"""{TINY}

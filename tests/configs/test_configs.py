@@ -13,7 +13,7 @@ from tread_ssm.config.strict import dump
 from tread_ssm.errors import ConfigError
 from tread_ssm.models import AttentionConfig, DiMConfig, DiTConfig, Mamba2Config, Mamba3Config
 from tread_ssm.models.cost import backbone_cost
-from tread_ssm.training.resume import differences
+from tread_ssm.training.checkpoints.resume import differences
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.glob("*.yaml"))

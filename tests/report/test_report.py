@@ -19,8 +19,8 @@ from tread_ssm.report.markdown import code, literal
 from tread_ssm.report.measure import emoji_distances, step_times
 from tread_ssm.report.page import TIMELINE
 from tread_ssm.report.report import write_report
+from tread_ssm.training.logs.metrics import read_metrics
 from tread_ssm.training.loop import train
-from tread_ssm.training.metrics import read_metrics
 
 CONFIG = """
 name: tiny

@@ -21,7 +21,7 @@ from tread_ssm.config.run import RunConfig
 from tread_ssm.config.strict import dump
 from tread_ssm.pretrained import load_export
 from tread_ssm.routing import Route, RouteSchedule
-from tread_ssm.training.metrics import read_metrics
+from tread_ssm.training.logs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 KEY = "fuse.0-2.of_end.weight"

@@ -32,12 +32,12 @@ from tread_ssm.report.plan import plan_text
 from tread_ssm.routing import Route
 from tread_ssm.training import loop
 from tread_ssm.training.batch import Batch
-from tread_ssm.training.log import TrainingError
+from tread_ssm.training.checkpoints.resume import check_folder
+from tread_ssm.training.logs.log import TrainingError
+from tread_ssm.training.logs.metrics import read_metrics
 from tread_ssm.training.loop import is_finished, train
-from tread_ssm.training.metrics import read_metrics
+from tread_ssm.training.monitoring.preview import Preview
 from tread_ssm.training.optimizer import AdamWConfig, MuonConfig
-from tread_ssm.training.preview import Preview
-from tread_ssm.training.resume import check_folder
 from tread_ssm.training.step import Stepper
 
 

@@ -19,7 +19,7 @@ from tread_ssm.config.run import RunConfig
 from tread_ssm.config.strict import dump
 from tread_ssm.models import AttentionConfig, DiMConfig, Mamba2Config, Mamba3Config
 from tread_ssm.pretrained import load_export
-from tread_ssm.training.metrics import read_metrics
+from tread_ssm.training.logs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 HEADS = {"d_state": 8, "head_dim": 8}

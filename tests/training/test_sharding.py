@@ -25,8 +25,8 @@ from tread_ssm.diffusion import SRA2, Contrastive, Dispersive, Flow
 from tread_ssm.errors import ConfigError
 from tread_ssm.models import DiMConfig
 from tread_ssm.routing import Route, RouteSchedule
+from tread_ssm.training.logs.metrics import read_metrics
 from tread_ssm.training.loop import train
-from tread_ssm.training.metrics import read_metrics
 from tread_ssm.training.optimizer import AdamWConfig, MuonConfig
 from tread_ssm.training.sharding import fsdp_plugin
 
@@ -46,7 +46,7 @@ from tread_ssm.models import DiMConfig
 from tread_ssm.training import loop
 from tread_ssm.config.check import check
 from tread_ssm.config.run import load_config
-from tread_ssm.training.ema import Ema, ramped
+from tread_ssm.training.averages.ema import Ema, ramped
 from tread_ssm.pretrained import load_export
 from tread_ssm.report.measure import step_times
 from tread_ssm.training.sharding import fill, fsdp_plugin

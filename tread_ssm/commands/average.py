@@ -16,8 +16,8 @@ from pathlib import Path
 
 from tread_ssm.command import parser, run
 from tread_ssm.config.run_folder import RunFolder
-from tread_ssm.posthoc import reconstruct
 from tread_ssm.pretrained import export
+from tread_ssm.training.averages.posthoc import reconstruct
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -58,7 +58,6 @@ from tread_ssm.evaluation.evaluator import Evaluator, Scored
 from tread_ssm.evaluation.metrics import check_extractor, offered, title_of
 from tread_ssm.files import MANIFEST, checksum, read_json, replacing
 from tread_ssm.machine import check_memory
-from tread_ssm.posthoc import load_average
 from tread_ssm.pretrained import Export, load_export
 from tread_ssm.processes import gathered
 from tread_ssm.sampling.adm_npz import check_same
@@ -67,7 +66,8 @@ from tread_ssm.sampling.image_grid import Decode, decoder
 from tread_ssm.sampling.options import add_sampling_options, recipe_of, weak_checksum
 from tread_ssm.sampling.recipe import Recipe
 from tread_ssm.tables import markdown_table
-from tread_ssm.training.power_ema import gamma_of
+from tread_ssm.training.averages.posthoc import load_average
+from tread_ssm.training.averages.power_ema import gamma_of
 
 SWEPT = {"guidance": float, "weak_drop": float, "steps": int, "width": float}
 Point = tuple[float, ...]

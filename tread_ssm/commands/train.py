@@ -22,8 +22,8 @@ from tread_ssm.data import Data, MissingDataError
 from tread_ssm.errors import ConfigError
 from tread_ssm.processes import is_main
 from tread_ssm.report.plan import plan_text
-from tread_ssm.training.console import console_log
-from tread_ssm.training.resume import check_folder
+from tread_ssm.training.checkpoints.resume import check_folder
+from tread_ssm.training.logs.console import console_log
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,7 +91,7 @@ def _say_initial(config: RunConfig) -> None:
     """Say what weights the run starts with. Raises ConfigError where they cannot be had."""
     if config.train.init_from is None:
         return
-    from tread_ssm.training.initial import initial_weights
+    from tread_ssm.training.checkpoints.initial import initial_weights
 
     found = initial_weights(config)
     if found is not None:
@@ -100,7 +100,7 @@ def _say_initial(config: RunConfig) -> None:
 
 def _train(config: RunConfig, data: Data) -> int:
     # Only now what takes seconds to import.
-    from tread_ssm.training.log import TrainingError
+    from tread_ssm.training.logs.log import TrainingError
     from tread_ssm.training.loop import is_finished, train
 
     if is_finished(config):

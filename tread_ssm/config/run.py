@@ -20,8 +20,8 @@ from tread_ssm.evaluation.metrics import check_extractor, check_metrics
 from tread_ssm.models import ModelConfig
 from tread_ssm.routing import Route, RoutePlan, RouteSchedule
 from tread_ssm.sampling.recipe import Recipe
+from tread_ssm.training.averages.power_ema import PosthocEma
 from tread_ssm.training.optimizer import AdamWConfig, OptimizerConfig
-from tread_ssm.training.power_ema import PosthocEma
 from tread_ssm.training.schedule import Shape
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]

@@ -13,7 +13,7 @@ from tread_ssm.errors import ConfigError
 from tread_ssm.routing import RoutePlan
 from tread_ssm.routing.cost import Cost
 from tread_ssm.training.cost import training_cost
-from tread_ssm.training.metrics import read_metrics
+from tread_ssm.training.logs.metrics import read_metrics
 
 _LOGGED = ("images", "seconds", "images_per_second", "loss")
 

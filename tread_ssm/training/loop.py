@@ -17,22 +17,22 @@ from tread_ssm.config.strict import plain
 from tread_ssm.data import Data
 from tread_ssm.pretrained import Export, export, exported_step
 from tread_ssm.processes import is_main
-from tread_ssm.training import checkpoint
+from tread_ssm.training.averages.ema import Ema, ramped
+from tread_ssm.training.averages.power_ema import power_decay
 from tread_ssm.training.batch import Batch, BatchMaker, ahead
-from tread_ssm.training.checkpoint import Trained
-from tread_ssm.training.ema import Ema, ramped
+from tread_ssm.training.checkpoints import checkpoint
+from tread_ssm.training.checkpoints.checkpoint import Trained
+from tread_ssm.training.checkpoints.initial import start_from_weights
+from tread_ssm.training.checkpoints.lock import locked
+from tread_ssm.training.checkpoints.resume import begin
 from tread_ssm.training.heads import with_heads
-from tread_ssm.training.initial import start_from_weights
-from tread_ssm.training.lock import locked
-from tread_ssm.training.log import Log
+from tread_ssm.training.logs.log import Log
+from tread_ssm.training.monitoring.watch import Watch
 from tread_ssm.training.peers import Peers
-from tread_ssm.training.power_ema import power_decay
-from tread_ssm.training.resume import begin
 from tread_ssm.training.schedule import learning_rate
 from tread_ssm.training.sharding import fsdp_plugin, prepare
 from tread_ssm.training.signals import StopSignals
 from tread_ssm.training.step import Stepper, logged
-from tread_ssm.training.watch import Watch
 
 
 def train(config: RunConfig, data: Data) -> int | None:

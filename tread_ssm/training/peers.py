@@ -19,7 +19,7 @@ from accelerate import Accelerator
 
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.processes import gathered
-from tread_ssm.training.log import TrainingError
+from tread_ssm.training.logs.log import TrainingError
 
 # Seconds that the error of one process gives another to end: its sockets close before it does.
 _PATIENCE = 3.0

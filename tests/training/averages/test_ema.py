@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tread_ssm.training.ema import Ema, ramped
+from tread_ssm.training.averages.ema import Ema, ramped
 
 
 def make() -> nn.Module:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tread_ssm.training.metrics import MetricsLog, read_metrics
+from tread_ssm.training.logs.metrics import MetricsLog, read_metrics
 
 
 def test_resuming_drops_what_will_be_written_again(tmp_path: Path) -> None:

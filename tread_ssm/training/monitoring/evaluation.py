@@ -28,7 +28,7 @@ from tread_ssm.pretrained import Export
 from tread_ssm.processes import world
 from tread_ssm.sampling.generate import sample_labels
 from tread_ssm.sampling.image_grid import decoder, save_grid
-from tread_ssm.training.metrics import MetricsLog
+from tread_ssm.training.logs.metrics import MetricsLog
 
 ROWS, COLUMNS = 8, 8  # of the image grid, at most
 

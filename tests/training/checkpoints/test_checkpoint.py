@@ -22,9 +22,9 @@ from tread_ssm.errors import ConfigError
 from tread_ssm.models import DiMConfig
 from tread_ssm.pretrained import load_export
 from tread_ssm.routing import Route
-from tread_ssm.training import checkpoint
+from tread_ssm.training.checkpoints import checkpoint
+from tread_ssm.training.logs.metrics import read_metrics
 from tread_ssm.training.loop import train
-from tread_ssm.training.metrics import read_metrics
 from tread_ssm.training.optimizer import AdamWConfig
 
 

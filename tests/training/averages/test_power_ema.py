@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from tread_ssm.training.ema import Ema
-from tread_ssm.training.power_ema import (
+from tread_ssm.training.averages.ema import Ema
+from tread_ssm.training.averages.power_ema import (
     PosthocEma,
     Profile,
     file_of,

@@ -39,8 +39,8 @@ from tread_ssm.errors import ConfigError
 from tread_ssm.files import check_checksums, read_json, replacing, write_checksums
 from tread_ssm.pretrained import UNREADABLE, Export, export, write_description
 from tread_ssm.processes import gathered, world
-from tread_ssm.training.ema import Ema
-from tread_ssm.training.power_ema import file_of
+from tread_ssm.training.averages.ema import Ema
+from tread_ssm.training.averages.power_ema import file_of
 
 _FILES = ("model.safetensors", "optimizer.pt", "state.json")
 _TEMPORARY = "tmp-"

@@ -12,13 +12,13 @@ import pytest
 
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.errors import ConfigError
-from tread_ssm.training.lock import locked
+from tread_ssm.training.checkpoints.lock import locked
 
 HOLDER = """
 import sys, time
 from pathlib import Path
 from tread_ssm.config.run_folder import RunFolder
-from tread_ssm.training.lock import locked
+from tread_ssm.training.checkpoints.lock import locked
 with locked(RunFolder(Path(sys.argv[1]))):
     print("held", flush=True)
     time.sleep(600)
@@ -27,7 +27,7 @@ with locked(RunFolder(Path(sys.argv[1]))):
 
 def test_the_holder_is_named_and_its_death_frees_the_folder(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[3])
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(folder.path)],
         env=os.environ | {"PYTHONPATH": root},

@@ -18,7 +18,7 @@ from tread_ssm.config.run import RoutingConfig, RunConfig
 from tread_ssm.diffusion import EDM
 from tread_ssm.errors import ConfigError
 from tread_ssm.routing import Route, RouteSchedule
-from tread_ssm.training.initial import initial_weights, start_from_weights
+from tread_ssm.training.checkpoints.initial import initial_weights, start_from_weights
 from tread_ssm.training.loop import train
 from tread_ssm.training.optimizer import AdamWConfig
 

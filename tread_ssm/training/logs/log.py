@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from tread_ssm.config.run import TrainConfig
 from tread_ssm.config.run_folder import RunFolder
-from tread_ssm.training.checkpoint import Progress
-from tread_ssm.training.metrics import MetricsLog
+from tread_ssm.training.checkpoints.checkpoint import Progress
+from tread_ssm.training.logs.metrics import MetricsLog
 
 # A loss so many times the usual one is no noise.
 _SPIKE = 100.0

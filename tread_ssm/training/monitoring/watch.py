@@ -9,13 +9,13 @@ from tread_ssm.data import Data
 from tread_ssm.data.held_out import split
 from tread_ssm.pretrained import Export
 from tread_ssm.processes import gathered
-from tread_ssm.training.checkpoint import Trained
-from tread_ssm.training.evaluation import Evaluation
-from tread_ssm.training.log import Log
-from tread_ssm.training.metrics import read_metrics
-from tread_ssm.training.preview import Preview
-from tread_ssm.training.trackers import show, wants_pictures
-from tread_ssm.training.validation import Validation
+from tread_ssm.training.checkpoints.checkpoint import Trained
+from tread_ssm.training.logs.log import Log
+from tread_ssm.training.logs.metrics import read_metrics
+from tread_ssm.training.logs.trackers import show, wants_pictures
+from tread_ssm.training.monitoring.evaluation import Evaluation
+from tread_ssm.training.monitoring.preview import Preview
+from tread_ssm.training.monitoring.validation import Validation
 
 
 class Watch:

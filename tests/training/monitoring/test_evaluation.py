@@ -33,8 +33,8 @@ from tread_ssm.routing import Route
 from tread_ssm.sampling.generate import generate, sample_labels, shares
 from tread_ssm.sampling.image_grid import decoder
 from tread_ssm.sampling.recipe import Recipe
+from tread_ssm.training.logs.metrics import read_metrics
 from tread_ssm.training.loop import train
-from tread_ssm.training.metrics import read_metrics
 from tread_ssm.training.optimizer import AdamWConfig
 
 EVAL = EvalConfig(

@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from tread_ssm.commands import train
 from tread_ssm.errors import ConfigError
-from tread_ssm.training import console
-from tread_ssm.training.console import console_log
+from tread_ssm.training.logs import console
+from tread_ssm.training.logs.console import console_log
 
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
 

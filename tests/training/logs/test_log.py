@@ -12,8 +12,8 @@ from accelerate import Accelerator
 
 from tread_ssm.config.run import TrainConfig
 from tread_ssm.config.run_folder import RunFolder
-from tread_ssm.training.checkpoint import Progress
-from tread_ssm.training.log import Log, TrainingError
+from tread_ssm.training.checkpoints.checkpoint import Progress
+from tread_ssm.training.logs.log import Log, TrainingError
 from tread_ssm.training.step import logged
 
 

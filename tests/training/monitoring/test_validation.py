@@ -25,10 +25,10 @@ from tread_ssm.pretrained import load_export
 from tread_ssm.randomness import generator
 from tread_ssm.routing import Route
 from tread_ssm.training.batch import BatchMaker
+from tread_ssm.training.logs.metrics import read_metrics
 from tread_ssm.training.loop import train
-from tread_ssm.training.metrics import read_metrics
+from tread_ssm.training.monitoring.validation import Validation
 from tread_ssm.training.optimizer import AdamWConfig
-from tread_ssm.training.validation import Validation
 
 
 @pytest.fixture(autouse=True)

@@ -17,10 +17,10 @@ from tread_ssm.commands import average, sample
 from tread_ssm.config.check import check
 from tread_ssm.config.run import RunConfig
 from tread_ssm.errors import ConfigError
-from tread_ssm.posthoc import load_average, reconstruct
 from tread_ssm.pretrained import load_export
+from tread_ssm.training.averages.posthoc import load_average, reconstruct
+from tread_ssm.training.averages.power_ema import PosthocEma, file_of
 from tread_ssm.training.loop import train
-from tread_ssm.training.power_ema import PosthocEma, file_of
 
 WIDTHS = (0.05, 0.1)
 

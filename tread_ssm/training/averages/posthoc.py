@@ -20,7 +20,7 @@ from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.errors import ConfigError
 from tread_ssm.files import check_checksums
 from tread_ssm.pretrained import Export, read_description
-from tread_ssm.training.power_ema import Profile, gamma_of, weights_of, width_in
+from tread_ssm.training.averages.power_ema import Profile, gamma_of, weights_of, width_in
 
 
 def reconstruct(

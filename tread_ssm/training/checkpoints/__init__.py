@@ -1,0 +1,1 @@
+"""What a run starts from, writes to the disk and resumes from."""

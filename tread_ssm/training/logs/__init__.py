@@ -1,0 +1,1 @@
+"""What a run says while it trains: console, metrics.jsonl, trackers."""

@@ -1,0 +1,1 @@
+"""What is sampled and measured during training, from the averaged weights."""
