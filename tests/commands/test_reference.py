@@ -87,6 +87,12 @@ def test_a_folder_is_cropped_as_training_does_and_made_a_file_of(
     of_array = scored(place, tmp_path / "made.npz", tmp_path / "d.json", *made[2:])
     assert of_array == pytest.approx(expected, rel=1e-6)
 
+    assert main("reference", "--data", tmp_path / "photos", "--size", "24", *made) == 0
+    line = ["--samples", place / "samples.npz", "--reference", tmp_path / "made.npz", *made[2:]]
+    assert main("evaluate", *line) == 2
+    said = capsys.readouterr().err
+    assert "made.npz are 24 x 24 pixels, those sampled 16 x 16; compare images of one size" in said
+
 
 def test_a_run_is_measured_against_its_own_images(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -132,6 +132,40 @@ def test_saved_statistics_serve_like_the_images(
     assert score(samples, again, REAL) == pytest.approx(score(samples, held, REAL), rel=1e-9)
 
 
+def test_saved_statistics_are_of_one_size_of_images(
+    tmp_path: Path, pixels: np.ndarray, extractor: EmojiFeatures
+) -> None:
+    small = write(tmp_path / "set.npz", "adm", pixels[:, 1:7, 1:7])
+    held = reference_statistics(small, extractor, ["fid"])
+    saved = tmp_path / "saved.npz"
+    save_statistics(saved, held)
+    assert reference_statistics(saved, extractor, ["fid"], size=(6, 6)).size == (6, 6)
+    expected = (
+        r"images of .*saved.npz are 6 x 6 pixels, those sampled 8 x 8; compare images of one size: "
+        r"make a reference from images of 8 x 8."
+    )
+    with pytest.raises(ValueError, match=expected):
+        reference_statistics(saved, extractor, ["fid"], size=(8, 8))
+    samples = statistics(extractor, [torch.from_numpy(pixels).permute(0, 3, 1, 2)], ["fid"])
+    with pytest.raises(ValueError, match=r"the reference are 6 x 6 pixels, those sampled 8 x 8"):
+        score(samples, held, ["fid"])
+
+    # A file of an earlier version does not say it.
+    with np.load(saved) as arrays:
+        np.savez(tmp_path / "old.npz", **{n: arrays[n] for n in arrays.files if n != "size"})  # type: ignore[arg-type]
+    old = reference_statistics(tmp_path / "old.npz", extractor, ["fid"], size=(8, 8))
+    assert old.size is None and score(samples, old, ["fid"])["fid"] > 0
+
+
+def test_images_of_several_sizes_have_none(pixels: np.ndarray, extractor: EmojiFeatures) -> None:
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    assert statistics(extractor, [x[:5], x[5:9]], ["fid"]).size == (8, 8)
+    mixed = [x[:5], x[5:9, :, 1:7, 1:7]]
+    assert statistics(extractor, mixed, ["kid"]).size is None
+    each = [statistics(extractor, [part], ["kid"]) for part in mixed]
+    assert (each[0] + each[1]).size is None
+
+
 def test_saved_statistics_say_what_they_do_not_serve_for(
     tmp_path: Path, pixels: np.ndarray, extractor: EmojiFeatures
 ) -> None:

@@ -2,7 +2,7 @@
 
 ADM's files hold images (`arr_0`), `mu` and `sigma` of Inception's pooled features and `mu_s` and
 `sigma_s` of its spatial ones; the latter were made from more images than the file holds. Ours
-have the same names, and `extractor`, `count` and perhaps `features` as well.
+have the same names, and `extractor`, `count`, `size` and perhaps `features` as well.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tread_ssm.evaluation.extractors import FeatureExtractor
 from tread_ssm.evaluation.frechet import FeatureMoments, Gaussian
 from tread_ssm.evaluation.images import KEYS, Images, batches, npz_names, open_images
 from tread_ssm.evaluation.metrics import METRICS, check_metrics
-from tread_ssm.evaluation.score import check_counts
+from tread_ssm.evaluation.score import check_counts, check_sizes
 from tread_ssm.evaluation.statistics import Statistics, statistics
 from tread_ssm.files import replacing
 from tread_ssm.processes import is_main
@@ -64,6 +64,7 @@ def reference_statistics(
     maker = _maker(path, names)
     if maker == extractor.name:
         held = _read(path, names, maker)
+        check_sizes(f"the images of {path}", held.size, size)
     missing = [m for m in wanted if getattr(held, METRICS[m].needs) is None]
     if not missing:
         return held
@@ -91,6 +92,8 @@ def save_statistics(path: Path, held: Statistics) -> None:
                 arrays["count"] = np.array(moments.count)
     if held.features is not None:
         arrays["features"] = held.features.numpy()
+    if held.size is not None:
+        arrays["size"] = np.array(held.size)
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # allow_pickle is no array
 
@@ -98,12 +101,7 @@ def save_statistics(path: Path, held: Statistics) -> None:
 def _images(path: Path, size: tuple[int, int] | None) -> Images:
     square = size is not None and size[0] == size[1]
     images = open_images(path, size[0] if size is not None and square else None)
-    if size is not None and images.size != size:
-        (rows, columns), (height, width) = images.size, size
-        raise ValueError(
-            f"the images of {path} are {rows} x {columns} pixels, those sampled {height} x "
-            f"{width}; compare images of one size."
-        )
+    check_sizes(f"the images of {path}", images.size, size)
     return images
 
 
@@ -117,6 +115,7 @@ def _maker(path: Path, names: set[str]) -> str | None:
 def _read(path: Path, names: set[str], extractor: str) -> Statistics:
     """The statistics that an .npz holds."""
     known = {"count", "features", *(n for pair in _MOMENTS.values() for n in pair)}
+    known |= {"size"} if "extractor" in names else set()
     arrays = _load(path, sorted(known & names))
     count = int(arrays["count"]) if "count" in arrays else 0
     moments: dict[str, FeatureMoments | Gaussian] = {}
@@ -125,7 +124,10 @@ def _read(path: Path, names: set[str], extractor: str) -> Statistics:
             moments[field] = _moments(path, arrays[mean], arrays[covariance], count)
     features = torch.from_numpy(arrays["features"]) if "features" in arrays else None
     count = count or (0 if features is None else len(features))
-    return Statistics(extractor, count, moments.get("pooled"), moments.get("spatial"), features)
+    size = tuple(arrays["size"].tolist()) if "size" in arrays else None  # not in ADM's files
+    return Statistics(
+        extractor, count, moments.get("pooled"), moments.get("spatial"), features, size=size
+    )
 
 
 def _moments(

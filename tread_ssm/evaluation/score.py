@@ -29,8 +29,10 @@ def score(
         device: Where neighbours (precision, recall) and kernels (kid) are computed.
 
     Raises:
-        ValueError: Statistics were not kept, or there are too few images.
+        ValueError: Statistics were not kept, there are too few images, or sizes differ.
     """
+    if reference is not None:
+        check_sizes("The images of the reference", reference.size, samples.size)
     check_comparable(samples.count, samples.extractor, reference, metrics)
     values: dict[str, float] = {}
     for name in metrics:
@@ -40,6 +42,25 @@ def score(
         real = _held(reference, name) if reference is not None and metric.compared else None
         values |= metric.compute(_held(samples, name), real, device)
     return {name: values[name] for name in metrics}
+
+
+def check_sizes(what: str, real: tuple[int, int] | None, sampled: tuple[int, int] | None) -> None:
+    """Whether real images are as large as those that are compared with them.
+
+    Args:
+        what: The real images, as the message calls them.
+        real: Their rows and columns. None: not known.
+        sampled: Rows and columns of the samples. None: not known.
+
+    Raises:
+        ValueError: The two sizes are known, and differ.
+    """
+    if real is not None and sampled is not None and real != sampled:
+        height, width = sampled
+        raise ValueError(
+            f"{what} are {real[0]} x {real[1]} pixels, those sampled {height} x {width}; compare "
+            f"images of one size: make a reference from images of {height} x {width}."
+        )
 
 
 def check_comparable(

@@ -36,6 +36,7 @@ class Statistics:
         spatial: Moments of the (n, G) spatial features, float64.
         features: (n, F), the pooled features themselves, float32, on the CPU.
         probabilities: (n, classes) float32, on the CPU.
+        size: Rows and columns of the images. None: not known, or they differ.
     """
 
     extractor: str
@@ -44,6 +45,7 @@ class Statistics:
     spatial: FeatureMoments | Gaussian | None = None
     features: Tensor | None = None
     probabilities: Tensor | None = None
+    size: tuple[int, int] | None = None
 
     def __add__(self, other: Statistics) -> Statistics:
         """Both sets together, this one first.
@@ -64,6 +66,7 @@ class Statistics:
             _total(self.spatial, other.spatial),
             _joined(self.features, other.features),
             _joined(self.probabilities, other.probabilities),
+            self.size if self.size == other.size else None,
         )
 
     def merged(self) -> Statistics:
@@ -95,6 +98,7 @@ def statistics(
     moments = {name: _Stream() for name in ("pooled", "spatial") if name in needs}
     rows: dict[str, list[Tensor]] = {n: [] for n in ("features", "probabilities") if n in needs}
     count = 0
+    sizes: set[tuple[int, int]] = set()
     for images in batches:
         found = extractor(images)
         for name, metric in needs.items():
@@ -109,9 +113,11 @@ def statistics(
                 _check_finite(name, x, count)
                 rows[name].append(x.to("cpu", torch.float32))
         count += len(images)
+        sizes.add((images.shape[2], images.shape[3]))
     held: dict[str, Any] = {name: stream.total() for name, stream in moments.items()}
     held |= {name: torch.cat(parts) for name, parts in rows.items() if parts}
-    return Statistics(extractor.name, count, **held)
+    size = sizes.pop() if len(sizes) == 1 else None
+    return Statistics(extractor.name, count, size=size, **held)
 
 
 def alike(held: Statistics) -> bool:
