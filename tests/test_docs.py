@@ -20,7 +20,7 @@ from PIL import Image
 
 from tread_ssm import DiMConfig, Route
 from tread_ssm.config.run import RunConfig, load_config
-from tread_ssm.config.strict import Source, build
+from tread_ssm.config.strict import Document, build
 from tread_ssm.scan.ops import SELECTIVE_BACKENDS, SSD_BACKENDS
 
 ROOT = Path(__file__).parents[1]
@@ -134,7 +134,7 @@ def test_yaml_examples_are_configurations(name: str) -> None:
             # What a `kind` decides is replaced as a whole.
             whole = "kind" in value or section not in base
             base[section] = value if whole else base[section] | value
-        build(RunConfig, Source(base, name))  # raises ConfigError
+        build(RunConfig, Document(base, name))  # raises ConfigError
 
 
 def test_examples_of_ours_and_of_the_dry_run_say_what_they_print() -> None:

@@ -26,7 +26,7 @@ ALLOWED = {
     # Besides: configurations that stand beside what they build, and import no more than torch.
     "config": CORE
     | {"data", "evaluation.metrics"}
-    | {"training.optimizer", "training.averages.power_ema", "training.schedule"}
+    | {"training.optimizer", "training.averages.power_ema", "training.learning_rate"}
     | {"sampling.recipe"},
     "pretrained": CORE | {"data", "config"},
     "sampling": CORE | {"data", "config", "pretrained"},

@@ -16,7 +16,7 @@ from tread_ssm.config.run import SampleConfig
 from tread_ssm.data import PixelValues
 from tread_ssm.diffusion import EDM
 from tread_ssm.models import DiTConfig
-from tread_ssm.pretrained import Export, export
+from tread_ssm.pretrained import Description, export
 
 CONFIG = DiTConfig(image_size=4, channels=3, n_classes=2, dim=16, depth=1, heads=2)
 
@@ -25,7 +25,7 @@ CONFIG = DiTConfig(image_size=4, channels=3, n_classes=2, dim=16, depth=1, heads
 def folder(tmp_path: Path) -> Path:
     run = tmp_path / "run"
     run.mkdir()
-    description = Export(7, CONFIG, EDM(), ("a", "b"), PixelValues(), (), SampleConfig())
+    description = Description(7, CONFIG, EDM(), ("a", "b"), PixelValues(), (), SampleConfig())
     export(run, CONFIG.build().state_dict(), description)
     return run
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tread_ssm.config.run import SampleConfig
-from tread_ssm.config.strict import Source, build, plain
+from tread_ssm.config.strict import Document, build, plain
 from tread_ssm.data import Values
 from tread_ssm.diffusion import Objective
 from tread_ssm.errors import ConfigError
@@ -42,8 +42,8 @@ UNREADABLE = (
 
 
 @dataclass(frozen=True)
-class Export:
-    """The description in config.json.
+class Description:
+    """What the weights are, as config.json says it.
 
     Attributes:
         step: Training steps behind the weights.
@@ -65,7 +65,7 @@ class Export:
 
 
 def export(
-    folder: Path, weights: Mapping[str, Tensor], description: Export, also: Iterable[str] = ()
+    folder: Path, weights: Mapping[str, Tensor], description: Description, also: Iterable[str] = ()
 ) -> None:
     """Write the three files into `folder`, each whole or not at all.
 
@@ -91,23 +91,23 @@ def exported_step(folder: Path) -> int | None:
     return step
 
 
-def read_description(folder: Path) -> Export:
+def read_description(folder: Path) -> Description:
     """What a folder's config.json says. Raises ConfigError where that is damaged."""
     path = folder / "config.json"
     try:
-        source = Source(read_json(path), str(path))
+        document = Document(read_json(path), str(path))
     except ValueError as error:
         raise ConfigError(f"{path}: not valid JSON: {error}.") from None
-    return build(Export, source)
+    return build(Description, document)
 
 
-def write_description(folder: Path, description: Export) -> None:
+def write_description(folder: Path, description: Description) -> None:
     """Write config.json, whole or not at all."""
     with replacing(folder / "config.json") as temporary:
         temporary.write_text(json.dumps(plain(description), indent=2) + "\n", encoding="utf-8")
 
 
-def load_export(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.Module, Export]:
+def load_export(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.Module, Description]:
     """The model with its averaged weights, in eval mode, and its description.
 
     Raises:
@@ -134,7 +134,7 @@ def load_export(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.Mo
 
 def from_pretrained(
     name: str | Path, *, revision: str | None = None, device: torch.device | str = "cpu"
-) -> tuple[nn.Module, Export]:
+) -> tuple[nn.Module, Description]:
     """The model with its averaged weights, in eval mode, and its description.
 
         model, run = tread_ssm.from_pretrained("runs/quickstart")

@@ -11,7 +11,7 @@ from tread_ssm.config.run import SampleConfig
 from tread_ssm.data import PixelValues
 from tread_ssm.diffusion import Flow
 from tread_ssm.models import DiTConfig
-from tread_ssm.pretrained import Export, export
+from tread_ssm.pretrained import Description, export
 
 
 def write_run(
@@ -28,6 +28,6 @@ def write_run(
             p.add_(0.05 * torch.randn_like(p))
     routes = (Route(1, 3),) if routed else ()
     sample = SampleConfig(steps=3, guidance=1.5)
-    described = Export(5, config, Flow(), classes, PixelValues(), routes, sample)
+    described = Description(5, config, Flow(), classes, PixelValues(), routes, sample)
     export(folder, model.state_dict(), described)
     return folder

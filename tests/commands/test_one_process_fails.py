@@ -16,7 +16,7 @@ from tread_ssm.config.run import SampleConfig
 from tread_ssm.data import PixelValues, load_emoji
 from tread_ssm.diffusion import EDM
 from tread_ssm.models import DiMConfig
-from tread_ssm.pretrained import Export, export
+from tread_ssm.pretrained import Description, export
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--"]
@@ -28,7 +28,7 @@ def run(tmp_path: Path) -> Path:
     folder.mkdir()
     config = DiMConfig(image_size=8, channels=3, n_classes=4, dim=32, depth=3, pads=1)
     torch.manual_seed(0)
-    description = Export(
+    description = Description(
         step=0,
         model=config,
         objective=EDM(),

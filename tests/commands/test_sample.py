@@ -26,7 +26,7 @@ from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.data import LatentValues, PixelValues
 from tread_ssm.diffusion import EDM
 from tread_ssm.models import DiTConfig
-from tread_ssm.pretrained import Export, export, load_export
+from tread_ssm.pretrained import Description, export, load_export
 from tread_ssm.sampling.generate import noise_of, sample_labels
 
 ROOT = Path(__file__).parents[2]
@@ -323,7 +323,7 @@ def exported(folder: Path, n_classes: int, channels: int, vae: Path | None) -> P
         image_size=8, channels=channels, n_classes=n_classes, dim=32, depth=2, heads=2
     )
     torch.manual_seed(0)
-    description = Export(
+    description = Description(
         step=0,
         model=config,
         objective=EDM(sigma_max=2.0),

@@ -16,7 +16,7 @@ from tread_ssm.config.run import SampleConfig
 from tread_ssm.data import PixelValues
 from tread_ssm.diffusion import EDM, Flow, NoisePrediction, Objective
 from tread_ssm.models import DiMConfig, DiTConfig
-from tread_ssm.pretrained import Export, export
+from tread_ssm.pretrained import Description, export
 from tread_ssm.routing import Cells, Draw, Route, RoutePlan, Segments
 from tread_ssm.sampling.generate import (
     Samples,
@@ -43,8 +43,10 @@ def network(config: DiMConfig | DiTConfig) -> nn.Module:
     return model
 
 
-def described(model: DiMConfig | DiTConfig = DIM, objective: Objective | None = None) -> Export:
-    return Export(
+def described(
+    model: DiMConfig | DiTConfig = DIM, objective: Objective | None = None
+) -> Description:
+    return Description(
         step=1,
         model=model,
         objective=objective or Flow(),
@@ -295,7 +297,7 @@ def test_another_run_guides_and_must_fit(tmp_path: Path) -> None:
     model, run = network(DIM), described()
     labels, decode = sample_labels(2, range(4), seed=0), decoder(run.values, None, "cpu")
 
-    def draw(recipe: Recipe, run: Export = run) -> np.ndarray:
+    def draw(recipe: Recipe, run: Description = run) -> np.ndarray:
         return generate_all(model, run, recipe, labels, seed=0, decode=decode)
 
     export(tmp_path / "same", model.state_dict(), run)
@@ -318,7 +320,7 @@ def test_another_run_guides_and_must_fit(tmp_path: Path) -> None:
 def test_what_cannot_be_drawn_is_refused() -> None:
     model, labels = network(DIM), torch.zeros(1, dtype=torch.int64)
 
-    def draw(run: Export, recipe: Recipe) -> None:
+    def draw(run: Description, recipe: Recipe) -> None:
         decode = decoder(run.values, None, "cpu")
         list(generate(model, run, recipe, shares(1, 1), labels, seed=0, decode=decode))
 

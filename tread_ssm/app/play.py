@@ -17,7 +17,7 @@ from torch import nn
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.diffusion.sampler import OnStep
 from tread_ssm.plots.tokens import plot_kept
-from tread_ssm.pretrained import Export, load_export
+from tread_ssm.pretrained import Description, load_export
 from tread_ssm.routing import RoutePlan
 from tread_ssm.sampling.classes import class_number
 from tread_ssm.sampling.generate import generate_all
@@ -46,7 +46,7 @@ class Player:
     """
 
     model: nn.Module
-    run: Export
+    run: Description
     decode: Decode
 
     @staticmethod
@@ -91,7 +91,7 @@ class Choice:
     n: int
     weak_run: str | None = None
 
-    def recipe(self, run: Export) -> Recipe:
+    def recipe(self, run: Description) -> Recipe:
         """How to sample. Raises ValueError."""
         return Recipe(
             steps=self.steps,

@@ -38,7 +38,7 @@ from tread_ssm.errors import ConfigError
 from tread_ssm.files import replacing
 from tread_ssm.models import DiMConfig, DiTConfig, convert_dim
 from tread_ssm.models.convert import from_published, to_published
-from tread_ssm.pretrained import Export, export, load_export
+from tread_ssm.pretrained import Description, export, load_export
 
 _NAMES = {"dit": "DiT", "sit": "SiT", "tread": "TREAD", "dim": "DiM"}
 _OBJECTIVES: dict[str, Objective] = {
@@ -100,7 +100,7 @@ def _import(args: argparse.Namespace) -> None:
         config, weights = _converted(args.source, held.weights, args.heads)
     except ValueError as error:
         raise ConfigError(f"--weights: {args.weights}: {error}") from None
-    description = Export(
+    description = Description(
         step=(held.step or 0) if args.step is None else args.step,
         model=config,
         objective=_OBJECTIVES[args.source],

@@ -58,7 +58,7 @@ from tread_ssm.evaluation.evaluator import Evaluator, Scored
 from tread_ssm.evaluation.metrics import check_extractor, offered, title_of
 from tread_ssm.files import MANIFEST, checksum, read_json, replacing
 from tread_ssm.machine import check_memory
-from tread_ssm.pretrained import Export, load_export
+from tread_ssm.pretrained import Description, load_export
 from tread_ssm.processes import gathered
 from tread_ssm.sampling.adm_npz import check_same
 from tread_ssm.sampling.generate import sample_labels
@@ -248,7 +248,7 @@ def _sweep(args: argparse.Namespace, evaluator: Evaluator) -> None:
         print(_table(("run", "images"), [((args.run.name, f"{args.num}"), rows[()])], evaluator))
 
 
-def _size(described: Export, decode: Decode, place: torch.device | str) -> tuple[int, int]:
+def _size(described: Description, decode: Decode, place: torch.device | str) -> tuple[int, int]:
     """Rows and columns of the images that a run samples."""
     model = described.model
     blank = torch.zeros(1, model.channels, model.image_size, model.image_size, device=place)
@@ -261,9 +261,9 @@ class _Weights:
 
     def __init__(self, args: argparse.Namespace, place: torch.device | str) -> None:
         self._run, self._step, self._place = RunFolder(args.run), args.checkpoint, place
-        self._last: tuple[float | None, tuple[nn.Module, Export]] | None = None
+        self._last: tuple[float | None, tuple[nn.Module, Description]] | None = None
 
-    def __call__(self, width: float | None) -> tuple[nn.Module, Export]:
+    def __call__(self, width: float | None) -> tuple[nn.Module, Description]:
         """The model and its description; those of the call before are not loaded again."""
         if self._last is None or self._last[0] != width:
             if width is None:
@@ -331,7 +331,7 @@ def _points(text: str) -> tuple[str, list[float]]:
         raise ConfigError(f"--sweep: {values!r} is no list of numbers, as {name}=1,2,4.") from None
 
 
-def _check_points(name: str, points: Sequence[float], base: Recipe, described: Export) -> None:
+def _check_points(name: str, points: Sequence[float], base: Recipe, described: Description) -> None:
     """Raises ConfigError where values cannot be used, or make no difference."""
     if name == "weak_drop":
         if not base.strong_drop <= points[0] <= points[-1] < 1:

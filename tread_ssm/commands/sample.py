@@ -33,7 +33,7 @@ from tread_ssm.data import LatentValues
 from tread_ssm.errors import ConfigError
 from tread_ssm.files import checksum
 from tread_ssm.machine import check_disk, check_memory
-from tread_ssm.pretrained import Export, load_export
+from tread_ssm.pretrained import Description, load_export
 from tread_ssm.processes import gathered, world
 from tread_ssm.sampling.adm_npz import Parts, sampled_as
 from tread_ssm.sampling.batch import fitting_batch
@@ -117,7 +117,7 @@ def _batch_size(text: str) -> int | None:
 def _find_batch(
     args: argparse.Namespace,
     model: nn.Module,
-    described: Export,
+    described: Description,
     recipe: Recipe,
     decode: Decode,
     images: int,
@@ -193,7 +193,7 @@ def _sample_grid(args: argparse.Namespace) -> None:
     print(described_recipe(recipe, described.objective, args.seed))
 
 
-def _grid_decoder(described: Export, vae: str | None, place: torch.device) -> Decode:
+def _grid_decoder(described: Description, vae: str | None, place: torch.device) -> Decode:
     """Latents are shown as they are where no autoencoder is at hand. Raises ConfigError."""
     try:
         return decoder(described.values, vae, place)
@@ -263,7 +263,7 @@ def _sample_set(args: argparse.Namespace) -> None:
             print(f"{rate}, decoding and writing included, {at_once} at once")
 
 
-def _check_fits(args: argparse.Namespace, described: Export, parts: Parts) -> None:
+def _check_fits(args: argparse.Namespace, described: Description, parts: Parts) -> None:
     """Raises ConfigError where the set has no room: its labels, and the parts beside the whole."""
     what, remedy = f"--num: a set of {args.num:,} images", "Ask for fewer."
     check_memory(16 * args.num, what, remedy)
@@ -271,7 +271,7 @@ def _check_fits(args: argparse.Namespace, described: Export, parts: Parts) -> No
     check_disk(args.npz.parent, images * _pixel_bytes(described), what, remedy)
 
 
-def _pixel_bytes(described: Export) -> int:
+def _pixel_bytes(described: Description) -> int:
     """Bytes of an image, at least: a latent has fewer numbers than its pixels."""
     return 3 * described.model.image_size**2
 
@@ -308,7 +308,7 @@ class _Bar:
 
 
 def _record(
-    args: argparse.Namespace, described: Export, recipe: Recipe, digest: str
+    args: argparse.Namespace, described: Description, recipe: Recipe, digest: str
 ) -> dict[str, Any]:
     """What a set depends on."""
     values = described.values
@@ -347,7 +347,7 @@ def _weights(args: argparse.Namespace) -> list[Path]:
 
 
 def _rows(
-    described: Export, wanted: Sequence[str] | None, most: int | None = 20
+    described: Description, wanted: Sequence[str] | None, most: int | None = 20
 ) -> tuple[list[int], list[str]]:
     """The labels to sample, at most so many where none are named, and their names.
 

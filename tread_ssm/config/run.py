@@ -21,8 +21,8 @@ from tread_ssm.models import ModelConfig
 from tread_ssm.routing import Route, RoutePlan, RouteSchedule
 from tread_ssm.sampling.recipe import Recipe
 from tread_ssm.training.averages.power_ema import PosthocEma
+from tread_ssm.training.learning_rate import LRSchedule
 from tread_ssm.training.optimizer import AdamWConfig, OptimizerConfig
-from tread_ssm.training.schedule import Shape
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 
@@ -86,7 +86,7 @@ class TrainConfig:
     micro_batch: int | None = None
     optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
     warmup: int = 0
-    schedule: Shape = "constant"
+    schedule: LRSchedule = "constant"
     clip: float | None = 1.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False

@@ -33,7 +33,7 @@ _CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndTo
 
 
 @dataclass(frozen=True)
-class Source:
+class Document:
     """A parsed file with its overrides.
 
     Attributes:
@@ -65,7 +65,7 @@ def nearest(word: str, known: Sequence[str]) -> str:
     return f"; known are {', '.join(known)}."
 
 
-def read(path: str | Path, overrides: Sequence[str] = ()) -> Source:
+def read(path: str | Path, overrides: Sequence[str] = ()) -> Document:
     """Parse a YAML file and apply `a.b.0.c=value` overrides.
 
     Raises:
@@ -82,24 +82,24 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Source:
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected `key: value` lines at the top level.")
-    source = Source(tree, str(path), places)
+    document = Document(tree, str(path), places)
     for override in overrides:
-        _override(source, override)
-    return source
+        _override(document, override)
+    return document
 
 
-def build(cls: type[T], source: Source) -> T:
+def build(cls: type[T], document: Document) -> T:
     """An instance of the dataclass `cls` from a parsed file.
 
     Raises:
         ConfigError: A key is unknown or missing, or a value has another type or is refused.
     """
-    return _dataclass(cls, source.tree, "", source)
+    return _dataclass(cls, document.tree, "", document)
 
 
-def part(hint: Any, value: Any, path: str, source: Source) -> Any:
+def part(hint: Any, value: Any, path: str, document: Document) -> Any:
     """What stands at `path` of a parsed file, as the type `hint`; errors as of `build`."""
-    return _value(hint, value, path, source)
+    return _value(hint, value, path, document)
 
 
 def plain(value: Any) -> Any:
@@ -162,13 +162,13 @@ def _plain(node: yaml.Node, path: str, name: str, places: dict[str, str]) -> Any
         raise ConfigError(f"{where}: {path or 'this'} is no value that can be read.") from None
 
 
-def _override(source: Source, text: str) -> None:
+def _override(document: Document, text: str) -> None:
     path, equals, value = text.partition("=")
     where = f"{_OVERRIDE} {text[:80]!r}"
     if not equals or not path:
         raise ConfigError(f"{where}: write it as section.key=value.")
     parts = path.split(".")
-    at: Any = source.tree
+    at: Any = document.tree
     for depth, part in enumerate(parts):
         key: str | int = part
         if isinstance(at, list):
@@ -183,24 +183,24 @@ def _override(source: Source, text: str) -> None:
         if depth == len(parts) - 1:
             at[key] = _parse(value, where, {})
             # What the file said below this key is gone, and so are its line numbers.
-            for old in [p for p in source.places if p.startswith(path + ".")]:
-                del source.places[old]
-            source.places[path] = where
+            for old in [p for p in document.places if p.startswith(path + ".")]:
+                del document.places[old]
+            document.places[path] = where
         elif isinstance(at, dict) and at.get(part) is None:
             at[part] = {}
-            source.places[".".join(parts[: depth + 1])] = where
+            document.places[".".join(parts[: depth + 1])] = where
         at = at[key]
 
 
-def _dataclass(cls: type[T], tree: Any, path: str, source: Source) -> T:
+def _dataclass(cls: type[T], tree: Any, path: str, document: Document) -> T:
     if not isinstance(tree, dict):
-        raise _wrong(tree, path, "a section of `key: value` lines", source)
+        raise _wrong(tree, path, "a section of `key: value` lines", document)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for key in tree:
         if key not in fields:
             inner = _join(path, key)
             raise ConfigError(
-                f"{source.at(inner)}: {inner} is not a known key{nearest(key, list(fields))}"
+                f"{document.at(inner)}: {inner} is not a known key{nearest(key, list(fields))}"
             )
     missing = [
         name
@@ -210,16 +210,16 @@ def _dataclass(cls: type[T], tree: Any, path: str, source: Source) -> T:
         and f.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise ConfigError(f"{source.at(path)}: {_join(path, missing[0])} is missing.")
+        raise ConfigError(f"{document.at(path)}: {_join(path, missing[0])} is missing.")
     hints = get_type_hints(cls)
     values = {
-        k: _value(hints[k], _with_kind(v, fields[k]), _join(path, k), source)
+        k: _value(hints[k], _with_kind(v, fields[k]), _join(path, k), document)
         for k, v in tree.items()
     }
     try:
         return cls(**values)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{source.at(path)}: {path or 'the run'}: {error}") from None
+        raise ConfigError(f"{document.at(path)}: {path or 'the run'}: {error}") from None
 
 
 def _with_kind(value: Any, of: dataclasses.Field[Any]) -> Any:
@@ -234,10 +234,10 @@ def _with_kind(value: Any, of: dataclasses.Field[Any]) -> Any:
     return {"kind": default.kind, **value}
 
 
-def _value(hint: Any, value: Any, path: str, source: Source) -> Any:
+def _value(hint: Any, value: Any, path: str, document: Document) -> Any:
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
-        return _union(get_args(hint), value, path, source)
+        return _union(get_args(hint), value, path, document)
     if origin is Literal:
         choices = get_args(hint)
         for choice in choices:
@@ -245,72 +245,72 @@ def _value(hint: Any, value: Any, path: str, source: Source) -> Any:
                 return choice
         names = [str(c) for c in choices]
         raise ConfigError(
-            f"{source.at(path)}: {path} is {value!r}, which is not one of its values"
+            f"{document.at(path)}: {path} is {value!r}, which is not one of its values"
             f"{nearest(str(value), names)}"
         )
     if origin in (tuple, Sequence):
-        return _tuple(get_args(hint), value, path, source)
+        return _tuple(get_args(hint), value, path, document)
     if dataclasses.is_dataclass(hint):
-        return _dataclass(hint, value, path, source)  # type: ignore[arg-type]
-    return _scalar(hint, value, path, source)
+        return _dataclass(hint, value, path, document)  # type: ignore[arg-type]
+    return _scalar(hint, value, path, document)
 
 
-def _union(members: tuple[Any, ...], value: Any, path: str, source: Source) -> Any:
+def _union(members: tuple[Any, ...], value: Any, path: str, document: Document) -> Any:
     if value is None and type(None) in members:
         return None
     members = tuple(m for m in members if m is not type(None))
     if len(members) == 1:
-        return _value(members[0], value, path, source)
+        return _value(members[0], value, path, document)
     if not isinstance(value, dict):
-        raise _wrong(value, path, "a section of `key: value` lines", source)
+        raise _wrong(value, path, "a section of `key: value` lines", document)
     kinds = {get_args(get_type_hints(m)["kind"])[0]: m for m in members}
     kind = value.get("kind")
     if kind is None:
         raise ConfigError(
-            f"{source.at(path)}: {path}.kind is missing; known are {', '.join(kinds)}."
+            f"{document.at(path)}: {path}.kind is missing; known are {', '.join(kinds)}."
         )
     if not isinstance(kind, str) or kind not in kinds:
-        where = source.at(_join(path, "kind"))
+        where = document.at(_join(path, "kind"))
         raise ConfigError(
             f"{where}: {path}.kind {kind!r} is not known{nearest(str(kind), list(kinds))}"
         )
-    return _dataclass(kinds[kind], _known(kinds, kind, value, path, source), path, source)
+    return _dataclass(kinds[kind], _known(kinds, kind, value, path, document), path, document)
 
 
-def _known(kinds: dict[str, Any], kind: str, value: Tree, path: str, source: Source) -> Tree:
+def _known(kinds: dict[str, Any], kind: str, value: Tree, path: str, document: Document) -> Tree:
     """Without what the file says about another kind, if an override has changed the kind."""
-    if not source.at(_join(path, "kind")).startswith(_OVERRIDE):
+    if not document.at(_join(path, "kind")).startswith(_OVERRIDE):
         return value
     own = {f.name for f in dataclasses.fields(kinds[kind])}
     others = {f.name for cls in kinds.values() for f in dataclasses.fields(cls)} - own
-    of_file = [k for k in value if not source.at(_join(path, k)).startswith(_OVERRIDE)]
+    of_file = [k for k in value if not document.at(_join(path, k)).startswith(_OVERRIDE)]
     dropped = [k for k in of_file if k in others]
     if dropped:
-        source.notes.append(
-            f"{path}.kind={kind} does not know {', '.join(dropped)} of {source.name}, left out."
+        document.notes.append(
+            f"{path}.kind={kind} does not know {', '.join(dropped)} of {document.name}, left out."
         )
     return {key: inner for key, inner in value.items() if key not in dropped}
 
 
-def _tuple(hints: tuple[Any, ...], value: Any, path: str, source: Source) -> tuple[Any, ...]:
+def _tuple(hints: tuple[Any, ...], value: Any, path: str, document: Document) -> tuple[Any, ...]:
     if not isinstance(value, list):
-        raise _wrong(value, path, "a list", source)
+        raise _wrong(value, path, "a list", document)
     if len(hints) == 2 and hints[1] is Ellipsis:
         hints = (hints[0],) * len(value)
     if len(hints) != len(value):
-        raise _wrong(value, path, f"a list of {len(hints)} entries", source)
+        raise _wrong(value, path, f"a list of {len(hints)} entries", document)
     return tuple(
-        _value(h, v, _join(path, i), source)
+        _value(h, v, _join(path, i), document)
         for i, (h, v) in enumerate(zip(hints, value, strict=True))
     )
 
 
-def _scalar(hint: Any, value: Any, path: str, source: Source) -> Any:
+def _scalar(hint: Any, value: Any, path: str, document: Document) -> Any:
     if hint is bool or hint is str:
         if type(value) is hint:
             return value
         expected = "true or false" if hint is bool else "text (put it in quotes)"
-        raise _wrong(value, path, expected, source)
+        raise _wrong(value, path, expected, document)
     # PyYAML reads 1e-4 as text: YAML 1.1 asks for a dot in front of the exponent.
     number = value
     if isinstance(value, str):
@@ -319,20 +319,20 @@ def _scalar(hint: Any, value: Any, path: str, source: Source) -> Any:
         except ValueError:
             number = None
     if isinstance(number, bool) or not isinstance(number, (int, float)):
-        raise _wrong(value, path, "a number", source)
+        raise _wrong(value, path, "a number", document)
     if hint is float:
         try:
             return float(number)
         except OverflowError:  # a whole number of more than 308 digits
-            raise _wrong(value, path, "a number below 1e308", source) from None
+            raise _wrong(value, path, "a number below 1e308", document) from None
     if not abs(number) < 2**63 or number != int(number):
-        raise _wrong(value, path, "a whole number below 2^63", source)
+        raise _wrong(value, path, "a whole number below 2^63", document)
     return int(number)
 
 
-def _wrong(value: Any, path: str, expected: str, source: Source) -> ConfigError:
+def _wrong(value: Any, path: str, expected: str, document: Document) -> ConfigError:
     shown = "a section" if isinstance(value, dict) else repr(value)
-    return ConfigError(f"{source.at(path)}: {path} is {shown}; expected {expected}.")
+    return ConfigError(f"{document.at(path)}: {path} is {shown}; expected {expected}.")
 
 
 def _join(path: str, key: object) -> str:

@@ -23,7 +23,7 @@ from tread_ssm.evaluation.extractors import FeatureExtractor
 from tread_ssm.evaluation.images import to_batch
 from tread_ssm.evaluation.score import check_comparable, score
 from tread_ssm.evaluation.statistics import Statistics, alike, statistics
-from tread_ssm.pretrained import Export
+from tread_ssm.pretrained import Description
 from tread_ssm.processes import even_share, world
 from tread_ssm.sampling.generate import generate, shares
 from tread_ssm.sampling.image_grid import Decode
@@ -87,7 +87,7 @@ class Evaluator:
     def score_model(
         self,
         model: nn.Module,
-        run: Export,
+        run: Description,
         recipe: Recipe,
         labels: Tensor,
         *,

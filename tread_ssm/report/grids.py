@@ -16,7 +16,7 @@ from torch import nn
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.data import Data, PixelValues
 from tread_ssm.data.dataset import read_plain
-from tread_ssm.pretrained import Export
+from tread_ssm.pretrained import Description
 from tread_ssm.report.page import Stage, Timeline
 from tread_ssm.sampling.generate import generate_all
 from tread_ssm.sampling.image_grid import save_grid, spread, to_uint8
@@ -49,7 +49,7 @@ def timeline(names: Sequence[str], folders: Sequence[RunFolder]) -> Timeline | N
     return Timeline(tuple(names), tuple(stages))
 
 
-def nearest_samples(model: nn.Module, run: Export, data: Data, folder: Path) -> bool:
+def nearest_samples(model: nn.Module, run: Description, data: Data, folder: Path) -> bool:
     """Write neighbours.png: samples, each with the training images nearest to it.
 
     Args:

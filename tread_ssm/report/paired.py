@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tread_ssm.errors import ConfigError
-from tread_ssm.pretrained import Export, load_export
+from tread_ssm.pretrained import Description, load_export
 from tread_ssm.report.arms import Arm
 from tread_ssm.report.markdown import literal
 from tread_ssm.sampling.generate import generate_all
@@ -50,7 +50,7 @@ def paired_samples(arms: Sequence[Arm], path: Path) -> str:
     )
 
 
-def _sampled(model: nn.Module, run: Export, rows: Sequence[int]) -> np.ndarray:
+def _sampled(model: nn.Module, run: Description, rows: Sequence[int]) -> np.ndarray:
     """(classes, COLUMNS, H, W, 3) uint8."""
     labels = torch.tensor(rows).repeat_interleave(COLUMNS)
     try:

@@ -7,13 +7,15 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from tread_ssm.pretrained import Export
+from tread_ssm.pretrained import Description
 from tread_ssm.sampling.generate import generate
 from tread_ssm.sampling.image_grid import Decode
 from tread_ssm.sampling.recipe import Recipe
 
 
-def fitting_batch(model: nn.Module, run: Export, recipe: Recipe, decode: Decode, most: int) -> int:
+def fitting_batch(
+    model: nn.Module, run: Description, recipe: Recipe, decode: Decode, most: int
+) -> int:
     """How many images can be sampled and decoded at once: doubled from 1 for as long as they fit.
 
     Each number is tried with one step of sampling, guided as the recipe says.

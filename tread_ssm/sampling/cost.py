@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tread_ssm.diffusion import Objective
 from tread_ssm.models import ModelConfig
-from tread_ssm.pretrained import Export, load_export
+from tread_ssm.pretrained import Description, load_export
 from tread_ssm.routing import Draw, Route, RoutePlan
 from tread_ssm.routing.cost import forward_flops
 from tread_ssm.sampling.generate import noise_of, sample_batch
@@ -71,7 +71,7 @@ def sampling_cost(
     return SamplingCost(sum(n.passes for n in networks), sum(n.flops for n in networks))
 
 
-def cost_text(run: Export, recipe: Recipe) -> str:
+def cost_text(run: Description, recipe: Recipe) -> str:
     """A sentence on what an image of a run costs."""
     weak = None if recipe.weak_run is None else load_export(Path(recipe.weak_run))[1].model
     cost = sampling_cost(run.model, run.objective, run.routes, recipe, weak)

@@ -23,7 +23,7 @@ from tread_ssm.diffusion import Denoiser, Network, Objective, sample
 from tread_ssm.diffusion.sampler import Fresh, OnStep
 from tread_ssm.machine import out_of_memory
 from tread_ssm.models import ModelConfig
-from tread_ssm.pretrained import Export
+from tread_ssm.pretrained import Description
 from tread_ssm.randomness import generator
 from tread_ssm.routing import RoutePlan
 from tread_ssm.sampling.guidance import RouteGuidance, guided, weak_denoiser
@@ -50,7 +50,7 @@ class Samples:
 
 def generate(
     model: nn.Module,
-    run: Export,
+    run: Description,
     recipe: Recipe,
     batches: Iterable[range],
     labels: Tensor,
@@ -117,7 +117,7 @@ def _is_sharded(model: nn.Module) -> bool:
 
 def _sampled(
     model: nn.Module,
-    run: Export,
+    run: Description,
     recipe: Recipe,
     weak: Denoiser | None,
     numbers: range,
@@ -160,7 +160,7 @@ def _sampled(
 
 def generate_all(
     model: nn.Module,
-    run: Export,
+    run: Description,
     recipe: Recipe,
     labels: Tensor,
     *,

@@ -20,7 +20,7 @@ from tread_ssm.diffusion import (
     route_guidance,
 )
 from tread_ssm.models import ModelConfig
-from tread_ssm.pretrained import Export, load_export
+from tread_ssm.pretrained import Description, load_export
 from tread_ssm.randomness import generator
 from tread_ssm.routing import Draw, RoutePlan
 from tread_ssm.routing.guidance import check_drops
@@ -99,7 +99,7 @@ def guided(
     )
 
 
-def weak_denoiser(folder: str, run: Export, device: torch.device) -> Denoiser:
+def weak_denoiser(folder: str, run: Description, device: torch.device) -> Denoiser:
     """The other network of a guidance by "model". Raises ValueError where it does not fit."""
     model, described = load_export(Path(folder), device)
     _check_weak(folder, described, run.model, run.objective)
@@ -136,7 +136,7 @@ def check_guidance(
         _check_weak(recipe.weak_run, described, model, objective)
 
 
-def _check_weak(folder: str, weak: Export, model: ModelConfig, objective: Objective) -> None:
+def _check_weak(folder: str, weak: Description, model: ModelConfig, objective: Objective) -> None:
     for name in ("image_size", "channels", "n_classes"):
         own, other = getattr(model, name), getattr(weak.model, name)
         if own != other:

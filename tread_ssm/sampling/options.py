@@ -12,7 +12,7 @@ from tread_ssm.diffusion import SAMPLERS, Objective
 from tread_ssm.diffusion.sampler import default_sampler
 from tread_ssm.errors import ConfigError
 from tread_ssm.files import checksum
-from tread_ssm.pretrained import Export
+from tread_ssm.pretrained import Description
 from tread_ssm.sampling.recipe import GuidedBy, Recipe
 
 _KIND = ("guided_by", "weak_drop", "strong_drop", "weak_run")
@@ -53,7 +53,7 @@ def weak_checksum(recipe: Recipe) -> str | None:
     return recipe.weak_run and checksum(Path(recipe.weak_run) / "ema.safetensors")
 
 
-def recipe_of(run: Export, options: Namespace) -> Recipe:
+def recipe_of(run: Description, options: Namespace) -> Recipe:
     """A run's own recipe, but for what the command line says.
 
     The options of the kind of guidance go together: one of them replaces all of the run's.

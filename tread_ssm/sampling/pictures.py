@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tread_ssm.pretrained import Export
+from tread_ssm.pretrained import Description
 from tread_ssm.sampling.classes import class_number
 from tread_ssm.sampling.generate import generate_all
 from tread_ssm.sampling.image_grid import decoder
@@ -21,7 +21,7 @@ from tread_ssm.sampling.recipe import Recipe
 
 def sample_images(
     model: nn.Module,
-    run: Export,
+    run: Description,
     classes: str | int | Sequence[str | int] | None = None,
     *,
     n: int = 1,
@@ -70,7 +70,7 @@ def sample_images(
     return [Image.fromarray(image) for image in images]
 
 
-def _labels(run: Export, classes: str | int | Sequence[str | int] | None) -> list[int]:
+def _labels(run: Description, classes: str | int | Sequence[str | int] | None) -> list[int]:
     """The labels of these classes; [0], which the network does not look at, without classes."""
     known = run.class_names
     if not run.model.n_classes:

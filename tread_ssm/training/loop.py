@@ -15,7 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from tread_ssm.config.run import RunConfig
 from tread_ssm.config.strict import plain
 from tread_ssm.data import Data
-from tread_ssm.pretrained import Export, export, exported_step
+from tread_ssm.pretrained import Description, export, exported_step
 from tread_ssm.processes import is_main
 from tread_ssm.training.averages.ema import Ema, ramped
 from tread_ssm.training.averages.power_ema import power_decay
@@ -26,10 +26,10 @@ from tread_ssm.training.checkpoints.initial import start_from_weights
 from tread_ssm.training.checkpoints.lock import locked
 from tread_ssm.training.checkpoints.resume import begin
 from tread_ssm.training.heads import with_heads
+from tread_ssm.training.learning_rate import learning_rate
 from tread_ssm.training.logs.log import Log
 from tread_ssm.training.monitoring.watch import Watch
 from tread_ssm.training.peers import Peers
-from tread_ssm.training.schedule import learning_rate
 from tread_ssm.training.sharding import fsdp_plugin, prepare
 from tread_ssm.training.signals import StopSignals
 from tread_ssm.training.step import Stepper, logged
@@ -182,13 +182,13 @@ def _batches(
             steps=options.steps,
             peak=options.optimizer.lr,
             warmup=options.warmup,
-            shape=options.schedule,
+            schedule=options.schedule,
         )
         yield step + 1, lr, batch.to(accelerator.device)
 
 
-def _describe(config: RunConfig, data: Data) -> Export:
-    return Export(
+def _describe(config: RunConfig, data: Data) -> Description:
+    return Description(
         step=0,
         model=config.model,
         objective=config.objective,

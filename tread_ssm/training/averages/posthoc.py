@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.errors import ConfigError
 from tread_ssm.files import check_checksums
-from tread_ssm.pretrained import Export, read_description
+from tread_ssm.pretrained import Description, read_description
 from tread_ssm.training.averages.power_ema import Profile, gamma_of, weights_of, width_in
 
 
 def reconstruct(
     folder: RunFolder, width: float, step: int | None = None
-) -> tuple[dict[str, Tensor], Export]:
+) -> tuple[dict[str, Tensor], Description]:
     """The average of a run with a width of choice.
 
     Args:
@@ -77,7 +77,7 @@ def _sum(files: Sequence[Path], weights: np.ndarray) -> dict[str, Tensor]:
 
 def load_average(
     folder: RunFolder, width: float, step: int | None, device: torch.device | str
-) -> tuple[nn.Module, Export]:
+) -> tuple[nn.Module, Description]:
     """The model with a reconstructed average, in eval mode, and its description.
 
     Args:

@@ -37,7 +37,7 @@ from torch.distributed.checkpoint.state_dict import (
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.errors import ConfigError
 from tread_ssm.files import check_checksums, read_json, replacing, write_checksums
-from tread_ssm.pretrained import UNREADABLE, Export, export, write_description
+from tread_ssm.pretrained import UNREADABLE, Description, export, write_description
 from tread_ssm.processes import gathered, world
 from tread_ssm.training.averages.ema import Ema
 from tread_ssm.training.averages.power_ema import file_of
@@ -81,7 +81,7 @@ class Trained:
 
 
 def save(
-    folder: RunFolder, retain: int, progress: Progress, trained: Trained, description: Export
+    folder: RunFolder, retain: int, progress: Progress, trained: Trained, description: Description
 ) -> None:
     """Write a checkpoint and remove all but the newest few. Every process calls it.
 
@@ -120,7 +120,7 @@ def save(
     accelerator.wait_for_everyone()
 
 
-def save_snapshot(folder: RunFolder, step: int, trained: Trained, description: Export) -> None:
+def save_snapshot(folder: RunFolder, step: int, trained: Trained, description: Description) -> None:
     """Write the power-function averages after `step` steps. Every process calls it.
 
     Raises:

@@ -24,7 +24,7 @@ from tread_ssm.evaluation import (
 )
 from tread_ssm.evaluation.evaluator import Evaluator
 from tread_ssm.evaluation.images import images_of
-from tread_ssm.pretrained import Export
+from tread_ssm.pretrained import Description
 from tread_ssm.processes import world
 from tread_ssm.sampling.generate import sample_labels
 from tread_ssm.sampling.image_grid import decoder, save_grid
@@ -39,7 +39,7 @@ class Evaluation:
     def __init__(
         self,
         options: EvalConfig,
-        run: Export,
+        run: Description,
         data: Data,
         folder: RunFolder,
         *,
@@ -85,7 +85,7 @@ class Evaluation:
             raise ConfigError(f"eval: {error}") from None
         self._log = MetricsLog(folder.evals, resume_at) if world()[0] == 0 else None
 
-    def measure(self, model: nn.Module, run: Export) -> dict[str, float]:
+    def measure(self, model: nn.Module, run: Description) -> dict[str, float]:
         """Sample, compare, write; the metrics, empty on all processes but the first.
 
         Every process calls it, with the same weights. Torch's global random state is left alone.

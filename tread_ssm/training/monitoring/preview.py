@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tread_ssm.config.run_folder import RunFolder
-from tread_ssm.pretrained import Export
+from tread_ssm.pretrained import Description
 from tread_ssm.sampling.generate import generate_all
 from tread_ssm.sampling.image_grid import save_grid, spread, to_uint8
 
@@ -14,7 +14,7 @@ from tread_ssm.sampling.image_grid import save_grid, spread, to_uint8
 class Preview:
     """Samples and writes samples/step-0001000.png in the run folder."""
 
-    def __init__(self, run: Export, folder: RunFolder, seed: int) -> None:
+    def __init__(self, run: Description, folder: RunFolder, seed: int) -> None:
         self._run, self._folder = run, folder
         n_classes = run.model.n_classes
         rows = spread(n_classes, run.sample.classes) if n_classes else [0]

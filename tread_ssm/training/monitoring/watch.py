@@ -7,7 +7,7 @@ from dataclasses import replace
 from tread_ssm.config.run import RunConfig
 from tread_ssm.data import Data
 from tread_ssm.data.held_out import split
-from tread_ssm.pretrained import Export
+from tread_ssm.pretrained import Description
 from tread_ssm.processes import gathered
 from tread_ssm.training.checkpoints.checkpoint import Trained
 from tread_ssm.training.logs.log import Log
@@ -22,7 +22,13 @@ class Watch:
     """The image grids and the evaluations of a run; every process makes one and calls it alike."""
 
     def __init__(
-        self, config: RunConfig, run: Export, data: Data, trained: Trained, log: Log, start: int
+        self,
+        config: RunConfig,
+        run: Description,
+        data: Data,
+        trained: Trained,
+        log: Log,
+        start: int,
     ) -> None:
         """`run`: what the weights are, whatever their step. `start`: steps done."""
         self._folder, self._run, self._trained, self._log = config.folder, run, trained, log

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-Shape = Literal["constant", "cosine"]
+LRSchedule = Literal["constant", "cosine"]
 
 
-def learning_rate(step: int, *, steps: int, peak: float, warmup: int, shape: Shape) -> float:
+def learning_rate(
+    step: int, *, steps: int, peak: float, warmup: int, schedule: LRSchedule
+) -> float:
     """The learning rate of one step.
 
     Args:
@@ -16,12 +18,12 @@ def learning_rate(step: int, *, steps: int, peak: float, warmup: int, shape: Sha
         steps: Of the whole run.
         peak: Largest rate.
         warmup: Steps over which it climbs evenly to the peak.
-        shape: Afterwards it stays ("constant"), or falls along half a cosine that ends in 0 after
-            the last step ("cosine").
+        schedule: Afterwards the rate stays ("constant"), or falls along half a cosine that ends in
+            0 after the last step ("cosine").
     """
     if step < warmup:
         return peak * (step + 1) / warmup
-    if shape == "constant":
+    if schedule == "constant":
         return peak
     done = (step - warmup) / max(1, steps - warmup)
     return peak * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
