@@ -25,8 +25,8 @@ _HEX = "[0-9a-f]"
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file to write; afterwards it takes the place of `path`, or is removed on failure.
 
-        with replacing(folder / "report.md") as temporary:
-            temporary.write_text(...)
+        with replacing(folder / "plot.png") as temporary:
+            figure.savefig(temporary)
 
     The temporary file is empty and lies in the same folder, which is made where it is missing.
     Its name is hidden, cannot be guessed (so that no link waits under it) and has the suffix of
@@ -93,6 +93,17 @@ def _short_digest(text: str) -> str:
     return hashlib.sha256(os.fsencode(text)).hexdigest()[:8]
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8, whole or not at all. Raises OSError where it cannot be written."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, whole or not at all. Raises OSError where it cannot be written."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
 def read_json(path: Path) -> Any:
     """What a JSON file holds.
 
@@ -121,9 +132,7 @@ def checksum(path: Path) -> str:
 
 def write_checksums(folder: Path, names: Iterable[str]) -> None:
     """Record the checksums of these files in the folder's manifest.json."""
-    sums = {name: checksum(folder / name) for name in names}
-    with replacing(folder / MANIFEST) as temporary:
-        temporary.write_text(json.dumps({"sha256": sums}, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / MANIFEST, {"sha256": {name: checksum(folder / name) for name in names}})
 
 
 def check_checksums(folder: Path, names: Iterable[str] | None = None) -> None:

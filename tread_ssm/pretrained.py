@@ -8,7 +8,6 @@ hf upload USER/NAME FOLDER --include ema.safetensors --include config.json --inc
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from collections.abc import Iterable, Mapping
@@ -26,7 +25,14 @@ from tread_ssm.config.strict import Document, build, plain
 from tread_ssm.data import Values
 from tread_ssm.diffusion import Objective
 from tread_ssm.errors import ConfigError
-from tread_ssm.files import MANIFEST, check_checksums, read_json, replacing, write_checksums
+from tread_ssm.files import (
+    MANIFEST,
+    check_checksums,
+    read_json,
+    replacing,
+    write_checksums,
+    write_json,
+)
 from tread_ssm.models import ModelConfig
 from tread_ssm.routing import Route
 
@@ -103,8 +109,7 @@ def read_description(folder: Path) -> Description:
 
 def write_description(folder: Path, description: Description) -> None:
     """Write config.json, whole or not at all."""
-    with replacing(folder / "config.json") as temporary:
-        temporary.write_text(json.dumps(plain(description), indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "config.json", plain(description))
 
 
 def load_export(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.Module, Description]:

@@ -56,7 +56,7 @@ from tread_ssm.evaluation import (
 )
 from tread_ssm.evaluation.evaluator import Evaluator, Scored
 from tread_ssm.evaluation.metrics import check_extractor, offered, title_of
-from tread_ssm.files import MANIFEST, checksum, read_json, replacing
+from tread_ssm.files import MANIFEST, checksum, read_json, write_json, write_text
 from tread_ssm.machine import check_memory
 from tread_ssm.pretrained import Description, load_export
 from tread_ssm.processes import gathered
@@ -160,7 +160,7 @@ def _score_set(args: argparse.Namespace, evaluator: Evaluator) -> None:
         "count": scored.count,
         "reference_count": (evaluator.reference and evaluator.reference.count) or None,
     }
-    _write_json(out, described | {"metrics": scored.values})
+    write_json(out, described | {"metrics": scored.values})
     row = (args.samples.name, f"{scored.count}"), scored.values
     print(_table(("samples", "images"), [row], evaluator))
 
@@ -241,7 +241,7 @@ def _sweep(args: argparse.Namespace, evaluator: Evaluator) -> None:
         if is_main():
             rows[point] = scored.values
             held = [(p[0] if len(p) == 1 else p, row) for p, row in sorted(rows.items())]
-            _write_json(out, {"record": record, "rows": held})
+            write_json(out, {"record": record, "rows": held})
     if is_main() and swept:
         _show(out, swept, rows, evaluator)
     elif is_main():
@@ -295,8 +295,7 @@ def _show(
     points = list(product(*swept.values()))
     cells = [([f"{v:g}" for v in point], rows[point]) for point in points]
     text = _table(tuple(swept), cells, evaluator)
-    with replacing(out.with_suffix(".md")) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_text(out.with_suffix(".md"), text + "\n")
     titles = {m: title_of(m, evaluator.extractor.name) for m in evaluator.metrics}
     found = {title: [rows[p][m] for p in points] for m, title in titles.items()}
     names, values = [name.replace("_", " ") for name in swept], list(swept.values())
@@ -401,8 +400,3 @@ def _table(
         [*head, *(title_of(m, evaluator.extractor.name) for m in evaluator.metrics)],
         [[*first, *(f"{v[m]:.4g}" for m in evaluator.metrics)] for first, v in rows],
     )
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -9,7 +9,6 @@ Shape legend: B batch, C latent channels, h, w latent places.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from tread_ssm.data.shards import (
     write_manifest,
 )
 from tread_ssm.data.values import LatentValues
-from tread_ssm.files import read_json, remove_left_over, replacing
+from tread_ssm.files import read_json, remove_left_over, replacing, write_json
 from tread_ssm.processes import gathered, world
 
 UNREADABLE = "unreadable.txt"
@@ -106,7 +105,7 @@ def begin(out: Path, settings: dict[str, Any]) -> None:
     elif out.is_dir() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no {_JOB}; use another folder.")
     else:
-        _write_json(job, settings)
+        write_json(job, settings)
     (out / _PARTS).mkdir(exist_ok=True)
     remove_left_over(out / _PARTS)
 
@@ -156,7 +155,7 @@ def write_shard(
         for name, arrays in (("moments", straight), ("flip", mirrored))
         if arrays
     }
-    _write_json(out / _PARTS / f"{number:05d}.json", {"files": files, "failed": failed})
+    write_json(out / _PARTS / f"{number:05d}.json", {"files": files, "failed": failed})
 
 
 def write_all(
@@ -294,8 +293,3 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value) + "\n", encoding="utf-8")

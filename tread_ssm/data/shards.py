@@ -12,7 +12,6 @@ Shape legend: n samples, m samples of a shard, B batch, C latent channels, h, w 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tread_ssm.data.values import LatentValues
-from tread_ssm.files import MANIFEST, checksum, read_json, replacing
+from tread_ssm.files import MANIFEST, checksum, read_json, replacing, write_json
 
 LABELS = "labels.npy"
 _VERSION = 1
@@ -198,8 +197,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write it whole or not at all; the folder is complete from then on."""
-    with replacing(folder / MANIFEST) as temporary:
-        temporary.write_text(json.dumps(asdict(manifest), indent=1) + "\n", encoding="utf-8")
+    write_json(folder / MANIFEST, asdict(manifest))
 
 
 def write_array(path: Path, array: np.ndarray) -> Shard:

@@ -10,7 +10,7 @@ import yaml
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.data import EmojiData
 from tread_ssm.evaluation.metrics import title_of
-from tread_ssm.files import replacing
+from tread_ssm.files import write_text
 from tread_ssm.models.cost import count_parameters
 from tread_ssm.report.grids import grids_by_step
 from tread_ssm.report.history import History, training_flops
@@ -35,8 +35,7 @@ def write_card(folder: RunFolder) -> None:
     run = History.read(folder.path)
     parts = [_front(run), f"{MARK}\n\n# {literal(run.config.name)}", _about(run), _grid(folder)]
     parts += [_recipe(run), _figures(run), _use(), _licence(run)]
-    with replacing(path) as temporary:
-        temporary.write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
+    write_text(path, "\n\n".join(filter(None, parts)) + "\n")
 
 
 def _front(run: History) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tread_ssm.config.run import RunConfig
 from tread_ssm.errors import ConfigError
-from tread_ssm.files import replacing
+from tread_ssm.files import write_text
 from tread_ssm.models.cost import count_parameters
 from tread_ssm.plots.colours import save
 from tread_ssm.plots.compare import Curve, plot_curves
@@ -48,8 +48,7 @@ def write_comparison(runs: Sequence[str | Path], out: Path) -> Path:
     paired = paired_samples(arms, out / "samples.png")
     stages = timeline([arm.name for arm in arms], [arm.runs[0].folder for arm in arms])
     text = "\n\n".join([*_text(arms, measures), paired, _stages(stages)]) + "\n"
-    with replacing(out / "comparison.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(out / "comparison.md", text)
     write_page(out / "comparison.html", text, stages)
     return out / "comparison.html"
 

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from tread_ssm.files import replacing
+from tread_ssm.files import write_text
 
 TIMELINE = "<!-- timeline -->"
 """Where the slider goes: a line of its own. Readers of Markdown do not see it."""
@@ -93,8 +93,7 @@ def write_page(path: Path, markdown: str, timeline: Timeline | None) -> None:
         f'<meta name="viewport" content="width=device-width">\n<title>{html.escape(title)}</title>'
         f"\n<style>{_STYLE}</style>\n<body>\n{body}\n<script>{_SCRIPT}</script>\n</body>\n</html>\n"
     )
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def _with_pictures(text: str, folder: Path) -> str:

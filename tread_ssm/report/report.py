@@ -16,7 +16,7 @@ from tread_ssm.config.run import RunConfig
 from tread_ssm.config.strict import plain
 from tread_ssm.data import EmojiData, Pixels
 from tread_ssm.errors import ConfigError
-from tread_ssm.files import read_json, replacing
+from tread_ssm.files import read_json, write_text
 from tread_ssm.pretrained import load_export
 from tread_ssm.report.grids import nearest_samples, timeline
 from tread_ssm.report.history import History
@@ -70,8 +70,7 @@ def write_report(run: str | Path, images: int = 256) -> Path:
     )
     _plot(found)
     text = "\n\n".join(sections(found)) + "\n"
-    with replacing(folder.report) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(folder.report, text)
     write_page(folder.page, text, timeline([config.name], [folder]))
     return folder.report
 

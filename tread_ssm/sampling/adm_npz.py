@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 from tread_ssm.errors import ConfigError
-from tread_ssm.files import read_json, replacing
+from tread_ssm.files import read_json, replacing, write_json
 
 Record = Mapping[str, Any]
 """How a set is sampled, as JSON takes it."""
@@ -64,7 +64,7 @@ class Parts:
             what = f"{self._folder} holds parts of a set that was sampled"
             check_same(_read(written), self._record, what)
             return
-        self._describe(written)
+        write_json(written, self._record)
 
     def done(self, numbers: range) -> bool:
         """Whether the images of a batch are there."""
@@ -98,7 +98,7 @@ class Parts:
         n = sum(map(len, batches))
         shape = (n, *self._open(batches[0]).shape[1:])
         # The description first: a set that is there can always say how it was sampled.
-        self._describe(self._described)
+        write_json(self._described, self._record)
         # Inside the folder, so that what a kill leaves of 10 GB is removed with the parts.
         whole = self._folder / "joined.npz"
         _write_npz(whole, map(self._open, batches), shape, labels)
@@ -109,10 +109,6 @@ class Parts:
     def tidy(self) -> None:
         """Remove the parts, for one process, where `out` is there."""
         shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _describe(self, path: Path) -> None:
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(self._record, indent=2) + "\n", encoding="utf-8")
 
     def _path(self, numbers: range) -> Path:
         return self._folder / f"{numbers.start:08d}-{numbers.stop - 1:08d}.npy"

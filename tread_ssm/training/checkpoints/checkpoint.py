@@ -12,7 +12,6 @@ training resumes from.
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
@@ -36,7 +35,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.errors import ConfigError
-from tread_ssm.files import check_checksums, read_json, replacing, write_checksums
+from tread_ssm.files import check_checksums, read_json, replacing, write_checksums, write_json
 from tread_ssm.pretrained import UNREADABLE, Description, export, write_description
 from tread_ssm.processes import gathered, world
 from tread_ssm.training.averages.ema import Ema
@@ -111,8 +110,7 @@ def save(
             with replacing(temporary / "optimizer.pt") as path:
                 scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
                 torch.save({"optimizer": moments, "scaler": scaler}, path)
-            with replacing(temporary / "state.json") as path:
-                path.write_text(json.dumps(vars(progress)), encoding="utf-8")
+            write_json(temporary / "state.json", vars(progress))
             also = (*_FILES, *_write_averages(temporary, powers))
             export(temporary, average, description, also=also)
         for old in list(folder.checkpoints().values())[:-retain]:

@@ -12,7 +12,7 @@ from tread_ssm.config.strict import dump, plain
 from tread_ssm.data import Data
 from tread_ssm.data.dataset import digest
 from tread_ssm.errors import ConfigError
-from tread_ssm.files import read_json, remove_left_over, replacing
+from tread_ssm.files import read_json, remove_left_over, write_json, write_text
 
 # What may change in the middle of a run: where it stands, what it says, how it computes.
 _MAY_CHANGE = (
@@ -81,12 +81,8 @@ def begin(config: RunConfig, data: Data) -> None:
     folder = config.folder
     for part in (folder.path, folder.samples, folder.eval_grid(0).parent, folder.pictures):
         remove_left_over(part)
-    with replacing(folder.config) as temporary:
-        temporary.write_text(dump(config), encoding="utf-8")
-    with replacing(folder.data) as temporary:
-        temporary.write_text(
-            json.dumps(_fingerprint(config, data), indent=2) + "\n", encoding="utf-8"
-        )
+    write_text(folder.config, dump(config))
+    write_json(folder.data, _fingerprint(config, data))
 
 
 def _recorded(path: Path) -> Any:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tread_ssm.files import replacing
+from tread_ssm.files import write_text
 
 
 class MetricsLog:
@@ -16,8 +16,7 @@ class MetricsLog:
         """Rows behind step `resume_at`, and a row that a crash cut short, are dropped first."""
         self.path = path
         kept = [line for row, line in _rows(path) if row["step"] <= resume_at]
-        with replacing(path) as temporary:
-            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        write_text(path, "".join(line + "\n" for line in kept))
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row at once."""
