@@ -21,8 +21,7 @@ compare equal numbers. Exit codes: 2 where an argument or a file cannot be used,
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
@@ -30,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from tread_ssm.command import (
     add_extractor,
@@ -55,23 +53,19 @@ from tread_ssm.evaluation import (
     save_statistics,
 )
 from tread_ssm.evaluation.evaluator import Evaluator, Scored
-from tread_ssm.evaluation.metrics import check_extractor, offered, title_of
-from tread_ssm.files import MANIFEST, checksum, read_json, write_json, write_text
+from tread_ssm.evaluation.metrics import check_extractor, offered
+from tread_ssm.files import checksum, read_json, write_json
 from tread_ssm.machine import check_memory
-from tread_ssm.pretrained import Description, load_export
+from tread_ssm.pretrained import Description
 from tread_ssm.processes import gathered
-from tread_ssm.sampling.adm_npz import check_same
+from tread_ssm.report.sweep import Rows, SweptWeights, read_rows, write_rows, write_table_and_plot
 from tread_ssm.sampling.generate import sample_labels
 from tread_ssm.sampling.image_grid import Decode, decoder
 from tread_ssm.sampling.options import add_sampling_options, recipe_of, weak_checksum
 from tread_ssm.sampling.recipe import Recipe
-from tread_ssm.tables import markdown_table
-from tread_ssm.training.averages.posthoc import load_average
 from tread_ssm.training.averages.power_ema import gamma_of
 
 SWEPT = {"guidance": float, "weak_drop": float, "steps": int, "width": float}
-Point = tuple[float, ...]
-"""A value of each option that is swept."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -162,7 +156,7 @@ def _score_set(args: argparse.Namespace, evaluator: Evaluator) -> None:
     }
     write_json(out, described | {"metrics": scored.values})
     row = (args.samples.name, f"{scored.count}"), scored.values
-    print(_table(("samples", "images"), [row], evaluator))
+    print(evaluator.table(("samples", "images"), [row]))
 
 
 def _check_differ(scored: Scored) -> None:
@@ -197,7 +191,7 @@ def _sweep(args: argparse.Namespace, evaluator: Evaluator) -> None:
     Results of an earlier, equal command are not computed again.
     """
     swept = _swept(args.sweep or [])
-    load = _Weights(args, evaluator.device)
+    load = SweptWeights(RunFolder(args.run), args.checkpoint, evaluator.device)
     described = load(swept.get("width", [None])[0])[1]
     for name in swept.keys() - {"width"}:
         setattr(args, name, swept[name][0])  # options are checked with a value that will be used
@@ -219,7 +213,7 @@ def _sweep(args: argparse.Namespace, evaluator: Evaluator) -> None:
         "sweep": ", ".join(swept),
         "recipe": {k: v for k, v in plain(base).items() if k not in swept},
     }
-    rows: dict[Point, Mapping[str, float]] = gathered(_done(out, record))[0]
+    rows: Rows = gathered(read_rows(out, record))[0]
     evaluator = _with_reference(
         args, evaluator, args.num, _size(described, decode, evaluator.device)
     )
@@ -240,12 +234,12 @@ def _sweep(args: argparse.Namespace, evaluator: Evaluator) -> None:
         _check_differ(scored)
         if is_main():
             rows[point] = scored.values
-            held = [(p[0] if len(p) == 1 else p, row) for p, row in sorted(rows.items())]
-            write_json(out, {"record": record, "rows": held})
+            write_rows(out, record, rows)
     if is_main() and swept:
-        _show(out, swept, rows, evaluator)
+        table = write_table_and_plot(out, swept, rows, evaluator)
+        print(f"{table}\n\n{out}, and beside it the table (.md) and the plot (.png)")
     elif is_main():
-        print(_table(("run", "images"), [((args.run.name, f"{args.num}"), rows[()])], evaluator))
+        print(evaluator.table(("run", "images"), [((args.run.name, f"{args.num}"), rows[()])]))
 
 
 def _size(described: Description, decode: Decode, place: torch.device | str) -> tuple[int, int]:
@@ -254,59 +248,6 @@ def _size(described: Description, decode: Decode, place: torch.device | str) -> 
     blank = torch.zeros(1, model.channels, model.image_size, model.image_size, device=place)
     height, width = decode(blank).shape[1:3]
     return height, width
-
-
-class _Weights:
-    """The weights that a sweep samples from: the run's, or its averages of any width."""
-
-    def __init__(self, args: argparse.Namespace, place: torch.device | str) -> None:
-        self._run, self._step, self._place = RunFolder(args.run), args.checkpoint, place
-        self._last: tuple[float | None, tuple[nn.Module, Description]] | None = None
-
-    def __call__(self, width: float | None) -> tuple[nn.Module, Description]:
-        """The model and its description; those of the call before are not loaded again."""
-        if self._last is None or self._last[0] != width:
-            if width is None:
-                loaded = load_export(self._run.weights(self._step), self._place)
-            else:
-                loaded = load_average(self._run, width, self._step, self._place)
-            self._last = width, loaded
-        return self._last[1]
-
-    def checksums(self, averaged: bool) -> Any:
-        """What tells the weights apart from those of another run or step."""
-        if not averaged:
-            return checksum(self._run.weights(self._step) / "ema.safetensors")
-        found = self._run.snapshots()
-        end = max(found) if self._step is None else self._step
-        return [checksum(path / MANIFEST) for step, path in found.items() if step <= end]
-
-
-def _show(
-    out: Path,
-    swept: Mapping[str, Sequence[float]],
-    rows: Mapping[Point, Mapping[str, float]],
-    evaluator: Evaluator,
-) -> None:
-    """Print the table; write it, and a plot, beside the JSON."""
-    from tread_ssm.plots.colours import save  # matplotlib
-    from tread_ssm.plots.sweep import plot_heat_maps, plot_sweep
-
-    points = list(product(*swept.values()))
-    cells = [([f"{v:g}" for v in point], rows[point]) for point in points]
-    text = _table(tuple(swept), cells, evaluator)
-    write_text(out.with_suffix(".md"), text + "\n")
-    titles = {m: title_of(m, evaluator.extractor.name) for m in evaluator.metrics}
-    found = {title: [rows[p][m] for p in points] for m, title in titles.items()}
-    names, values = [name.replace("_", " ") for name in swept], list(swept.values())
-    if len(swept) == 1:
-        figure = plot_sweep(names[0], values[0], found)
-    else:
-        n = len(values[1])
-        tables = {m: [v[i : i + n] for i in range(0, len(v), n)] for m, v in found.items()}
-        figure = plot_heat_maps((names[0], names[1]), (values[0], values[1]), tables)
-    save(figure, out.with_suffix(".png"))
-    print(f"{text}\n\n{out}, and beside it the table (.md) and the plot (.png)")
 
 
 def _swept(texts: Sequence[str]) -> dict[str, list[float]]:
@@ -347,22 +288,6 @@ def _check_points(name: str, points: Sequence[float], base: Recipe, described: D
         )
 
 
-def _done(out: Path, record: Mapping[str, Any]) -> dict[Point, Mapping[str, float]]:
-    """The rows that an earlier, equal sweep has written. Raises ConfigError for other files."""
-    if not out.exists():
-        return {}
-    try:
-        held = read_json(out)
-        before = held["record"]
-        rows = {tuple(v) if isinstance(v, list) else (v,): row for v, row in held["rows"]}
-    except (ValueError, KeyError, TypeError):
-        raise ConfigError(
-            f"{out} is there already and holds something else; name another --out."
-        ) from None
-    check_same(before, json.loads(json.dumps(record)), f"{out} holds results that were made")
-    return rows
-
-
 def _sampled(samples: Path) -> Any:
     """How the command sample made the samples, where it did."""
     try:
@@ -388,15 +313,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _table(
-    head: Sequence[str],
-    rows: Sequence[tuple[Sequence[str], Mapping[str, float]]],
-    evaluator: Evaluator,
-) -> str:
-    """What the rows are of, then the metrics."""
-    return markdown_table(
-        [*head, *(title_of(m, evaluator.extractor.name) for m in evaluator.metrics)],
-        [[*first, *(f"{v[m]:.4g}" for m in evaluator.metrics)] for first, v in rows],
-    )

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from tread_ssm.evaluation.extractors import FeatureExtractor
 from tread_ssm.evaluation.images import to_batch
+from tread_ssm.evaluation.metrics import title_of
 from tread_ssm.evaluation.score import check_comparable, score
 from tread_ssm.evaluation.statistics import Statistics, alike, statistics
 from tread_ssm.pretrained import Description
@@ -28,6 +29,7 @@ from tread_ssm.processes import even_share, world
 from tread_ssm.sampling.generate import generate, shares
 from tread_ssm.sampling.image_grid import Decode
 from tread_ssm.sampling.recipe import Recipe
+from tread_ssm.tables import markdown_table
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,20 @@ class Evaluator:
             ValueError: A metric needs more, or the reference has other features.
         """
         check_comparable(count, self.extractor.name, self.reference, self.metrics)
+
+    def table(
+        self, head: Sequence[str], rows: Sequence[tuple[Sequence[str], Mapping[str, float]]]
+    ) -> str:
+        """Scores in Markdown: for each row, what it is of, then its metrics.
+
+        Args:
+            head: Titles of the columns before the metrics.
+            rows: The cells of these columns, and the values as in `Scored`.
+        """
+        return markdown_table(
+            [*head, *(title_of(m, self.extractor.name) for m in self.metrics)],
+            [[*first, *(f"{values[m]:.4g}" for m in self.metrics)] for first, values in rows],
+        )
 
     def score(self, batches: Iterable[Tensor]) -> Scored:
         """Score images.
