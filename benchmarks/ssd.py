@@ -5,7 +5,8 @@
 Times are of forward + backward with the gradient of every argument; the sides take turns, and a
 ratio is the median over the turns. `ssd` is compared with its form in plain torch ("matmul") and
 with Mamba-1's scan of equal width. The mixer is compared with transformers' own on the same
-weights, which has its slow path here: plain torch.
+weights, which has its slow path here: plain torch. Two directions are measured as one masked
+product and as two passes: where they cross is `LONGEST` of scan/decayed/masked.py.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ RESULTS = Path(__file__).parent / "results"
 HEAD, STATES, SCAN_STATES = 64, 64, 16
 SHAPES = ((8, 64, 384), (8, 256, 384), (8, 366, 384), (4, 256, 2048))
 OTHERS = ("column", "matmul", "mamba1")
+LENGTHS = (32, 64, 96, 128, 256, 512)  # of the two directions
 
 Shape = tuple[int, int, int]  # batch, tokens, inner channels
 
@@ -52,6 +54,22 @@ def product_inputs(shape: Shape) -> list[Tensor]:
 def product(v: Tensor, q: Tensor, k: Tensor, log_decay: Tensor, **options: Any) -> Tensor:
     """`ssd` with v first, whose shape the result has."""
     return ssd(q, k, v, log_decay, **options)
+
+
+def both_masked(v: Tensor, q: Tensor, k: Tensor, log_decay: Tensor, back: Tensor) -> Tensor:
+    """There in raster order and back along `back`, as one product, whatever the length."""
+    there = (q, k, v, log_decay, None, None, None)
+    way_back = (None, None, None, back, None, None)
+    y: Tensor = torch.ops.tread_ssm.both_forward.default(*there, *way_back, "matmul")[0]
+    return y
+
+
+def both_passes(
+    v: Tensor, q: Tensor, k: Tensor, log_decay: Tensor, back: Tensor, backend: str | None = None
+) -> Tensor:
+    """The same as two calls of `ssd`."""
+    there = ssd(q, k, v, log_decay, backend=backend)
+    return there + ssd(q, k, v, log_decay, back, backend=backend)
 
 
 def mixers(shape: Shape) -> tuple[dict[str, Callable[[Tensor], Tensor]], Tensor]:
@@ -130,6 +148,22 @@ def measure(shape: Shape, repeats: int, bandwidth: float, flops: float) -> dict[
     }
 
 
+def measure_both(shape: Shape, repeats: int) -> dict[str, Any]:
+    """One row of the table of two directions."""
+    x, back = product_inputs(shape), torch.arange(shape[1]).flip(0)
+    sides: dict[str, Callable[[], object]] = {
+        "one": gradient_call(both_masked, x, back=back),
+        "two": gradient_call(both_passes, x, back=back, backend="matmul"),
+        "cpu": gradient_call(both_passes, x, back=back),
+    }
+    seconds = take_turns(sides, repeats)
+    return {
+        "shape": shape,
+        "s": {name: statistics.median(t) for name, t in seconds.items()},
+        "two_over_one": median_of_pairs(seconds["two"], seconds["one"]),
+    }
+
+
 def markdown(found: dict[str, Any]) -> str:
     """The text of results/ssd_cpu.md."""
     what = (
@@ -148,16 +182,24 @@ def markdown(found: dict[str, Any]) -> str:
         line += [f"{row['over_ssd'][name]:.2f}" for name in OTHERS]
         line += [f"{row['share_of_floor']:.2f}", f"{1e3 * row['s']['ours']:.2f}"]
         lines.append([*line, f"{row['transformers_over_ours']:.1f}"])
-    return f"{what}\n\n{markdown_table(head, lines)}\n"
+    both = []
+    for row in found["both"]:
+        times = (f"{1e3 * t:.2f}" for t in row["s"].values())
+        both.append([", ".join(map(str, row["shape"])), *times, f"{row['two_over_one']:.2f}"])
+    ways = "Two directions, summed: as one masked product, and as two passes of `ssd`."
+    heads = ["batch, tokens, channels", "one product (matmul), ms", "two passes (matmul), ms"]
+    heads += ["two passes (C++), ms", "matmul: two passes, times"]
+    return f"{what}\n\n{markdown_table(head, lines)}\n\n{ways}\n\n{markdown_table(heads, both)}\n"
 
 
-def report(shapes: tuple[Shape, ...], repeats: int) -> dict[str, Any]:
+def report(shapes: tuple[Shape, ...], lengths: tuple[int, ...], repeats: int) -> dict[str, Any]:
     """Everything that is measured."""
     about = measurement()
     bandwidth, flops = rates()
     rows = [measure(shape, repeats, bandwidth, flops) for shape in shapes]
+    both = [measure_both((8, length, 384), repeats) for length in lengths]
     speeds = {"copy_gb_per_s": bandwidth / 1e9, "gflop_per_s": flops / 1e9}
-    return {**about, **speeds, "repeats": repeats, "rows": rows}
+    return {**about, **speeds, "repeats": repeats, "rows": rows, "both": both}
 
 
 def main() -> None:
@@ -166,7 +208,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=24)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    found = report(SHAPES, options.repeats)
+    found = report(SHAPES, LENGTHS, options.repeats)
     write_results(options.out, "ssd_cpu", found, markdown(found))
 
 

@@ -24,10 +24,15 @@ def test_the_sides_compute_the_same() -> None:
     torch.testing.assert_close(
         benchmark.product(*inputs), benchmark.product(*inputs, backend="matmul")
     )
+    v, q, k, decay = inputs
+    back = torch.arange(v.shape[1]).flip(0)
+    torch.testing.assert_close(
+        benchmark.both_masked(v, q, k, decay, back), benchmark.both_passes(v, q, k, decay, back)
+    )
 
 
 def test_ratios_floors_and_tables(tmp_path: Path) -> None:
-    found = benchmark.report(TOY, repeats=1)
+    found = benchmark.report(TOY, (5, 9), repeats=1)
     for row in found["rows"]:
         seconds = row["s"]
         assert row["over_ssd"] == {n: seconds[n] / seconds["ssd"] for n in benchmark.OTHERS}
@@ -42,4 +47,5 @@ def test_ratios_floors_and_tables(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "ssd_cpu.json").read_text())["date"] == found["date"]
     text = (tmp_path / "ssd_cpu.md").read_text()
     assert f"commit {found['commit']}" in text and found["machine"] in text
+    assert "| 8, 5, 384 | " in text and "| 8, 9, 384 | " in text
     assert "| 2, 6, 128 | " in text and "| 1, 9, 64 | " in text
