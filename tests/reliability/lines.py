@@ -267,7 +267,7 @@ def options() -> Iterator[Line]:
         ("weights of emoji", (*SCORE, "--samples", "real.npz", *real, "--weights", "a"), "weights"),
         ("batch 0", (*SCORE, "--samples", "real.npz", *real, "--batch", "0"), "batch"),
         ("unknown device", (*SCORE, "--samples", "real.npz", *real, "--device", "x"), "device"),
-        ("run without sweep", (*SCORE, "--run", "given/tiny", *real), "sweep"),
+        ("run without num", (*SCORE, "--run", "given/tiny", *real), "num"),
     ):
         yield Line(f"evaluate: {name}", line, says)
     for sweep in (

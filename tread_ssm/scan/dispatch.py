@@ -245,7 +245,7 @@ def ssd_both_ways(
     """`ssd` along two orders of the same positions, summed.
 
     The backend `matmul` makes one product of it, in which the way back is a second mask, for up to
-    256 positions; where both ways have the very same tensors as q and k, these are multiplied once.
+    64 positions; where both ways have the very same tensors as q and k, these are multiplied once.
     Other backends run twice.
 
     Args:

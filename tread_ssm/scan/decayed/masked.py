@@ -23,8 +23,9 @@ from tread_ssm.scan.decayed.reference import gathered_one, scattered
 from tread_ssm.scan.inputs import BothInputs, Gradients, wide_dtype
 from tread_ssm.scan.visits import gap_scale, visited_positions
 
-LONGEST = 256
-"""Most positions for which one masked product takes the place of two chunked ones."""
+LONGEST = 64
+"""Most positions for which one masked product takes the place of two chunked ones: on a CPU they
+cross at about 90 (benchmarks/results/ssd_cpu.md)."""
 
 
 @dataclass(frozen=True)
