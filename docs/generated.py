@@ -196,6 +196,14 @@ def runs256() -> str:
     return tables.table(rows)
 
 
+def rates256() -> str:
+    """The learning rates that were tried at 256 tokens."""
+    from benchmarks.study import results, tables
+
+    names = ("dim-dense", "dim-50", "dit-dense", "dit-50")
+    return tables.rates_table(results.read(), names, 300)
+
+
 def quick_mixers() -> str:
     """The quickstart with other mixers, in the same CPU time; earlier lengths are left out."""
     from benchmarks.study import results, tables
@@ -302,7 +310,7 @@ def samplers() -> str:
 
 
 _MEASURED = (
-    *(tokens64, tokens256, runs256, quick_mixers, speedruns, attached),
+    *(tokens64, tokens256, runs256, rates256, quick_mixers, speedruns, attached),
     *(mixer_steps, ssd_speed),
 )
 GENERATED = {

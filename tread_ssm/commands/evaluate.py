@@ -76,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(args: argparse.Namespace) -> None:
     check_extractor(args.extractor)
-    named = args.metrics or ",".join(offered(args.extractor))
-    metrics = tuple(name.strip() for name in named.split(","))
+    named = offered(args.extractor) if args.metrics is None else args.metrics.split(",")
+    metrics = tuple(name.strip() for name in named)
     _check(args, metrics)
     place = device(args.device)
     extractor = load_extractor(args.extractor, place, args.weights)
