@@ -16,10 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from diffusers import AutoencoderKL
 from PIL import Image
 
+from tests.networks import save_autoencoder
 from tread_ssm.data import load_emoji
 from tread_ssm.training.logs.metrics import read_metrics
 
@@ -60,15 +59,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for i, k in enumerate(np.flatnonzero(labels == label)[:PER_CLASS]):
             suffix = "png" if i % 2 else "jpg"
             Image.fromarray(images[k]).save(folder / "train" / names[label] / f"{i:03d}.{suffix}")
-    torch.manual_seed(0)
-    AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-    ).save_pretrained(folder / "vae")
+    save_autoencoder(folder / "vae")
     np.savez(folder / "reference.npz", arr_0=images[labels < CLASSES][:100])
     return {
         "ILSVRC/train": folder / "train",

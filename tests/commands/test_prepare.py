@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from PIL import Image
 
+from tests.networks import save_autoencoder
 from tread_ssm.commands import prepare
 from tread_ssm.data import load_emoji
 from tread_ssm.data.autoencoder import Autoencoder
@@ -45,15 +45,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
             image.save(folder / "images" / name / f"{i:03d}.{suffix}")
     damaged = folder / "images" / BROKEN
     damaged.write_bytes(damaged.read_bytes()[:200])
-    torch.manual_seed(0)
-    AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-    ).save_pretrained(folder / "vae")
+    save_autoencoder(folder / "vae")
     return folder
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -14,9 +16,12 @@ import pytest
 import timm
 import torch
 from accelerate.state import AcceleratorState
+from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import save_file
+from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
+from tests.networks import save_autoencoder
 from tread_ssm.data import load_emoji
 from tread_ssm.data.images import read_image
 
@@ -113,6 +118,47 @@ def test_a_run_is_measured_against_its_own_images(
     assert fid == pytest.approx(of_array["fid"], rel=1e-6)
 
 
+def test_latents_are_decoded(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vae, latents, made = (tmp_path / n for n in ("vae", "latents", "made.npz"))
+    save_autoencoder(vae)
+    line = ["--data", place / "photos", "--vae", vae, "--resolution", SIZE, "--out", latents]
+    assert main("prepare", *line, "--device", "cpu") == 0
+
+    # By hand: the posterior's mean is stored in float16, and decoded.
+    autoencoder = AutoencoderKL.from_pretrained(vae).eval()
+    x = torch.from_numpy(np.load(place / "photos.npz")["arr_0"]).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        mean = autoencoder.encode(x).latent_dist.mean
+        decoded = (autoencoder.decode(mean.half().float()).sample + 1) * 127.5
+    pixels = decoded.clamp(0, 255).round().permute(0, 2, 3, 1).to(torch.uint8)
+    np.savez(tmp_path / "decoded.npz", arr_0=pixels.numpy())
+    fid = ["--metrics", "fid"]
+    expected = scored(place, tmp_path / "decoded.npz", tmp_path / "a.json", *EMOJI, *fid)["fid"]
+    of_photos = scored(place, place / "photos", tmp_path / "a.json", *EMOJI, *fid)["fid"]
+    assert abs(of_photos / expected - 1) > 0.1  # it has not learned to decode
+
+    capsys.readouterr()
+    assert main("reference", "--data", latents, "--out", made, *EMOJI, *fid) == 0
+    assert f"{IMAGES} images of {SIZE} x {SIZE}, for fid" in capsys.readouterr().out
+    of_latents = scored(place, made, tmp_path / "b.json", *EMOJI, *fid)["fid"]
+    assert of_latents == pytest.approx(expected, rel=1e-3)
+
+    tiny = "model.dim=32 model.depth=3 model.heads=2 routing.routes=[] train.steps=1 "
+    tiny += f"train.batch_size=4 train.threads=1 sample.every=0 model.image_size={SIZE // 2} "
+    tiny += "model.n_classes=2 train.precision=fp32 train.report=false"
+    line = ["--config", "dit_b", f"data.path={latents}", f"out={tmp_path}", "name=run"]
+    assert main("train", *line, *tiny.split()) == 0
+    shutil.move(vae, tmp_path / "moved")
+    run = ["--run", tmp_path / "run", "--out", made, *EMOJI, *fid]
+    assert main("reference", *run) == 2
+    assert f"The autoencoder '{vae}' is neither a folder" in capsys.readouterr().err
+    made.unlink()
+    assert main("reference", *run, "--vae", tmp_path / "moved") == 0
+    assert scored(place, made, tmp_path / "b.json", *EMOJI, *fid)["fid"] == of_latents
+
+
 def test_counts_are_checked_before_anything_is_computed(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +203,54 @@ def test_other_features(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.delitem(sys.modules, "colour_features", raising=False)
     own = ["--extractor", "colour_features:mean", "--device", "cpu"]
     assert scored(place, place / "photos", tmp_path / "c.json", *own)["fid"] > 0
+
+
+def cached(cache: Path, name: str) -> Path:
+    """The folder where the Hub's client keeps the files of a model."""
+    model, commit = cache / f"models--{name.replace('/', '--')}", "0" * 40
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text(commit)
+    (model / "snapshots" / commit).mkdir(parents=True)
+    return model / "snapshots" / commit
+
+
+@pytest.mark.parametrize("library", ["timm", "transformers"])
+def test_dinov2_from_the_hub(place: Path, tmp_path: Path, library: str) -> None:
+    """From the Hub's cache, where a download would lie; the same weights as from the disk."""
+    torch.manual_seed(0)
+    disk = ["--extractor"]
+    if library == "timm":
+        name = "vit_small_patch14_dinov2.lvd142m"
+        network = timm.create_model(name, num_classes=0)
+        weights = cached(tmp_path / "cache", f"timm/{name}") / "model.safetensors"
+        save_file(network.state_dict(), weights)
+        disk += [f"timm:{name}", "--weights", weights]
+    else:
+        name = "facebook/dinov2-small"
+        size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        folder = cached(tmp_path / "cache", name)
+        Dinov2Model(Dinov2Config(**size, patch_size=14, image_size=518)).save_pretrained(folder)
+        BitImageProcessor(image_mean=[0.485, 0.456, 0.406]).save_pretrained(folder)
+        disk += [f"transformers:{folder}"]
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in sorted((place / "photos").rglob("*.png"))[:5]:
+        shutil.copy(path, few)
+    line = ["--data", few, "--size", SIZE, "--metrics", "kid", "--device", "cpu"]
+    assert main("reference", *line, "--out", tmp_path / "disk.npz", *disk) == 0
+
+    line += ["--extractor", f"{library}:{name}", "--out", tmp_path / "hub.npz"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tread_ssm", "reference", *map(str, line)],
+        env=os.environ | {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"{library}:{name} features of 5 images of {SIZE} x {SIZE}, for kid." in done.stdout
+    from_disk, from_hub = (np.load(tmp_path / f"{n}.npz")["features"] for n in ("disk", "hub"))
+    assert np.ptp(from_disk, axis=0).max() > 0
+    np.testing.assert_allclose(from_hub, from_disk, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from tests.commands.runs import trained
+from tests.networks import save_autoencoder
 from tread_ssm.commands import sample
 from tread_ssm.config.run import SampleConfig
 from tread_ssm.config.run_folder import RunFolder
@@ -339,15 +340,7 @@ def exported(folder: Path, n_classes: int, channels: int, vae: Path | None) -> P
 def test_latents_are_decoded_by_the_autoencoder_of_the_data(
     draw_set: Callable[..., int], main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    torch.manual_seed(0)
-    AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-    ).save_pretrained(tmp_path / "vae")
+    save_autoencoder(tmp_path / "vae")
     folder, out = exported(tmp_path / "latents", 4, 4, tmp_path / "vae"), tmp_path / "set.npz"
     # One step from sigma = 2 to 0 ends at the estimate of the data, which is c_skip * x for a
     # network that predicts 0.

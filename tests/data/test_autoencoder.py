@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from tests.networks import save_autoencoder
 from tread_ssm.data.autoencoder import Autoencoder
 from tread_ssm.data.values import LatentValues
 from tread_ssm.sampling.image_grid import decoder
@@ -15,19 +16,7 @@ from tread_ssm.sampling.image_grid import decoder
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("vae")
-    AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-    ).save_pretrained(path)
-    return path
+    return save_autoencoder(tmp_path_factory.mktemp("vae"))
 
 
 def test_encode_and_decode_are_diffusers_own(folder: Path) -> None:

@@ -48,6 +48,23 @@ def test_timm_from_a_file(tmp_path: Path) -> None:
     assert extractor.name.startswith("timm:test_vit ") and extractor.name != other.name
 
 
+def test_metas_file_of_dinov2(tmp_path: Path) -> None:
+    """The published layout: positions of 37 x 37 patches, and a mask token that no image needs."""
+    torch.manual_seed(0)
+    network = timm.create_model("vit_small_patch14_dinov2", num_classes=0, dynamic_img_size=True)
+    for name, p in network.named_parameters():
+        torch.nn.init.normal_(p, 1.0 if name.endswith("gamma") else 0.0, 0.05)  # all take part
+    held = network.state_dict()
+    assert held["pos_embed"].shape == (1, 1 + 37 * 37, 384)
+    torch.save({"mask_token": torch.zeros(1, 384)} | held, tmp_path / "dinov2_vits14_pretrain.pth")
+    extractor = load_extractor(
+        "timm:vit_small_patch14_dinov2", weights=tmp_path / "dinov2_vits14_pretrain.pth"
+    )
+    with torch.no_grad():  # at 16 x 16 patches: timm scales the positions
+        expected = network.eval()(seen(emoji(2), MEAN, STD))
+    torch.testing.assert_close(extractor(emoji(2)).pooled, expected, rtol=1e-3, atol=1e-4)
+
+
 def test_dinov2_of_transformers_from_a_folder(tmp_path: Path) -> None:
     torch.manual_seed(0)
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
