@@ -137,6 +137,30 @@ def test_sampling_shows_the_images_and_what_the_weak_pass_saw(
     assert picture.shape[1] > 2 * picture.shape[0]  # the whole image and three steps, side by side
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_picture_is_cut_off(browser: Any, width: int) -> None:
+    """Where a window is too narrow for all images of a row, they take several."""
+    size = {"width": width, "height": 1500, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+    def inside(driver: Any) -> bool:
+        return driver.execute_script(
+            """
+            const edges = (e) => e.getBoundingClientRect();
+            const box = edges(document.querySelector("#images"));
+            const shown = [...document.querySelectorAll("#images img")].map(edges);
+            const last = Math.max(...shown.map(e => e.bottom));
+            return shown.length >= 4 && shown.every(e => e.left >= box.left && e.right <= box.right)
+                && box.right <= innerWidth && box.bottom - last < 30;  // and no empty rows
+            """
+        )
+
+    try:
+        until(browser, inside, f"a picture is cut off at {width} pixels")
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_another_run_has_other_controls(browser: Any) -> None:
     find(browser, "//input[@aria-label='Run']").click()
     find(browser, "//ul//li[contains(., 'dense')]").click()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.app.runs import write_run
+from tread_ssm import Route
 from tread_ssm.app.play import (
     CLASS,
     MODEL,
@@ -79,7 +80,10 @@ def test_where_every_token_is_seen_there_is_no_overlay(player: Player) -> None:
     for change in ({"kind": NONE}, {"kind": CLASS}, {"scale": 1.0}):
         assert weak_pass(player, replace(CHOICE, **change)) == {}
     assert "not the class" in told(player, replace(CHOICE, kind=CLASS))
-    assert "skips the blocks of the routes" in told(player, replace(CHOICE, kind=PATH))
+    path = told(player, replace(CHOICE, kind=PATH))
+    assert "skips the blocks of the routes" in path and "never trained without" in path
+    able = replace(player, run=replace(player.run, routes=(Route(1, 3, path_drop=0.1),)))
+    assert "never" not in told(able, replace(CHOICE, kind=PATH))
 
 
 def test_another_run_guides(player: Player, tmp_path: Path) -> None:

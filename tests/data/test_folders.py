@@ -105,11 +105,15 @@ def test_class_names_that_no_picture_could_show_are_refused(image_folder: Path) 
 
 def test_skipped_files_are_counted_and_named(image_folder: Path) -> None:
     assert FolderData(path=str(image_folder), size=8).open().notes == ()
-    for name in ("cat/a.svg", "dog/notes.txt"):
+    for name in ("cat/a.svg", "dog/notes.txt", "dog/b.TXT"):
         (image_folder / name).write_text("no image")
-    (note,) = FolderData(path=str(image_folder), size=8).open().notes
-    assert note.startswith(f"Left out: 2 of 10 files in {image_folder}, ")
-    assert note.endswith("cat/a.svg, dog/notes.txt.")
+    (image_folder / "dog" / "gone.png").symlink_to("nowhere")
+    others, links = FolderData(path=str(image_folder), size=8).open().notes
+    assert others == (
+        f"Left out: 3 of 12 files in {image_folder}, whose names are not those of images "
+        "(2 .txt, 1 .svg): cat/a.svg, dog/b.TXT, dog/notes.txt."
+    )
+    assert links.startswith("Left out: 1 of 12 files") and links.endswith(": dog/gone.png.")
 
 
 def test_a_check_leaves_out_what_is_damaged_and_names_it(image_folder: Path) -> None:

@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.patches import Rectangle
 
@@ -97,6 +99,25 @@ def test_missing_tokens_of_a_stream_are_blank() -> None:
     blank = np.asarray(figure.axes[1].images[0].get_array())
     missing = ~there.reshape(GRID).repeat(2, axis=0).repeat(2, axis=1)
     assert len(np.unique(blank[missing], axis=0)) == 1
+
+
+def test_titles_lie_inside_the_picture_and_apart() -> None:
+    image, grid = np.zeros((32, 32, 3), dtype=np.uint8), (8, 8)
+    kept = RoutePlan((Route(2, 6),), 8).draw(1, grid, torch.Generator().manual_seed(0))[0][1]
+    name = "step 16, blocks 2 to 5"
+    path = show.scan_path(rank_table("hilbert", grid), grid)
+    for figure in (
+        *(show.plot_kept(image, {f"{name}{i}": kept for i in range(n)}, grid) for n in (1, 3, 5)),
+        *(show.plot_paths({f"{name}{i}": path for i in range(n)}, grid) for n in (1, 4, 6)),
+        *(show.plot_streams({f"{name}{i}": (image / 255, None) for i in range(n)}, grid)
+          for n in (1, 3, 5)),
+    ):  # fmt: skip
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        boxes = [ax.title.get_window_extent(canvas.get_renderer()) for ax in figure.axes
+                 if ax.get_title()]  # fmt: skip
+        assert boxes and all(figure.bbox.y1 >= box.y1 for box in boxes)
+        assert not [1 for a, b in combinations(boxes, 2) if a.overlaps(b)]
 
 
 def test_pictures_touch_no_global_figures() -> None:

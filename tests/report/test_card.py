@@ -1,6 +1,7 @@
 """Model cards of real (tiny) runs."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -31,6 +32,10 @@ def test_the_card_says_what_the_run_is(finished: RunConfig) -> None:
     assert short(count_parameters(finished.model)) in body
     assert "50% of the tokens past blocks 1 to 2" in body
     assert "FD (emoji)" in body and "80 images after 6 steps" in body
+    namespace: dict[str, Any] = {}
+    python = body.split("```python\n")[1].split("```")[0]
+    exec(python.replace("USER/NAME", str(finished.folder.path)), namespace)
+    assert len(namespace["images"]) == 4 * 9
     picture = body.split("](")[1].split(")")[0]
     assert (finished.folder.path / picture).is_file()
 

@@ -43,7 +43,7 @@ def test_seeds_are_one_arm(runs: list[RunConfig], page: Path) -> None:
     assert [(arm.name, len(arm.runs)) for arm in arms] == [("routed", 2), ("dense", 1)]
     first, second = [line for line in (page.parent / "comparison.md").read_text().splitlines()
                      if line.startswith(("| routed", "| dense"))]  # fmt: skip
-    assert "±" in first and "| 2 |" in first and "0.5 over 1 to 3" in first
+    assert "±" in first and "| 2 |" in first and "50% past blocks 1 to 2" in first
     assert "±" not in second and "| none |" in second
 
 
@@ -101,9 +101,11 @@ def test_equal_weights_give_equal_rows(runs: list[RunConfig], tmp_path: Path) ->
 def test_the_page_needs_no_other_file(page: Path) -> None:
     text = page.read_text()
     assert "http" not in text and text.count("<figure>") == 2
-    stages = json.loads(text.split('<script type="application/json">')[1].split("</script>")[0])
-    assert [stage["label"] for stage in stages] == ["after 4 steps", "after 6 steps"]
-    assert all(url.startswith("data:image/webp;base64,") for s in stages for url in s["pictures"])
+    held = json.loads(text.split('<script type="application/json">')[1].split("</script>")[0])
+    assert [stage["label"] for stage in held["stages"]] == ["after 4 steps", "after 6 steps"]
+    assert [stage["pictures"] for stage in held["stages"]] == [[0, 1], [2, 3]]
+    assert len(held["files"]) == 4
+    assert all(url.startswith("data:image/webp;base64,") for url in held["files"])
     assert 'src="curves.png"' not in text and 'src="samples.png"' not in text
 
 

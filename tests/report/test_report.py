@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -206,6 +207,18 @@ def test_the_page_holds_its_pictures_and_every_stage(routed: RunConfig) -> None:
     text = routed.folder.page.read_text()
     assert "http" not in text and TIMELINE not in text
     assert text.count('src="data:image/webp;base64,') == 6
-    stages = json.loads(text.split('<script type="application/json">')[1].split("</script>")[0])
+    held = json.loads(text.split('<script type="application/json">')[1].split("</script>")[0])
+    stages = held["stages"]
     assert [stage["label"] for stage in stages] == [f"after {n} steps" for n in (4, 6, 8, 12)]
-    assert len({stage["pictures"][0] for stage in stages}) == 4
+    own, real = zip(*(stage["pictures"] for stage in stages), strict=True)
+    assert len({held["files"][i] for i in own}) == 4 and len({*real}) == 1
+    assert "<figcaption>real images</figcaption>" in text
+
+    # One of the real images: in the row of its class, eight times as large.
+    with Image.open(routed.folder.pictures / "real.png") as picture:
+        grid = np.asarray(picture)
+    with Image.open(routed.folder.sample_grid(12)) as picture:
+        assert grid.shape[:2] == picture.size[::-1]
+    data = check(routed)
+    first = grid[4 + 2 * 68 :: 8, -2 * 68 :: 8][:8, :8]
+    assert any(np.array_equal(first, image) for image in data.images[data.labels == 2])

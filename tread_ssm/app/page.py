@@ -25,6 +25,10 @@ from tread_ssm.app.play import (
 SHOWN = 160  # pixels of an image on the page, at least
 # Gradio's own themes name fonts that a browser would look for elsewhere.
 THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+# As many columns as fit; of Gradio's own four, a phone shows three.
+CSS = """
+#images .grid-container { grid-template-columns: repeat(auto-fill, minmax(min(160px, 45%), 1fr)); }
+"""
 _PROGRESS = gr.Progress()
 
 
@@ -60,7 +64,7 @@ def page(players: Mapping[str, Player]) -> gr.Blocks:
             with gr.Column(scale=1, min_width=280):
                 controls = _controls(players)
                 button = gr.Button("Sample", variant="primary")
-            with gr.Column(scale=2, min_width=400):
+            with gr.Column(scale=2, min_width=280):
                 results = _results()
         _wire(players, controls, button, results)
     return blocks
@@ -85,12 +89,12 @@ def _controls(players: Mapping[str, Player]) -> _Controls:
 def _results() -> _Results:
     return _Results(
         images=gr.Gallery(
-            label="Images",
-            columns=4,
-            height="auto",
+            show_label=False,
+            height="fit-content",  # "auto" leaves room for three rows
             object_fit="contain",
             format="png",
             buttons=["download"],
+            elem_id="images",
         ),
         text=gr.Markdown(),
         tokens=gr.Image(
@@ -99,7 +103,7 @@ def _results() -> _Results:
             elem_id="tokens",
             visible=False,
             format="png",
-            buttons=[],
+            buttons=["fullscreen"],
             interactive=False,
         ),
     )

@@ -171,7 +171,11 @@ def told(player: Player, choice: Choice) -> str:
     if choice.kind == CLASS:
         return "The weak pass sees every token, but not the class."
     if choice.kind == PATH:
-        return "The weak pass skips the blocks of the routes, and does not see the class."
+        trained = any(route.path_drop for route in player.run.routes)
+        caution = " This run never trained without these blocks (`path_drop`)."
+        return "The weak pass skips the blocks of the routes, and does not see the class." + (
+            "" if trained else caution
+        )
     if choice.kind == MODEL:
         return f"The weak pass is the network of {choice.weak_run}."
     return (

@@ -40,7 +40,7 @@ def _serve(args: argparse.Namespace) -> None:
     if importlib.util.find_spec("gradio") is None:
         raise ConfigError('The page needs Gradio: pip install "tread_ssm[app]".')
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read while gradio is imported
-    from tread_ssm.app.page import THEME, page
+    from tread_ssm.app.page import CSS, THEME, page
     from tread_ssm.app.play import Player
 
     place = command.device(args.device)
@@ -50,6 +50,7 @@ def _serve(args: argparse.Namespace) -> None:
         server_name=args.host,
         server_port=args.port,
         theme=THEME,
+        css=CSS,
         share=False,
         inbrowser=False,
         quiet=True,

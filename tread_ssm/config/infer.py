@@ -41,9 +41,10 @@ def infer(document: Document) -> None:
     found = {"image_size": size, "channels": channels, "n_classes": len(opened.class_names)}
     if sizeless:
         data["size"] = size
+    if data.get("kind") == "folder":
         document.notes.append(
             f"{len(opened.labels):,} images in {data['path']}, each cut to its central square and "
-            f"scaled to {size} x {size} pixels (data.size)."
+            f"scaled to {size} x {size} pixels{' (data.size)' if sizeless else ''}."
         )
     if missing:
         model.update({key: found[key] for key in missing})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -46,13 +47,14 @@ class ImageFolder:
     def notes(self) -> tuple[str, ...]:
         """A sentence for each reason to leave files out."""
         total = len(self) + len(self.skipped) + len(self.damaged)
+        others = tuple(path for path in self.skipped if not path.lower().endswith(SUFFIXES))
         reasons = {
-            "because they are pipes or links to nothing, or their names do not end in "
-            f"{', '.join(SUFFIXES)}": self.skipped,
+            f"whose names are not those of images ({_kinds(others)})": others,
+            "which are pipes or links to nothing": tuple(sorted({*self.skipped} - {*others})),
             "because they cannot be read": self.damaged,
         }
         return tuple(
-            f"Left out: {len(files)} of {total} files in {self.root}, {reason}: {_some(files)}."
+            f"Left out: {len(files):,} of {total:,} files in {self.root}, {reason}: {_some(files)}."
             for reason, files in reasons.items()
             if files
         )
@@ -151,6 +153,12 @@ def fitting_size(images: ImageFolder) -> int:
 
 def _some(files: tuple[str, ...]) -> str:
     return ", ".join(files[:5]) + (", ..." if len(files) > 5 else "")
+
+
+def _kinds(files: tuple[str, ...]) -> str:
+    """How many files end in what, the most frequent first: "120 .txt, 3 .svg"."""
+    counts = Counter(Path(path).suffix.lower() or "without suffix" for path in files)
+    return ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common(5))
 
 
 def _files(root: Path) -> Iterator[tuple[str, bool]]:

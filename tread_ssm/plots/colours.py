@@ -12,6 +12,7 @@ from tread_ssm.files import replacing
 
 INK = "#22303c"  # text, frames
 PALE = "#e3e8ed"  # what is not there
+FADED = "#c3cbd4"  # tokens that are not seen; darker than the white ground of many images
 KEPT = "#2a78c2"  # tokens inside a route
 DROPPED = "#e08a2e"  # tokens that a route carries past its blocks
 PREFIX = "#7b5ea7"  # tokens without a place in the image

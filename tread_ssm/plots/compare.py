@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from tread_ssm.plots.colours import ARMS, new_figure, plain
-from tread_ssm.plots.runs import upwards_log
+from tread_ssm.plots.runs import upwards_log, wrapped
+from tread_ssm.tables import prefix
 
 AXES = ("steps", "FLOPs", "seconds")
 
@@ -36,6 +37,8 @@ def plot_curves(measures: Mapping[str, Sequence[Curve]]) -> Figure:
     """
     arms = list(dict.fromkeys(curve.arm for curves in measures.values() for curve in curves))
     colours = {arm: ARMS[i % len(ARMS)] for i, arm in enumerate(arms)}
+    most = max(curve.at["FLOPs"][-1] for curves in measures.values() for curve in curves)
+    unit, letter = prefix(most)
     figure, axes = new_figure(10, 0.4 + 2.7 * len(measures), len(measures), len(AXES), sharey="row")
     for row, (name, curves) in enumerate(measures.items()):
         for column, axis in enumerate(AXES):
@@ -43,14 +46,13 @@ def plot_curves(measures: Mapping[str, Sequence[Curve]]) -> Figure:
             plain(place)
             for curve in curves:
                 dot = "o" if len(curve.values) < 12 else None
-                place.plot(
-                    curve.at[axis], curve.values, color=colours[curve.arm], marker=dot, markersize=4
-                )
+                at = [x / unit for x in curve.at[axis]] if axis == "FLOPs" else curve.at[axis]
+                place.plot(at, curve.values, color=colours[curve.arm], marker=dot, markersize=4)
             upwards_log(place)
             place.set_xlim(left=0)
-            place.set_xlabel(f"training {axis}" if axis == "FLOPs" else axis)
+            place.set_xlabel(f"training {letter}FLOPs" if axis == "FLOPs" else axis)
             if column == 0:
-                place.set_ylabel(f"{name} (log scale)")
+                place.set_ylabel(f"{wrapped(name)}\n(log scale)")
     for arm in arms:
         axes[0].plot([], [], color=colours[arm], label=arm)
     axes[0].legend(frameon=False, fontsize=9)

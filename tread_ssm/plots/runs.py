@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,25 +54,26 @@ def plot_losses(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def plot_evals(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Figure:
+def plot_evals(rows: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> Figure:
     """Each measure over the steps, on a logarithmic scale where all its values allow it.
 
     Args:
         rows: Of evals.jsonl.
-        names: Of the measures.
+        titles: Of the measures, by their names in the rows.
     """
-    columns = min(len(names), 3)
-    lines = math.ceil(len(names) / columns)
+    columns = min(len(titles), 3)
+    lines = math.ceil(len(titles) / columns)
     figure, axes = new_figure(3.8 * columns, 3.0 * lines, lines, columns)
-    for place, name in zip(axes, names, strict=False):
+    for place, (name, title) in zip(axes, titles.items(), strict=False):
         there = [row for row in rows if row.get(name) is not None]
         values = [row[name] for row in there]
         plain(place)
         place.plot([row["step"] for row in there], values, color=KEPT, marker="o", markersize=4)
         if values and min(values) > 0:
             upwards_log(place)
-        place.set(xlabel="step", title=name)
-    for place in axes[len(names) :]:
+            place.set_ylabel("log scale")
+        place.set(xlabel="step", title=wrapped(title), xlim=(0, None))
+    for place in axes[len(titles) :]:
         place.set_visible(False)
     return figure
 
@@ -90,6 +92,11 @@ def _draw_curve(
     axes.plot(steps, values, color=colour, alpha=0.3, linewidth=1)
     dot = "o" if len(rows) == 1 else None
     axes.plot(steps, smooth(values, width), color=colour, linewidth=2, marker=dot, label=name)
+
+
+def wrapped(title: str) -> str:
+    """A title in lines that fit beside small axes; names of features can be long."""
+    return "\n".join(textwrap.wrap(title, 26))
 
 
 def upwards_log(axes: Axes) -> None:

@@ -20,7 +20,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
-from tread_ssm.plots.colours import DROPPED, INK, KEPT, PALE, PREFIX, bare, new_figure, plain
+from tread_ssm.plots.colours import (
+    DROPPED,
+    FADED,
+    INK,
+    KEPT,
+    PALE,
+    PREFIX,
+    bare,
+    new_figure,
+    plain,
+)
 from tread_ssm.routing.plan import Draw
 from tread_ssm.tokens import TokenSubset
 
@@ -41,7 +51,7 @@ def plot_kept(
         columns: Panels a row.
     """
     panels = [("all tokens", None), *subsets.items()]
-    figure, axes = _panels(len(panels), columns, 2.45, 2.75)
+    figure, axes = _panels(len(panels), columns, 2.45, 3.0)
     for ax, (title, subset) in zip(axes, panels, strict=False):
         n = grid[0] * grid[1]
         kept = np.ones(n, bool) if subset is None else subset.mask()[0].cpu().numpy()
@@ -82,7 +92,7 @@ def plot_paths(paths: Mapping[str, Tensor], grid: Grid, columns: int = 4) -> Fig
         grid: (rows, columns) of tokens.
         columns: Panels a row.
     """
-    figure, axes = _panels(len(paths), columns, 2.45, 2.75)
+    figure, axes = _panels(len(paths), columns, 2.45, 3.0)
     for ax, (title, path) in zip(axes, paths.items(), strict=False):
         _plot_path(ax, path.cpu().numpy(), grid)
         share = neighbours(path, grid)
@@ -226,8 +236,7 @@ def _plot_tokens(
     rows, columns = grid
     high, wide = image.shape[0] // rows, image.shape[1] // columns
     there = np.repeat(np.repeat(kept.reshape(grid), high, axis=0), wide, axis=1)[:, :, None]
-    pale = np.array(to_rgb(PALE))
-    faded = pale if blank else 0.82 * pale + 0.18 * image / 255
+    faded = np.array(to_rgb(PALE)) if blank else 0.85 * np.array(to_rgb(FADED)) + 0.15 * image / 255
     shown = np.where(there, image / 255, faded)
     ax.imshow(shown, extent=(0, columns, rows, 0), interpolation="nearest")
     for i in range(rows + 1):

@@ -104,8 +104,9 @@ def _figures(run: History) -> str:
 
 def _use() -> str:
     return (
-        "## Use\n\n```python\nfrom tread_ssm import from_pretrained\n\n"
-        'model, run = from_pretrained("USER/NAME")  # or a folder\n```\n\n'
+        "## Use\n\n```python\nfrom tread_ssm import from_pretrained, sample_images\n\n"
+        'model, run = from_pretrained("USER/NAME")  # or a folder\n'
+        "images = sample_images(model, run, n=4)  # of each class\n```\n\n"
         f"`config.json` describes the network; {code('tread-ssm sample --run FOLDER')} samples "
         "images."
     )

@@ -22,7 +22,7 @@ from tread_ssm.report.history import History
 from tread_ssm.report.markdown import literal
 from tread_ssm.report.page import TIMELINE, Timeline, write_page
 from tread_ssm.report.paired import paired_samples
-from tread_ssm.tables import markdown_table, short
+from tread_ssm.tables import markdown_table, prefix, short
 from tread_ssm.training.cost import training_cost
 
 
@@ -61,7 +61,7 @@ def _text(arms: Sequence[Arm], measures: Mapping[str, Sequence[Curve]]) -> list[
         _table(arms, measures),
         f"{said if seeds else 'One seed each: small differences mean nothing'}. The last value of "
         "each measure is shown. FLOPs count forward and backward passes as the routes' schedule "
-        "has them; seconds are those of training alone, on whatever machine each run had.",
+        "has them, FLOPs / dense those of a step with routes; seconds are those of training alone, on whatever machine each run had.",
         "## Curves\n\n![measures over steps, FLOPs and seconds](curves.png)\n\nThe training loss "
         "is that of kept tokens, smoothed. A routed network sees fewer tokens in the middle than a "
         "dense one, so compare the other measures.",
@@ -76,7 +76,9 @@ def _stages(stages: Timeline | None) -> str:
 
 
 def _table(arms: Sequence[Arm], measures: Mapping[str, Sequence[Curve]]) -> str:
-    head = ["run", "seeds", "routes", "parameters", "steps", "FLOPs", "seconds", *measures]
+    head = ["run", "seeds", "routes", "FLOPs / dense", "parameters", "steps", "FLOPs"]
+    head += ["seconds", *measures]
+    unit, letter = prefix(max(flops[-1] for arm in arms for flops in arm.flops))
     rows = []
     for arm in arms:
         config = arm.runs[0].config
@@ -87,10 +89,11 @@ def _table(arms: Sequence[Arm], measures: Mapping[str, Sequence[Curve]]) -> str:
             [
                 literal(arm.name),
                 str(len(arm.runs)),
-                _routes(config),
+                _routes(config) or "none",
+                f"{training_cost(config, config.plan).step_share:.0%}",
                 short(count_parameters(config.model)),
                 _spread([run.rows[-1]["step"] for run in arm.runs], "{:,.0f}"),
-                _spread([flops[-1] for flops in arm.flops], "{:.3g}"),
+                f"{_spread([flops[-1] / unit for flops in arm.flops], '{:.3g}')} {letter}",
                 _spread([run.rows[-1]["seconds"] for run in arm.runs], "{:,.0f}"),
                 *(_spread(values, "{:.4g}") for values in ends.values()),
             ]
@@ -99,12 +102,9 @@ def _table(arms: Sequence[Arm], measures: Mapping[str, Sequence[Curve]]) -> str:
 
 
 def _routes(config: RunConfig) -> str:
-    plan = config.plan
-    if not plan.routes:
-        return "none"
-    share = training_cost(config, plan).step_share
-    routes = ", ".join(f"{r.drop:g} over {r.start} to {r.stop}" for r in plan.routes)
-    return f"{routes}; {share:.0%} of a dense step's FLOPs"
+    """What skips which blocks: "50% past blocks 2 to 5"."""
+    parts = [f"{r.drop:.0%} past blocks {r.start} to {r.stop - 1}" for r in config.routing.routes]
+    return ", ".join(parts)
 
 
 def _spread(values: Sequence[float], form: str) -> str:

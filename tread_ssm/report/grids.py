@@ -33,10 +33,17 @@ def grids_by_step(folder: RunFolder) -> dict[int, Path]:
     return {step: found[step] for step in sorted(s for s in found if s is not None)}
 
 
-def timeline(names: Sequence[str], folders: Sequence[RunFolder]) -> Timeline | None:
+def timeline(
+    names: Sequence[str], folders: Sequence[RunFolder], real: Path | None = None
+) -> Timeline | None:
     """The grids of several runs beside each other; None where a run has none.
 
     A run that sampled no grid at a step shows the one before.
+
+    Args:
+        names: Of the runs.
+        folders: Theirs.
+        real: A picture of real images to stand beside every stage.
     """
     grids = [grids_by_step(folder) for folder in folders]
     if not all(grids):
@@ -45,8 +52,35 @@ def timeline(names: Sequence[str], folders: Sequence[RunFolder]) -> Timeline | N
     stages = []
     for step in (steps[i] for i in spread(len(steps), _MOST_STAGES)):
         pictures = tuple(own[max(s for s in own if s <= step)] for own in grids)
-        stages.append(Stage(f"after {step:,} steps", pictures))
-    return Timeline(tuple(names), tuple(stages))
+        beside = () if real is None else (real,)
+        stages.append(Stage(f"after {step:,} steps", (*pictures, *beside)))
+    return Timeline((*names, *(() if real is None else ("real images",))), tuple(stages))
+
+
+def real_grid(run: Export, data: Data, folder: Path) -> Path | None:
+    """Write real.png: training images in the rows of the run's image grids.
+
+    Args:
+        run: As load_export gives it.
+        data: The training data.
+        folder: Where the picture goes.
+
+    Returns:
+        The picture; None where the data is no pixels, or a class has no images.
+    """
+    values, n_classes = data.values, run.model.n_classes
+    if not isinstance(values, PixelValues):
+        return None
+    rows = spread(n_classes, run.sample.classes) if n_classes else [0]
+    own = [np.flatnonzero(data.labels == row) if n_classes else np.arange(len(data.labels))
+           for row in rows]  # fmt: skip
+    columns = min(run.sample.per_class, *map(len, own))
+    if columns == 0:
+        return None
+    index = np.concatenate([found[spread(len(found), columns)] for found in own])
+    images = to_uint8(read_plain(data, index), values)
+    save_grid(folder / "real.png", images, [run.class_names[r] if n_classes else "" for r in rows])
+    return folder / "real.png"
 
 
 def nearest_samples(model: nn.Module, run: Description, data: Data, folder: Path) -> bool:
@@ -74,7 +108,9 @@ def nearest_samples(model: nn.Module, run: Description, data: Data, folder: Path
     )
     beside = np.concatenate([samples[:, None], nearest_images(data, samples, _NEIGHBOURS)], axis=1)
     names = [run.class_names[row] if run.class_names else "" for row in rows]
-    save_grid(folder / "neighbours.png", beside.reshape(-1, *samples.shape[1:]), names)
+    pixels = beside.reshape(-1, *samples.shape[1:])
+    head = ("sample", "nearest training images", *[""] * (_NEIGHBOURS - 1))
+    save_grid(folder / "neighbours.png", pixels, names, head)
     return True
 
 

@@ -20,13 +20,17 @@ TIMELINE = "<!-- timeline -->"
 """Where the slider goes: a line of its own. Readers of Markdown do not see it."""
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #22303c; max-width: 62rem; margin: 2rem auto;
-  padding: 0 1rem; }
-img { max-width: 100%; height: auto; }
+:root { color-scheme: light dark; --ink: #22303c; --ground: #fff; --line: #e3e8ed; --box: #f5f7f9; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #d9e0e7; --ground: #14191e; --line: #39434d; --box: #1f262d; }
+}
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground);
+  max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+img { max-width: 100%; height: auto; border-radius: .25rem; }
 table { border-collapse: collapse; display: block; overflow-x: auto; }
-th, td { border-bottom: 1px solid #e3e8ed; padding: .3rem .8rem .3rem 0; text-align: left;
+th, td { border-bottom: 1px solid var(--line); padding: .3rem .8rem .3rem 0; text-align: left;
   vertical-align: top; }
-.timeline { background: #f5f7f9; border-radius: .5rem; padding: 1rem; }
+.timeline { background: var(--box); border-radius: .5rem; padding: 1rem; }
 .timeline input { width: 100%; accent-color: #2a78c2; }
 .timeline .grids { display: flex; flex-wrap: wrap; gap: 1rem; }
 .timeline figure { margin: 0; flex: 1 1 18rem; }
@@ -35,13 +39,13 @@ figcaption { font-weight: 600; }
 
 _SCRIPT = """
 for (const box of document.querySelectorAll(".timeline")) {
-  const stages = JSON.parse(box.querySelector("script").textContent);
+  const { files, stages } = JSON.parse(box.querySelector("script").textContent);
   const slider = box.querySelector("input"), label = box.querySelector("output");
   const pictures = [...box.querySelectorAll("img")];
   const show = () => {
     const stage = stages[slider.value];
     label.textContent = stage.label;
-    pictures.forEach((picture, i) => { picture.src = stage.pictures[i]; });
+    pictures.forEach((picture, i) => { picture.src = files[stage.pictures[i]]; });
   };
   slider.addEventListener("input", show);
   show();
@@ -107,16 +111,19 @@ def _with_pictures(text: str, folder: Path) -> str:
 
 
 def _slider(timeline: Timeline) -> str:
+    # A picture that several stages show is held once.
+    files = list(dict.fromkeys(path for stage in timeline.stages for path in stage.pictures))
     stages = [
-        {"label": stage.label, "pictures": [_data_url(p) for p in stage.pictures]}
+        {"label": stage.label, "pictures": [files.index(path) for path in stage.pictures]}
         for stage in timeline.stages
     ]
     grids = "".join(
-        f'<figure><figcaption>{html.escape(name)}</figcaption><img alt="image grid of '
+        f'<figure><figcaption>{html.escape(name)}</figcaption><img alt="image grid: '
         f'{html.escape(name)}"></figure>'
         for name in timeline.names
     )
-    data = json.dumps(stages).replace("<", "\\u003c")
+    held = {"files": [_data_url(path) for path in files], "stages": stages}
+    data = json.dumps(held).replace("<", "\\u003c")
     last = len(stages) - 1
     return (
         f'<div class="timeline"><label>Stage: <output></output><input type="range" min="0" '

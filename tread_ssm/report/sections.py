@@ -24,6 +24,7 @@ from tread_ssm.report.page import TIMELINE
 from tread_ssm.routing.cost import Cost, PlanCost
 from tread_ssm.scan.dispatch import choose_backend
 from tread_ssm.tables import markdown_table as table
+from tread_ssm.tables import short
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,11 @@ class Findings:
         return self.history.config
 
     @property
-    def measures(self) -> list[str]:
-        """What was evaluated during training, in the order of its rows."""
+    def measures(self) -> dict[str, str]:
+        """Titles of what was evaluated during training, by name, in the order of its rows."""
         names = dict.fromkeys(name for row in self.history.evals for name in row)
-        return [name for name in names if name not in ("step", "count")]
+        features = self.config.eval.extractor
+        return {n: title_of(n, features) for n in names if n not in ("step", "count")}
 
 
 def sections(found: Findings) -> list[str]:
@@ -150,13 +152,13 @@ def _savings(cost: PlanCost, times: StepTimes) -> str:
     if times.routed is None or times.share is None:
         return (
             f"{title}\n\nThis run has no routes. Every image takes "
-            f"{cost.dense.forward / 1e9:.3g} GFLOPs forward; a training step of {times.batch} "
+            f"{short(cost.dense.forward, 'FLOPs')} forward; a training step of {times.batch} "
             f"images takes {times.dense * 1e3:.1f} ms."
         )
     rows = [
-        ("tokens, summed over the blocks", *_counts(cost, lambda c: sum(c.tokens), 1, "")),
-        ("forward pass of an image", *_counts(cost, lambda c: c.forward, 1e-9, " GFLOPs")),
-        ("forward and backward", *_counts(cost, lambda c: c.training, 1e-9, " GFLOPs")),
+        ("tokens, summed over the blocks", *_counts(cost, lambda c: sum(c.tokens), "{:,}".format)),
+        ("forward pass of an image", *_counts(cost, lambda c: c.forward, _flops)),
+        ("forward and backward", *_counts(cost, lambda c: c.training, _flops)),
         (
             step,
             f"{times.dense * 1e3:.1f} ms",
@@ -174,10 +176,14 @@ def _savings(cost: PlanCost, times: StepTimes) -> str:
 
 
 def _counts(
-    cost: PlanCost, of: Callable[[Cost], int], unit: float, name: str
+    cost: PlanCost, of: Callable[[Cost], int], form: Callable[[int], str]
 ) -> tuple[str, str, str]:
     dense, routed = of(cost.dense), of(cost.routed)
-    return f"{dense * unit:,.4g}{name}", f"{routed * unit:,.4g}{name}", f"{routed / dense:.1%}"
+    return form(dense), form(routed), f"{routed / dense:.1%}"
+
+
+def _flops(count: int) -> str:
+    return short(count, "FLOPs")
 
 
 def _quality(found: Findings) -> list[str]:
@@ -213,8 +219,7 @@ def _evaluations(found: Findings) -> list[str]:
         f"{found.config.eval.extractor} features."
     )
     picture = "![measures over the steps](report/evaluations.png)"
-    titles = [literal(title_of(name, found.config.eval.extractor)) for name in names]
-    return [f"{said}\n\n{picture}\n\n{table(['step', *titles], cells)}"]
+    return [f"{said}\n\n{picture}\n\n{table(['step', *map(literal, names.values())], cells)}"]
 
 
 def _figure(value: float | None) -> str:
