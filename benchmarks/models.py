@@ -240,7 +240,7 @@ def throughput(
             torch.compiler.reset()  # the backend is frozen into compiled code
             try:
                 step = partial(training_step, compiled=compiled, checkpoint=checkpoint)
-                speed = f"{images_per_second(step(config, plan, batch), batch, repeats):.1f}"
+                speed = f"{images_per_second(step(config, plan, batch), batch, repeats):.3g}"
             except RuntimeError as error:  # out of memory; the next may need less
                 speed = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
             if device.type == "cuda":
@@ -252,14 +252,14 @@ def throughput(
 def table(rows: list[Row]) -> str:
     """The rows as a Markdown table."""
     lines = [
-        "| backbone | batch | tokens | dense s | routed s | measured | FLOPs predict | deviation |",
+        "| backbone | batch | tokens | dense ms | routed ms | measured | by FLOPs | deviation |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         lines.append(
-            f"| {r.backbone} | {r.batch} | {r.tokens_dense} / {r.tokens_routed} | {r.dense_s:.3f} "
-            f"| {r.routed_s:.3f} | {r.measured_share:.3f} | {r.predicted_share:.3f} "
-            f"| {r.deviation:+.1%} |"
+            f"| {r.backbone} | {r.batch} | {r.tokens_dense} / {r.tokens_routed} "
+            f"| {1e3 * r.dense_s:.3g} | {1e3 * r.routed_s:.3g} | {r.measured_share:.3f} "
+            f"| {r.predicted_share:.3f} | {r.deviation:+.1%} |"
         )
     return "\n".join(lines)
 

@@ -33,6 +33,16 @@ def test_mixers_are_timed_against_mamba1_and_recorded(
     assert found["commit"] in text and found["date"] in text and found["machine"] in text
 
 
+def test_small_and_slow_steps_have_digits(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = models.Row("dim", 1, 16, 8, 4.321e-4, 2.5e-4, 0.6, 0.5)
+    assert "| dim | 1 | 16 / 8 | 0.432 | 0.25 |" in models.table([row])
+    monkeypatch.setattr(models, "images_per_second", lambda step, batch, repeats: 0.01234)
+    models.throughput("quickstart", 1, 1, ("cpu",), checkpoint=False)
+    assert "| cpu | 0.0123 | 0.0123 |" in capsys.readouterr().out
+
+
 def test_the_page_shows_the_recorded_table_or_says_that_there_is_none(tmp_path: Path) -> None:
     pytest.importorskip("griffe")
     shown = runpy.run_path(str(DOCS / "generated.py"))["recorded"]

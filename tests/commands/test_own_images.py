@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,11 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
+from safetensors.torch import load_file
 
+from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.data import load_emoji
 from tread_ssm.data.order import batch_index
+from tread_ssm.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 SIZE, CLASSES, PER_CLASS = 8, 3, 6
@@ -45,6 +50,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
             picture.save(folder / "classes" / names[label] / f"{i}.{'png' if i % 2 else 'jpg'}")
             picture.resize((20, 13)).save(folder / "alone" / f"{label}-{i}.png")
     np.savez(folder / "mine.npz", images=load_emoji(SIZE)[0][:20])
+    np.savez(folder / "adm.npz", arr_0=load_emoji(SIZE)[0][:20], arr_1=labels[:20] % CLASSES)
     (folder / "own.yaml").write_text(CONFIG)
     return folder
 
@@ -122,6 +128,88 @@ def test_a_folder_needs_one_line(
     assert "model.kind=dit does not know pads" in said and "model.heads is 1" in said
 
 
+def test_a_validation_split_is_in_the_log_the_report_and_the_tracker(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    data = f"{{kind: folder, path: {own / 'classes'}, size: {SIZE}, validation: 0.2}}"
+    options = ["train.validate_every=2", "train.trackers=[tensorboard]"]
+    assert main("train")(training(own, "validated", data, *options)) == 0
+    run = RunFolder(own / "runs" / "validated")
+    losses = {row["step"]: row["validation_loss"] for row in read_metrics(run.metrics)}
+    assert list(losses) == [2, 4] and losses[2] != losses[4]
+    assert f"{losses[4]:.4g} after step 4: dense network" in run.report.read_text()
+    events = EventAccumulator(str(run.trackers / "tread_ssm"))
+    events.Reload()
+    logged = {event.step: event.value for event in events.Scalars("validation_loss")}
+    assert logged == pytest.approx(losses)
+    assert [event.step for event in events.Images("samples")] == [4]
+    assert {stat.S_IMODE(os.stat(run.path / n).st_mode) for n in ("ema.safetensors", "report.md")
+            } == {0o666 & ~umask()}  # fmt: skip
+
+
+def umask() -> int:
+    """Of this process."""
+    now = os.umask(0)
+    os.umask(now)
+    return now
+
+
+def test_a_run_goes_on_from_the_weights_of_another(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = f"{{kind: folder, path: {own / 'classes'}, size: {SIZE}}}"
+    assert main("train")(training(own, "first", data)) == 0
+    first = own / "runs" / "first"
+    capsys.readouterr()
+    other = f"{{kind: folder, path: {own / 'alone'}, size: {SIZE}}}"
+    options = ["model.n_classes=0", f"train.init_from={first}", "train.optimizer.lr=1e-12"]
+    assert main("train")(training(own, "tuned", other, *options)) == 0
+    said = capsys.readouterr().err
+    assert "left out: " in said and "4 x 16 there, 1 x 16 here" in said
+    before, after = (load_file(p / "ema.safetensors") for p in (first, own / "runs" / "tuned"))
+    changed = {name for name in after if not torch.allclose(after[name], before[name], atol=1e-6)}
+    assert len(changed) == 1 and "label" in changed.pop()
+
+
+def test_odd_images_are_seen_as_a_viewer_shows_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures in odd formats have the features of the same pictures as plain PNGs."""
+    x, y = np.meshgrid(np.arange(24), np.arange(24))
+    values = np.stack([10 * x, 10 * y, 240 - 5 * (x + y)], axis=2).astype(np.uint8)
+    picture, grey = Image.fromarray(values), values[:, :, 0]
+    holed = np.dstack([values, np.where(x < 12, 0, 255)]).astype(np.uint8)
+    white = np.where((x < 12)[:, :, None], 255, values).astype(np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # shown a quarter turn to the right
+    odd: dict[str, tuple[Image.Image, Image.Image, dict[str, object]]] = {
+        "16.png": (Image.fromarray(grey.astype(np.uint16) * 257), Image.fromarray(grey), {}),
+        "alpha.png": (Image.fromarray(holed), Image.fromarray(white), {}),
+        "palette.gif": (picture.quantize(64), picture.quantize(64).convert("RGB"), {}),
+        "cmyk.tiff": (picture.convert("CMYK"), picture, {}),
+        "turned.jpg": (picture, picture.transpose(Image.Transpose.ROTATE_270),
+                       {"exif": turned, "quality": 100, "subsampling": 0}),
+    }  # fmt: skip
+    for name, (image, plain, options) in odd.items():
+        for folder, kept, suffix in (("odd", image, ""), ("plain", plain, ".png")):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            kept.save(tmp_path / folder / f"{name}{suffix}", **(options if kept is image else {}))
+    code = "def pixels(x):\n    return x.float()[:, :, ::6, ::6].flatten(1)\n"
+    (tmp_path / "odd_features.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "odd_features", raising=False)
+    for folder in ("odd", "plain"):
+        line = ["--data", folder, "--size", "24", "--out", f"{folder}.npz", "--metrics", "kid"]
+        options = ["--extractor", "odd_features:pixels", "--device", "cpu"]
+        assert main("reference")([*line, *options]) == 0
+    found, expected = (np.load(f"{folder}.npz")["features"] for folder in ("odd", "plain"))
+    assert found.shape == (len(odd), 48) and np.ptp(expected) > 200
+    np.testing.assert_allclose(found, expected, atol=3)
+
+
 def test_an_array_without_labels_trains_and_is_sampled(own: Path) -> None:
     data = f"{{kind: array, path: {own / 'mine.npz'}}}"
     command("train", *training(own, "array", data, "model.n_classes=0"))
@@ -130,6 +218,13 @@ def test_an_array_without_labels_trains_and_is_sampled(own: Path) -> None:
     command("sample", "--run", str(run), "--num", "5", "--npz", str(out), "--batch", "3")
     with np.load(out) as archive:
         assert archive["arr_0"].shape == (5, SIZE, SIZE, 3)
+
+
+def test_an_array_in_adms_layout_trains(own: Path) -> None:
+    data = f"{{kind: array, path: {own / 'adm.npz'}}}"
+    assert main("train")(training(own, "adm", data, "model.n_classes=null")) == 0
+    described = json.loads((own / "runs" / "adm" / "config.json").read_text())
+    assert described["model"]["n_classes"] == len(described["class_names"]) > 0
 
 
 def test_a_folder_without_classes_trains_and_is_sampled(

@@ -61,7 +61,8 @@ def _text(arms: Sequence[Arm], measures: Mapping[str, Sequence[Curve]]) -> list[
         _table(arms, measures),
         f"{said if seeds else 'One seed each: small differences mean nothing'}. The last value of "
         "each measure is shown. FLOPs count forward and backward passes as the routes' schedule "
-        "has them, FLOPs / dense those of a step with routes; seconds are those of training alone, on whatever machine each run had.",
+        "has them, FLOPs / dense those of a step with routes; seconds are those of training "
+        "alone, on whatever machine each run had.",
         "## Curves\n\n![measures over steps, FLOPs and seconds](curves.png)\n\nThe training loss "
         "is that of kept tokens, smoothed. A routed network sees fewer tokens in the middle than a "
         "dense one, so compare the other measures.",
