@@ -57,7 +57,7 @@ def timeline(
     return Timeline((*names, *(() if real is None else ("real images",))), tuple(stages))
 
 
-def real_grid(run: Export, data: Data, folder: Path) -> Path | None:
+def real_grid(run: Description, data: Data, folder: Path) -> Path | None:
     """Write real.png: training images in the rows of the run's image grids.
 
     Args:
