@@ -32,7 +32,7 @@ ALLOWED = {
     "sampling": CORE | {"data", "config", "pretrained"},
     "evaluation": GROUND | {"data", "config", "pretrained", "sampling"},
     "training": CORE | {"data", "config", "pretrained", "sampling", "evaluation"},
-    "plots": {"files", "routing", "tokens"},
+    "plots": {"files", "tables", "routing", "tokens"},
     "report": CORE
     | {"data", "config", "pretrained", "sampling", "evaluation", "training", "plots"},
     "app": CORE | {"data", "config", "pretrained", "sampling", "plots"},
