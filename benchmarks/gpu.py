@@ -111,6 +111,22 @@ def scan_call(backend: str, batch: int, length: int, width: int, device: str) ->
     return differentiated(partial(selective_scan, order=order, backend=backend), **data, **wide)
 
 
+def mamba_call(
+    backend: str, batch: int, length: int, width: int, device: str
+) -> Callable[[], None]:
+    """Forward and backward of mamba-ssm's scan on tensors as it wants them: (B, D, L), in order."""
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    channel = partial(torch.randn, batch, device=device)
+    data = {"u": channel(width, length), "delta": channel(width, length) - 3}
+    data |= {"z": channel(width, length), "B": channel(16, length), "C": channel(16, length)}
+    data = {name: x.bfloat16() for name, x in data.items()}
+    A = -torch.arange(1, 17.0, device=device).repeat(width, 1)
+    wide = {"A": A, "D": torch.ones(width, device=device)}
+    wide["delta_bias"] = torch.zeros(width, device=device)
+    return differentiated(partial(selective_scan_fn, delta_softplus=True), **data, **wide)
+
+
 def conv_call(backend: str, batch: int, length: int, width: int, device: str) -> Callable[[], None]:
     """Forward and backward of one causal convolution, W = 4."""
     x = torch.randn(batch, length, width, device=device).bfloat16()
@@ -149,17 +165,21 @@ def differentiated(function: Callable[..., Tensor], **inputs: Tensor) -> Callabl
     return call
 
 
-OPERATIONS: dict[str, tuple[Operation | None, Callable[..., Callable[[], None]]]] = {
-    "scan": (SCAN, scan_call),
-    "ssd": (SSD, ssd_call),
-    "conv": (CONV, conv_call),
-    "attention": (None, attention_call),
+# For each: what says whether a backend can run, the backends, and what makes a call.
+OPERATIONS: dict[
+    str, tuple[Operation | None, tuple[str, ...], Callable[..., Callable[[], None]]]
+] = {
+    "scan": (SCAN, tuple(SCAN.backends), scan_call),
+    "mamba": (SCAN, ("mamba_ssm",), mamba_call),
+    "ssd": (SSD, tuple(SSD.backends), ssd_call),
+    "conv": (CONV, tuple(CONV.backends), conv_call),
+    "attention": (None, ("torch",), attention_call),
 }
 
 
 def operation(device: str, size: Size, name: str, backend: str) -> Iterator[Row]:
     """Milliseconds of one operation by one backend, at every width and length."""
-    found, make = OPERATIONS[name]
+    found, _, make = OPERATIONS[name]
     if found is not None:
         reason = unavailable(backend, torch.device(device), torch.bfloat16, found)
         if reason:
@@ -228,8 +248,8 @@ def parts(names: tuple[str, ...]) -> dict[str, Callable[[str, Size], Iterator[Ro
     found: dict[str, Callable[[str, Size], Iterator[Row]]] = {}
     for path in TESTS:
         found[f"tests-{Path(path).stem}"] = partial(tests, path=path)
-    for name, (described, _) in OPERATIONS.items():
-        for backend in described.backends if described else ("torch",):
+    for name, (_, backends, _) in OPERATIONS.items():
+        for backend in backends:
             if backend not in TOO_SLOW:
                 found[f"{name}-{backend}"] = partial(operation, name=name, backend=backend)
     for name in MODELS:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.origin import measurement, write_results
-from benchmarks.scan import column_order, gradient_call, make_inputs
+from benchmarks.scan import gradient_call, make_inputs, visits
 from tread_ssm.models.mixers import Mamba2Config
 from tread_ssm.routing import Layout
 from tread_ssm.scan import selective_scan, ssd
@@ -126,7 +126,7 @@ def floor_s(shape: Shape, bandwidth: float, flops: float) -> dict[str, float]:
 def measure(shape: Shape, repeats: int, bandwidth: float, flops: float) -> dict[str, Any]:
     """One row of the table."""
     batch, length, inner = shape
-    x, order = product_inputs(shape), column_order(length)
+    x, order = product_inputs(shape), visits("column", length)
     sides: dict[str, Callable[[], object]] = {
         "ssd": gradient_call(product, x),
         "column": gradient_call(product, x, order=order),
