@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +9,10 @@ import numpy as np
 import pytest
 import timm
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import save_file
 
-from tests.training.test_loop import run, tiny
+from tests.training.runs import run, tiny
 from tread_ssm.commands.cache import main
 from tread_ssm.config.check import check
 from tread_ssm.config.run import RunConfig
@@ -29,12 +27,6 @@ from tread_ssm.training.batch import BatchMaker
 from tread_ssm.training.checkpoints.resume import check_folder
 
 SIZE, CHANNELS = 64, 64  # 4 x 4 patches of 16 pixels
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

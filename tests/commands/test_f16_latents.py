@@ -6,13 +6,11 @@ the configuration the shipped one, made narrow.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,12 +22,6 @@ from tread_ssm.pretrained import read_description
 from tread_ssm.sampling.image_grid import decoder
 
 CLASSES = 3
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tests.networks import save_autoencoder
 from tests.reliability.server import Server, Trial, python
 from tread_ssm.data import load_emoji
 
@@ -122,7 +123,7 @@ def prepare(server: Server, folder: Path) -> Path:
         Image.fromarray(images[i * 7]).save(path)
     np.savez(folder / "real.npz", arr_0=load_emoji(8)[0][:80])
     np.savez(folder / "samples.npz", arr_0=load_emoji(8)[0][80:170])
-    _save_vae(folder / "vae")
+    save_autoencoder(folder / "vae")
     _save_vision_transformer(folder / "vit")
     return folder
 
@@ -131,20 +132,6 @@ def copy(prepared: Path, to: Path) -> Path:
     """A fresh copy of a prepared folder."""
     shutil.copytree(prepared, to)
     return to
-
-
-def _save_vae(folder: Path) -> None:
-    from diffusers import AutoencoderKL
-
-    torch.manual_seed(0)
-    AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-    ).save_pretrained(folder)
 
 
 def _save_vision_transformer(folder: Path) -> None:

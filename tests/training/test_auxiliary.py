@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from tests.training.test_loop import losses, run, tiny
+from tests.training.runs import losses, run, tiny
 from tread_ssm.config.check import check
 from tread_ssm.config.run import RunConfig
 from tread_ssm.diffusion import EDM, SRA2, Auxiliary, Contrastive, Dispersive
@@ -22,12 +20,6 @@ from tread_ssm.routing import Route
 
 INSIDE = SRA2(block=1, layers=2)
 ALL = (INSIDE, Dispersive(block=-1, group=2), Contrastive())
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def with_losses(config: RunConfig, *auxiliary: Auxiliary) -> RunConfig:

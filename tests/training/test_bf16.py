@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.golden.make import CONFIGS
-from tests.training.test_loop import run, tiny
+from tests.training.runs import run, tiny
 from tread_ssm.config.run import RoutingConfig, RunConfig
 from tread_ssm.diffusion import EDM
 from tread_ssm.routing import Route
 from tread_ssm.training.optimizer import AdamWConfig
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    AcceleratorState._reset_state(reset_partial_state=True)  # tests in full precision leave one
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def half(out: Path, name: str, steps: int) -> RunConfig:

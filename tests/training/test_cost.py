@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.test_loop import tiny
+from tests.training.runs import tiny
 from tread_ssm.config.run import RunConfig
 from tread_ssm.diffusion import SRA2, Auxiliary, Dispersive
 from tread_ssm.models.cost import backbone_cost

@@ -6,17 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from tests.training.test_loop import losses, run, tiny
+from tests.training.runs import losses, run, tiny
 from tread_ssm.config.run import RunConfig
 from tread_ssm.config.strict import dump
 from tread_ssm.pretrained import load_export
@@ -25,12 +23,6 @@ from tread_ssm.training.logs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 KEY = "fuse.0-2.of_end.weight"
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def fused(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,20 +12,19 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.training.runs import losses, run, tiny
 from tread_ssm.config.check import check
 from tread_ssm.config.run import (
     RoutingConfig,
-    RunConfig,
     SampleConfig,
-    TrainConfig,
     load_config,
 )
-from tread_ssm.data import ArrayData, EmojiData, LatentData, LatentValues
+from tread_ssm.data import ArrayData, LatentData, LatentValues
 from tread_ssm.data.importers import Imported
 from tread_ssm.data.prepare import begin, finish, write_shard
-from tread_ssm.diffusion import Flow, NoisePrediction, PerRoute
+from tread_ssm.diffusion import NoisePrediction, PerRoute
 from tread_ssm.errors import ConfigError
-from tread_ssm.models import DiMConfig, DiTConfig
+from tread_ssm.models import DiTConfig
 from tread_ssm.pretrained import load_export
 from tread_ssm.report.plan import plan_text
 from tread_ssm.routing import Route
@@ -34,43 +32,10 @@ from tread_ssm.training import loop
 from tread_ssm.training.batch import Batch
 from tread_ssm.training.checkpoints.resume import check_folder
 from tread_ssm.training.logs.log import TrainingError
-from tread_ssm.training.logs.metrics import read_metrics
 from tread_ssm.training.loop import is_finished, train
 from tread_ssm.training.monitoring.preview import Preview
 from tread_ssm.training.optimizer import AdamWConfig, MuonConfig
 from tread_ssm.training.step import Stepper
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    # accelerate keeps one state per process; each run here is a process of its own.
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def tiny(out: Path, **train_options: object) -> RunConfig:
-    options: dict[str, object] = {"steps": 6, "batch_size": 4, "log_every": 1}
-    options |= {"optimizer": AdamWConfig(lr=1e-3)}
-    return RunConfig(
-        name="tiny",
-        out=str(out),
-        data=EmojiData(size=8),
-        model=DiMConfig(image_size=8, channels=3, n_classes=9, dim=16, depth=3, pads=1),
-        objective=Flow(),
-        routing=RoutingConfig(routes=(Route(0, 2),)),
-        train=TrainConfig(**(options | train_options)),  # type: ignore[arg-type]
-        sample=SampleConfig(every=0),
-    )
-
-
-def run(config: RunConfig) -> list[dict[str, float]]:
-    assert train(config, check(config)) is None
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return read_metrics(config.folder.metrics)
-
-
-def losses(rows: list[dict[str, float]]) -> Tensor:
-    return torch.tensor([[r["loss"], r["grad_norm"]] for r in rows])
 
 
 def test_kept_and_routed_losses_are_logged_apart_and_absent_where_nothing_is_routed(

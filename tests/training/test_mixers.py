@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from tests.training.test_loop import losses, run, tiny
+from tests.training.runs import losses, run, tiny
 from tread_ssm.config.run import RunConfig
 from tread_ssm.config.strict import dump
 from tread_ssm.models import AttentionConfig, DiMConfig, Mamba2Config, Mamba3Config
@@ -48,12 +47,6 @@ for path in sys.argv[1:]:
     AcceleratorState._reset_state(reset_partial_state=True)
 os._exit(0)  # as in tests/models/test_sharded.py
 """
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def described(out: Path, name: str) -> RunConfig:

@@ -17,13 +17,6 @@ pytestmark = pytest.mark.skipif(
 CASE = SSDCase("c", 3, 170, 2, 10, 20, 18, visits=150, per_sample=True, gap=True)
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_right_and_repeatable_for_any_number_of_threads(threads, count):
     threads(count)

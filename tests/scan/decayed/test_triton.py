@@ -1,34 +1,23 @@
 """The Triton kernels against the recurrence in float64.
 
-Without a GPU they run under Triton's interpreter, in a second pytest that
-`test_under_the_interpreter` starts: see tests/scan/selective/test_triton.py. There the cases are
+Without a GPU they run under Triton's interpreter: see tests/scan/processes.py. There the cases are
 cut to few visits and small states.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from tests.scan.decayed.cases import CASES, SSDCase, assert_ssd_matches, ssd_inputs
+from tests.scan.processes import first_process, gpu, interpreted, run_interpreted
 from tests.scan.selective.cases import run_with_gradients
 from tread_ssm.scan import ssd
 from tread_ssm.scan.decayed import triton as backend
 
 pytest.importorskip("triton")
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-GPU = torch.cuda.is_available() and not INTERPRETED
-ROOT = Path(__file__).parents[3]
-
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in test_under_the_interpreter")
-gpu = pytest.mark.skipif(not GPU, reason="needs a CUDA device")
 
 ROUNDED = ("plain", "subset_per_sample", "gap_per_sample", "decay_near_0", "decay_mixed")
 """Cases that also run in 16 bits."""
@@ -52,19 +41,9 @@ def cut(case: SSDCase) -> SSDCase:
     )
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is the second pytest")
+@first_process
 def test_under_the_interpreter() -> None:
-    arguments = ["-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", __file__]
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
-    assert " passed" in result.stdout
+    run_interpreted(__file__)
 
 
 @interpreted

@@ -30,13 +30,6 @@ CASE = ScanCase("c", batch=3, length=130, dim=40, state=10, visits=100, per_samp
 CONV = ConvCase("c", batch=3, length=130, dim=200, visits=100, per_sample=True, gap=True)
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_right_and_repeatable_for_any_number_of_threads(threads, count):
     threads(count)

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
+from tests.scan.processes import compiled_kernels
 from tread_ssm.scan.selective import cuda, nvrtc
 
 pytest.importorskip("triton")  # for its disassembler
@@ -18,7 +13,6 @@ try:
 except OSError as error:
     pytest.skip(str(error), allow_module_level=True)
 
-ROOT = Path(__file__).parents[3]
 MOST_REGISTERS = {"scan_forward": 128, "scan_backward": 255}
 MOST_SPILLED = {80: 0, 90: 48, 100: 256}
 """Bytes a thread of backward on each GPU; forward spills nothing."""
@@ -28,16 +22,7 @@ MOST_INSTRUCTIONS = {"scan_forward": 9, "scan_backward": 35}
 
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_kernels_compile(capability: int) -> None:
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "tests/scan/selective/compile_cuda.py"), str(capability)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    kernels = [json.loads(line) for line in result.stdout.splitlines()]
+    kernels = compiled_kernels("selective/compile_cuda.py", capability)
     assert len(kernels) == 12
     for needs in kernels:
         kernel = needs["kernel"]

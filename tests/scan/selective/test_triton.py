@@ -1,23 +1,18 @@
 """The Triton kernels against the float64 reference.
 
-Without a GPU they run under Triton's interpreter. Triton decides that when it is first imported,
-and other tests may have imported it by then, so `test_under_the_interpreter` starts a second
-pytest on this file with TRITON_INTERPRET=1; there the tests marked `interpreted` run. The cases
-are cut to few visits, and to one sample where the order is shared; marked `slow`, the whole table
-runs as it stands.
+Without a GPU they run under Triton's interpreter: see tests/scan/processes.py. The cases are cut to
+few visits, and to one sample where the order is shared; marked `slow`, the whole table runs as it
+stands.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.scan.processes import first_process, gpu, interpreted, run_interpreted
 from tests.scan.selective.cases import (
     CONV_CASES,
     LONG_SCAN_CASES,
@@ -36,13 +31,6 @@ from tread_ssm.scan.inputs import ConvInputs, ScanInputs
 from tread_ssm.scan.selective import triton as backend
 
 pytest.importorskip("triton")
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-GPU = torch.cuda.is_available() and not INTERPRETED
-ROOT = Path(__file__).parents[3]
-
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in test_under_the_interpreter")
-gpu = pytest.mark.skipif(not GPU, reason="needs a CUDA device")
 
 ROUNDED = ("plain", "subset_per_sample", "gap_shared", "dt_tiny")
 """Scan cases that also run in 16 bits."""
@@ -73,19 +61,9 @@ def cut(case: ScanCase) -> ScanCase:
     )
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is the second pytest")
+@first_process
 def test_under_the_interpreter() -> None:
-    arguments = ["-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", __file__]
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
-    assert " passed" in result.stdout
+    run_interpreted(__file__)
 
 
 @interpreted

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+
+from tests.scan.processes import compiled_kernels
 
 pytest.importorskip("triton")
 
-ROOT = Path(__file__).parents[3]
 MOST_REGISTERS = {"forward": 128, "backward": 255, "conv": 208}
 MOST_INSTRUCTIONS = {"forward": 20, "backward": 55}
 """Per state-step at N = 16."""
@@ -20,17 +15,7 @@ MOST_INSTRUCTIONS = {"forward": 20, "backward": 55}
 
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_kernels_compile_without_spills(capability: int) -> None:
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "tests/scan/selective/compile_triton.py"), str(capability)],
-        cwd=ROOT,
-        env={**environment, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    kernels = [json.loads(line) for line in result.stdout.splitlines()]
+    kernels = compiled_kernels("selective/compile_triton.py", capability)
     assert len(kernels) >= 10
     for kernel in kernels:
         # N = 64 leaves two registers over; 16 states, what networks use, and the rest leave none

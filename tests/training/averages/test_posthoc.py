@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from tests.training.test_loop import run, tiny
+from tests.training.runs import run, tiny
 from tread_ssm.commands import average, sample
 from tread_ssm.config.check import check
 from tread_ssm.config.run import RunConfig
@@ -23,12 +21,6 @@ from tread_ssm.training.averages.power_ema import PosthocEma, file_of
 from tread_ssm.training.loop import train
 
 WIDTHS = (0.05, 0.1)
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def averaged(out: Path, **options: object) -> RunConfig:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,46 +15,23 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
+from tests.training.runs import run, tiny
 from tread_ssm.config.check import check
-from tread_ssm.config.run import RoutingConfig, RunConfig, SampleConfig, TrainConfig
-from tread_ssm.data import EmojiData
-from tread_ssm.diffusion import Flow
+from tread_ssm.config.run import RunConfig
 from tread_ssm.errors import ConfigError
-from tread_ssm.models import DiMConfig
 from tread_ssm.pretrained import load_export
-from tread_ssm.routing import Route
 from tread_ssm.training.checkpoints import checkpoint
 from tread_ssm.training.logs.metrics import read_metrics
 from tread_ssm.training.loop import train
 from tread_ssm.training.optimizer import AdamWConfig
 
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def tiny(out: Path, **options: object) -> RunConfig:
-    train_options: dict[str, object] = {"steps": 6, "batch_size": 4, "log_every": 1}
-    train_options |= {"optimizer": AdamWConfig(lr=1e-3), "save_every": 2, "retain": 3}
-    return RunConfig(
-        name="tiny",
-        out=str(out),
-        data=EmojiData(size=8),
-        model=DiMConfig(image_size=8, channels=3, n_classes=9, dim=16, depth=3, pads=1),
-        objective=Flow(),
-        routing=RoutingConfig(routes=(Route(0, 2),)),
-        train=TrainConfig(**(train_options | options)),  # type: ignore[arg-type]
-        sample=SampleConfig(every=0),
-    )
+saved = partial(tiny, save_every=2, retain=3)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    config = tiny(tmp_path_factory.mktemp("whole"))
-    assert train(config, check(config)) is None
-    AcceleratorState._reset_state(reset_partial_state=True)
+    config = saved(tmp_path_factory.mktemp("whole"))
+    run(config)
     return config
 
 
@@ -144,21 +122,21 @@ def test_a_run_starts_from_a_checkpoint_of_another_with_its_own_settings(
     whole: RunConfig, tmp_path: Path
 ) -> None:
     start = str(whole.folder.checkpoint(4))
-    same = tiny(tmp_path / "same", start_from=start)
+    same = saved(tmp_path / "same", start_from=start)
     assert train(same, check(same)) is None
     a, b = (load_file(c.folder.path / "ema.safetensors") for c in (whole, same))
     assert all(torch.equal(a[k], b[k]) for k in a)
     AcceleratorState._reset_state(reset_partial_state=True)
 
     slower = AdamWConfig(lr=1e-5, weight_decay=0.5, betas=(0.5, 0.9))
-    other = tiny(tmp_path / "other", start_from=start, optimizer=slower)
+    other = saved(tmp_path / "other", start_from=start, optimizer=slower)
     assert train(other, check(other)) is None
     assert [r["lr"] for r in read_metrics(other.folder.metrics)] == [1e-5, 1e-5]
     stored = torch.load(other.folder.checkpoint(6) / "optimizer.pt", weights_only=True)
     kinds = {(g["weight_decay"], tuple(g["betas"])) for g in stored["optimizer"]["param_groups"]}
     assert kinds == {(0.5, (0.5, 0.9)), (0.0, (0.5, 0.9))}
 
-    gone = tiny(tmp_path / "gone", start_from=str(tmp_path / "nowhere"))
+    gone = saved(tmp_path / "gone", start_from=str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match=r"train\.start_from: .*nowhere.* is no checkpoint"):
         check(gone)
 
@@ -208,7 +186,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_does_not_end_the_run(
 def test_colleagues_can_read_a_run(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
-        config = tiny(tmp_path, steps=1)
+        config = saved(tmp_path, steps=1)
         assert train(config, check(config)) is None
     finally:
         os.umask(before)

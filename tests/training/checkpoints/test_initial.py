@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from tests.training.test_loop import run, tiny
+from tests.training.runs import run, tiny
 from tread_ssm.config.check import check
 from tread_ssm.config.run import RoutingConfig, RunConfig
 from tread_ssm.diffusion import EDM
@@ -21,12 +20,6 @@ from tread_ssm.routing import Route, RouteSchedule
 from tread_ssm.training.checkpoints.initial import initial_weights, start_from_weights
 from tread_ssm.training.loop import train
 from tread_ssm.training.optimizer import AdamWConfig
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

@@ -3,42 +3,22 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.numpy import load_file
 
-from tread_ssm.config.check import check
-from tread_ssm.config.run import RoutingConfig, RunConfig, SampleConfig, TrainConfig
-from tread_ssm.data import EmojiData
-from tread_ssm.diffusion import Flow
-from tread_ssm.models import DiMConfig
-from tread_ssm.routing import Route
-from tread_ssm.training.loop import train
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+from tests.training.runs import run, tiny
+from tread_ssm.config.run import RunConfig, SampleConfig
 
 
 def trained(out: Path, *trackers: str) -> RunConfig:
-    config = RunConfig(
-        name="tiny",
-        out=str(out),
-        data=EmojiData(size=8),
-        model=DiMConfig(image_size=8, channels=3, n_classes=9, dim=16, depth=3, pads=1),
-        objective=Flow(),
-        routing=RoutingConfig(routes=(Route(0, 2),)),
-        train=TrainConfig(steps=4, batch_size=2, trackers=trackers),  # type: ignore[arg-type]
-        sample=SampleConfig(every=2, classes=2, per_class=3, steps=1),
-    )
-    assert train(config, check(config)) is None
+    sampled = SampleConfig(every=2, classes=2, per_class=3, steps=1)
+    config = replace(tiny(out, steps=4, batch_size=2, trackers=trackers), sample=sampled)
+    run(config)
     return config
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,22 +13,19 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.data.test_latents import write_latents
+from tests.training.runs import run, tiny
 from tread_ssm.config.check import check
 from tread_ssm.config.run import (
     EvalConfig,
-    RoutingConfig,
     RunConfig,
     SampleConfig,
-    TrainConfig,
 )
-from tread_ssm.data import EmojiData, LatentData, Pixels
-from tread_ssm.diffusion import Flow, NoisePrediction
+from tread_ssm.data import LatentData, Pixels
+from tread_ssm.diffusion import NoisePrediction
 from tread_ssm.errors import ConfigError
 from tread_ssm.evaluation import load_extractor, score, statistics
-from tread_ssm.models import DiMConfig
 from tread_ssm.pretrained import load_export
 from tread_ssm.report.plan import plan_text
-from tread_ssm.routing import Route
 from tread_ssm.sampling.generate import generate, sample_labels, shares
 from tread_ssm.sampling.image_grid import decoder
 from tread_ssm.sampling.recipe import Recipe
@@ -42,36 +38,19 @@ EVAL = EvalConfig(
 )
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+def evaluated(out: Path, evaluation: EvalConfig = EVAL, steps: int = 5) -> RunConfig:
+    adamw = AdamWConfig(lr=3e-3)
+    config = tiny(out, steps=steps, optimizer=adamw, ema_decay=0.5, save_every=3, log_every=50)
+    return replace(config, sample=SampleConfig(every=0, guidance=1.5), eval=evaluation)
 
 
-def tiny(out: Path, evaluation: EvalConfig = EVAL, steps: int = 5) -> RunConfig:
-    return RunConfig(
-        name="tiny",
-        out=str(out),
-        data=EmojiData(size=8),
-        model=DiMConfig(image_size=8, channels=3, n_classes=9, dim=16, depth=3, pads=1),
-        objective=Flow(),
-        routing=RoutingConfig(routes=(Route(0, 2),)),
-        train=TrainConfig(
-            steps=steps, batch_size=4, optimizer=AdamWConfig(lr=3e-3), ema_decay=0.5, save_every=3
-        ),
-        sample=SampleConfig(every=0, guidance=1.5),
-        eval=evaluation,
-    )
-
-
-def run(config: RunConfig) -> dict[str, torch.Tensor]:
-    assert train(config, check(config)) is None
-    AcceleratorState._reset_state(reset_partial_state=True)
+def weights(config: RunConfig) -> dict[str, torch.Tensor]:
+    run(config)
     return load_file(config.folder.path / "ema.safetensors")
 
 
 def test_the_metrics_are_those_of_the_averaged_weights(tmp_path: Path) -> None:
-    config = tiny(tmp_path)
+    config = evaluated(tmp_path)
     run(config)
     rows = read_metrics(config.folder.evals)
     assert [r["step"] for r in rows] == [2, 4, 5]
@@ -105,16 +84,16 @@ def test_the_metrics_are_those_of_the_averaged_weights(tmp_path: Path) -> None:
 
 
 def test_training_is_the_same_bit_for_bit_and_goes_on_after_a_stop(tmp_path: Path) -> None:
-    quiet = run(tiny(tmp_path / "a", EvalConfig()))
-    config = tiny(tmp_path / "b")
-    with_evaluations = run(config)
+    quiet = weights(evaluated(tmp_path / "a", EvalConfig()))
+    config = evaluated(tmp_path / "b")
+    with_evaluations = weights(config)
     assert all(torch.equal(quiet[n], with_evaluations[n]) for n in quiet)
     whole = read_metrics(config.folder.evals)
     # Stopped behind step 4's evaluation, before its checkpoint: step 3's is the newest.
-    cut = tiny(tmp_path / "c", steps=4)
+    cut = evaluated(tmp_path / "c", steps=4)
     run(cut)
     cut.folder.checkpoint(4).rename(tmp_path / "gone")
-    again = run(tiny(tmp_path / "c"))
+    again = weights(evaluated(tmp_path / "c"))
     assert all(torch.equal(quiet[n], again[n]) for n in quiet)
     assert read_metrics(cut.folder.evals) == whole
 
@@ -133,23 +112,26 @@ def test_what_cannot_be_evaluated_is_refused_before_training(tmp_path: Path) -> 
     gone = str(tmp_path / "gone.npz")
     refuse(
         r"eval\.reference: .*gone\.npz does not exist",
-        tiny(tmp_path, replace(EVAL, reference=gone)),
+        evaluated(tmp_path, replace(EVAL, reference=gone)),
     )
-    refuse(r"eval\.weights: .*does not exist", tiny(tmp_path, replace(EVAL, weights=gone)))
-    refuse("fid needs at least 65 images", tiny(tmp_path, replace(EVAL, metrics=("fid",))))
+    refuse(r"eval\.weights: .*does not exist", evaluated(tmp_path, replace(EVAL, weights=gone)))
+    refuse("fid needs at least 65 images", evaluated(tmp_path, replace(EVAL, metrics=("fid",))))
     np.savez(tmp_path / "large.npz", arr_0=np.zeros((9, 16, 16, 3), dtype=np.uint8))
     large = replace(EVAL, reference=str(tmp_path / "large.npz"))
-    refuse(r"images of .*large\.npz are 16 x 16 pixels, those sampled 8 x 8", tiny(tmp_path, large))
+    refuse(
+        r"images of .*large\.npz are 16 x 16 pixels, those sampled 8 x 8",
+        evaluated(tmp_path, large),
+    )
     write_latents(tmp_path / "latents")
     latents = LatentData(path=str(tmp_path / "latents"))
-    model = replace(tiny(tmp_path).model, image_size=4, channels=4, n_classes=5)
-    refuse(r"eval\.reference is missing", replace(tiny(tmp_path), data=latents, model=model))
+    model = replace(evaluated(tmp_path).model, image_size=4, channels=4, n_classes=5)
+    refuse(r"eval\.reference is missing", replace(evaluated(tmp_path), data=latents, model=model))
 
 
 def test_a_dry_run_says_what_will_be_evaluated(tmp_path: Path) -> None:
     expected = "Evaluated every 2 steps: kid, precision, recall of 20 images, emoji features."
-    assert expected in plan_text(tiny(tmp_path)).splitlines()
-    assert "every 0 steps" not in plan_text(tiny(tmp_path, EvalConfig()))
+    assert expected in plan_text(evaluated(tmp_path)).splitlines()
+    assert "every 0 steps" not in plan_text(evaluated(tmp_path, EvalConfig()))
 
 
 def test_a_sampler_that_cannot_work_is_refused_before_training(tmp_path: Path) -> None:
@@ -159,7 +141,7 @@ def test_a_sampler_that_cannot_work_is_refused_before_training(tmp_path: Path) -
         with pytest.raises(ValueError, match="guidance is nan; it must be finite"):
             section(guidance=float("nan"))
     config = replace(
-        tiny(tmp_path), objective=NoisePrediction(), sample=SampleConfig(sampler="heun")
+        evaluated(tmp_path), objective=NoisePrediction(), sample=SampleConfig(sampler="heun")
     )
     with pytest.raises(ConfigError, match=r"sample\.sampler: heun: the path of NoisePrediction"):
         check(config)

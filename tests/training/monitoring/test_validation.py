@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,61 +9,30 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from tests.training.runs import run, tiny
 from tread_ssm.config.check import check
-from tread_ssm.config.run import RoutingConfig, RunConfig, SampleConfig, TrainConfig
+from tread_ssm.config.run import RunConfig
 from tread_ssm.data import Augmentation, EmojiData, Pixels
 from tread_ssm.data.held_out import split
-from tread_ssm.diffusion import Flow
-from tread_ssm.models import DiMConfig
 from tread_ssm.pretrained import load_export
 from tread_ssm.randomness import generator
-from tread_ssm.routing import Route
 from tread_ssm.training.batch import BatchMaker
-from tread_ssm.training.logs.metrics import read_metrics
-from tread_ssm.training.loop import train
 from tread_ssm.training.monitoring.validation import Validation
 from tread_ssm.training.optimizer import AdamWConfig
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def tiny(out: Path, name: str, every: int) -> RunConfig:
-    return RunConfig(
-        name=name,
-        out=str(out),
-        data=EmojiData(size=8, validation=0.01),
-        model=DiMConfig(image_size=8, channels=3, n_classes=9, dim=16, depth=3, pads=1),
-        objective=Flow(),
-        routing=RoutingConfig(routes=(Route(0, 2),)),
-        train=TrainConfig(
-            steps=5,
-            batch_size=4,
-            optimizer=AdamWConfig(lr=3e-3),
-            ema_decay=0.5,
-            log_every=3,
-            validate_every=every,
-        ),
-        sample=SampleConfig(every=0),
-    )
-
-
-def run(config: RunConfig) -> list[dict[str, float]]:
-    assert train(config, check(config)) is None
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return read_metrics(config.folder.metrics)
+def validated(out: Path, name: str, every: int) -> RunConfig:
+    options = {"steps": 5, "ema_decay": 0.5, "log_every": 3, "validate_every": every}
+    config = tiny(out, optimizer=AdamWConfig(lr=3e-3), **options)
+    return replace(config, name=name, data=EmojiData(size=8, validation=0.01))
 
 
 def test_it_is_logged_and_changes_nothing(tmp_path: Path) -> None:
-    often, once = tiny(tmp_path, "often", 2), tiny(tmp_path, "once", 100)
+    often, once = validated(tmp_path, "often", 2), validated(tmp_path, "once", 100)
     rows = run(often)
     assert [r["step"] for r in rows] == [2, 3, 4, 5]
     assert ["validation_loss" in r for r in rows] == [True, False, True, True]
@@ -76,7 +44,7 @@ def test_it_is_logged_and_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_it_is_the_mean_loss_of_the_dense_averaged_network(tmp_path: Path) -> None:
-    config = tiny(tmp_path, "run", 100)
+    config = validated(tmp_path, "run", 100)
     logged = run(config)[-1]["validation_loss"]
     model, _ = load_export(config.folder.path)
     data = check(config)
@@ -97,7 +65,7 @@ def test_it_is_the_mean_loss_of_the_dense_averaged_network(tmp_path: Path) -> No
 
 
 def test_training_never_reads_what_is_held_out(tmp_path: Path) -> None:
-    config = tiny(tmp_path, "kept", 100)
+    config = validated(tmp_path, "kept", 100)
     data, seen = check(config), []
     _, held = split(len(data.labels), config.data.validation)
 
@@ -116,7 +84,7 @@ def test_training_never_reads_what_is_held_out(tmp_path: Path) -> None:
 
 
 def test_batches_do_not_change_it(tmp_path: Path) -> None:
-    config = tiny(tmp_path, "batches", 100)
+    config = validated(tmp_path, "batches", 100)
     torch.manual_seed(0)
     model = config.model.build()
     for p in model.parameters():
@@ -130,7 +98,7 @@ def test_batches_do_not_change_it(tmp_path: Path) -> None:
 
 
 def test_a_process_looks_at_no_more_than_it_trains_on_at_once(tmp_path: Path) -> None:
-    config = tiny(tmp_path, "shares", 100)  # 4 images a step
+    config = validated(tmp_path, "shares", 100)  # 4 images a step
     data = check(config)
     held = split(len(data.labels), config.data.validation)[1]
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
