@@ -66,7 +66,12 @@ class TokenSubset:
 
     @classmethod
     def of(cls, index: Tensor, length: int, grid: Grid | None = None) -> TokenSubset:
-        """A subset from ids_BK in any order.
+        """A subset from ids in any order.
+
+        Args:
+            index: (B, K) integers, distinct positions of a sample's kept tokens.
+            length: N, tokens of the whole sequence.
+            grid: Of the kept tokens, where they form one: its product is K.
 
         Raises:
             ValueError: Ids are wrong, doubled or none, or `grid` has another number of places.
@@ -119,8 +124,17 @@ class TokenSubset:
     def put(self, x: Tensor, into: Tensor) -> Tensor:
         """The kept tokens x_BK... written over their places in into_BN...; out of place.
 
-        The result has the dtype of `into`; gradients reach x at the kept places and `into` at
-        the dropped ones.
+        Gradients reach x at the kept places and `into` at the dropped ones.
+
+        Args:
+            x: (B, K, ...), what the kept tokens become.
+            into: (B, N, ...), what all tokens were.
+
+        Returns:
+            (B, N, ...) in the dtype of `into`.
+
+        Raises:
+            ValueError: The shapes are not those of this subset.
         """
         self._check(x, self.n_kept, "put")
         self._check(into, self.length, "put (into)")
@@ -264,7 +278,15 @@ class Layout:
         return self._visits[order]
 
     def backward(self, order: str, device: torch.device) -> Visits:
-        """`visits(order)` from the last image token to the first; the prefix still comes first."""
+        """`visits(order)` from the last image token to the first; the prefix still comes first.
+
+        Args:
+            order: As for `visits`.
+            device: Where the index is made, if the order has none.
+
+        Raises:
+            ValueError: As `visits`.
+        """
         visits = self.visits(order)
         p, index, gap = self.n_prefix, visits.index, visits.gap
         if index is None:

@@ -79,11 +79,27 @@ class AuxiliaryLoss(Protocol):
 
 
 def check_weight(kind: str, weight: float) -> None:
-    """Raises ValueError unless a loss's weight is finite and greater than 0."""
+    """Check a loss's weight.
+
+    Args:
+        kind: The loss's name, for the message.
+        weight: What its value is multiplied by.
+
+    Raises:
+        ValueError: It is not finite and greater than 0.
+    """
     if not 0 < weight < math.inf:
         raise ValueError(f"{kind}: weight is {weight}; it must be finite and greater than 0.")
 
 
 def kept_values(seen: Seen, values: Tensor) -> Tensor:
-    """Values (B, N, ...) of all tokens at the places of `seen.features`, (B, K, ...)."""
+    """Values of all tokens at the places of `seen.features`.
+
+    Args:
+        seen: What the loss looks at.
+        values: (B, N, ...).
+
+    Returns:
+        (B, K, ...); all of them where no route skips the loss's block.
+    """
     return values if seen.kept is None else seen.kept.take(values)

@@ -86,7 +86,15 @@ class EDM:
         return torch.cat([ramp, ramp.new_zeros(1)])
 
     def sample_t(self, batch: int, generator: torch.Generator) -> Tensor:
-        """(batch,) float32, sigmas to train at."""
+        """Timesteps to train at.
+
+        Args:
+            batch: How many.
+            generator: On the CPU.
+
+        Returns:
+            (batch,) float32, each a sigma.
+        """
         return (self.p_mean + self.p_std * torch.randn(batch, generator=generator)).exp()
 
     def loss_terms(
@@ -98,7 +106,19 @@ class EDM:
         noise: Tensor,
         routing: Draw = (),
     ) -> LossTerms:
-        """Of x_BCHW with noise_BCHW at t_B; the reconstruction is the denoised image."""
+        """The loss of each element; the reconstruction is the denoised image.
+
+        Args:
+            model: The network.
+            x: (B, C, H, W), clean samples.
+            labels: (B,) int64.
+            t: (B,), timesteps.
+            noise: (B, C, H, W), standard normal.
+            routing: Which tokens each route keeps.
+
+        Raises:
+            ValueError: Shapes do not fit together.
+        """
         check_batch(x, t, noise)
         sigma = per_sample(t)
         noisy = x + sigma * noise

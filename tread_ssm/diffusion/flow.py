@@ -99,7 +99,7 @@ class Flow:
         return self._shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
 
     def sample_t(self, batch: int, generator: torch.Generator) -> Tensor:
-        """(batch,) float32, timesteps to train at, in [0, 1]."""
+        """As `EDM.sample_t`: (batch,) float32 in [0, 1]."""
         if self.time == "uniform":
             return self._shifted(torch.rand(batch, generator=generator))
         normal = torch.randn(batch, generator=generator)
@@ -117,7 +117,7 @@ class Flow:
         noise: Tensor,
         routing: Draw = (),
     ) -> LossTerms:
-        """Of x_BCHW with noise_BCHW at t_B; the reconstruction is the estimate of x0."""
+        """As `EDM.loss_terms`; the reconstruction is the estimate of x0."""
         check_batch(x, t, noise)
         t_B111 = per_sample(t)
         noisy = (1 - t_B111) * x + t_B111 * noise

@@ -92,7 +92,7 @@ class NoisePrediction:
         return torch.linspace(self.n_steps, 0, steps + 1, dtype=torch.float64)
 
     def sample_t(self, batch: int, generator: torch.Generator) -> Tensor:
-        """(batch,) float32, whole timesteps to train at, in 1..T."""
+        """As `EDM.sample_t`: (batch,) float32, whole numbers in 1..T."""
         return torch.randint(1, self.n_steps + 1, (batch,), generator=generator).float()
 
     def loss_terms(
@@ -104,7 +104,7 @@ class NoisePrediction:
         noise: Tensor,
         routing: Draw = (),
     ) -> LossTerms:
-        """Of x_BCHW with noise_BCHW at t_B; the reconstruction is the predicted noise.
+        """As `EDM.loss_terms`; the reconstruction is the predicted noise.
 
         The clean estimate would grow with 1 / alpha, by 15 at the noisiest t, and swamp the
         reconstruction loss; the noise keeps its unit scale at every t.

@@ -20,17 +20,24 @@ from tread_ssm.routing.plan import Draw
 
 
 class Network(Protocol):
-    """A backbone: x_BCHW, t_B, labels_B -> (B, C, H, W)."""
+    """A backbone, as objectives call it."""
 
-    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, *, routing: Draw = ()) -> Tensor: ...
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, *, routing: Draw = ()) -> Tensor:
+        """The prediction.
+
+        Args:
+            x: (B, C, H, W).
+            t: (B,), in the network's own units.
+            labels: (B,) int64.
+            routing: Which tokens each route keeps.
+
+        Returns:
+            (B, C, H, W).
+        """
 
 
 class Denoiser(Protocol):
-    """Estimates clean data from x_BCHW at t, at least float32; guidance wraps it.
-
-    `step_t` is the t at which the sampler's step began, where that is another one: a method that
-    looks twice in a step guides both times or not at all.
-    """
+    """Estimates clean data; guidance wraps it."""
 
     def __call__(
         self,
@@ -40,7 +47,20 @@ class Denoiser(Protocol):
         routing: Draw = (),
         *,
         step_t: float | None = None,
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """The estimate of x0.
+
+        Args:
+            x: (B, C, H, W), at t.
+            t: Of the whole batch.
+            labels: (B,) int64.
+            routing: Which tokens each route keeps.
+            step_t: The t at which the sampler's step began, where that is another one: a method
+                that looks twice in a step guides both times or not at all.
+
+        Returns:
+            (B, C, H, W), at least float32.
+        """
 
 
 class NoiseSchedule(Protocol):
@@ -48,7 +68,7 @@ class NoiseSchedule(Protocol):
 
     Attributes:
         straight: Whether dx/dt = (x - x0) / t along the path, as `heun` needs it.
-        t_max: The largest t that it is defined for.
+        t_max: The largest t that it is defined for; infinite for EDM.
     """
 
     straight: ClassVar[bool]
@@ -128,13 +148,26 @@ def predict(
 
 
 def full_t(t: float, x: Tensor) -> Tensor:
-    """(B,) of t for the samples of x, on its device, at least float32."""
+    """The timesteps of a batch.
+
+    Args:
+        t: Of all samples.
+        x: (B, ...), the samples.
+
+    Returns:
+        (B,) on the device of x, in its dtype and at least float32.
+    """
     dtype = torch.promote_types(x.dtype, torch.float32)
     return torch.full((x.shape[0],), t, dtype=dtype, device=x.device)
 
 
 def check_batch(x: Tensor, t: Tensor, noise: Tensor) -> None:
-    """Check that x_BCHW, t_B and noise_BCHW fit together.
+    """Check that what a loss is computed from fits together.
+
+    Args:
+        x: (B, C, H, W), clean samples.
+        t: (B,).
+        noise: (B, C, H, W).
 
     Raises:
         ValueError: Their shapes do not.
@@ -148,6 +181,10 @@ def check_batch(x: Tensor, t: Tensor, noise: Tensor) -> None:
 
 def check_positive(name: str, value: float) -> None:
     """Check that a value is finite and greater than 0.
+
+    Args:
+        name: What the message calls it.
+        value: Of any unit.
 
     Raises:
         ValueError: It is not.

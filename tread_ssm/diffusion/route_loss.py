@@ -115,7 +115,14 @@ def route_loss(terms: LossTerms, draw: Draw, patch: int, loss: AllTokens | PerRo
 
 
 def patchify(x: Tensor, patch: int) -> Tensor:
-    """x_BCHW -> (B, N, P * P * C), patches in raster order.
+    """Patches in raster order.
+
+    Args:
+        x: (B, C, H, W).
+        patch: P, side of a patch.
+
+    Returns:
+        (B, N, P * P * C), N = H * W / P^2.
 
     Raises:
         ValueError: `patch` does not divide H and W.

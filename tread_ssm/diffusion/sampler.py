@@ -269,7 +269,19 @@ def sample(
     fresh: Fresh | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Sample by the sampler's name; None: heun for straight paths, dpm_solver_pp for others."""
+    """Sample by a sampler's name.
+
+    Args:
+        denoiser, schedule, noise, timesteps, labels, on_step: As for every sampler.
+        sampler: One of `SAMPLERS`. None: heun for straight paths, dpm_solver_pp for others.
+        fresh: As for samplers of a stochastic equation; others leave it aside.
+
+    Returns:
+        (B, C, H, W), x at the last t.
+
+    Raises:
+        ValueError: No sampler has this name, it lacks `fresh`, or the timesteps cannot be walked.
+    """
     sampler = sampler or default_sampler(schedule)
     if sampler not in SAMPLERS:
         raise ValueError(f"sample: sampler is {sampler!r}; use one of {', '.join(SAMPLERS)}.")
@@ -286,6 +298,10 @@ def check_sampler(sampler: str | None, schedule: NoiseSchedule) -> None:
     """Whether a sampler of this name can walk a schedule; ask before training or sampling.
 
     The sampler itself is asked, with an image of one number.
+
+    Args:
+        sampler: Its name; None as for `sample`.
+        schedule: The objective.
 
     Raises:
         ValueError: No sampler has this name, or it refuses the schedule.

@@ -93,6 +93,9 @@ def frechet_distance(a: FeatureMoments | Gaussian, b: FeatureMoments | Gaussian)
     The trace of (C_a C_b)^(1/2) is the sum of the singular values of C_a^(1/2) C_b^(1/2): two
     symmetric eigenproblems and no root of an asymmetric matrix, which may turn out complex.
 
+    Args:
+        a, b: Moments of the features of two sets, in any order.
+
     Raises:
         ValueError: The dimensions differ, or a set has fewer images than the F + 1 that its
             covariance needs to be of full rank.

@@ -12,6 +12,10 @@ def inception_score(probabilities_nC: Tensor, split: int = 5000) -> float:
     As ADM takes it: the splits follow one another in the order of the images, and what is left
     over is a split of its own. Fewer images give a lower score, so compare equal numbers.
 
+    Args:
+        probabilities_nC: (n, C) of C classes for each image.
+        split: Images of a split.
+
     Raises:
         ValueError: There is no image.
     """

@@ -24,6 +24,14 @@ def kernel_distance(
     torch-fidelity and torchmetrics. Its expectation does not depend on the number of images, and
     it may come out a little below 0.
 
+    Args:
+        samples_nF: (n, F) features of samples.
+        reference_mF: (m, F) features of real images.
+        subsets: How many are compared.
+        size: Images of a subset, at most.
+        seed: Of the choice of subsets.
+        device: Where kernels are computed.
+
     Raises:
         ValueError: A set has fewer than two images, or the features differ in number.
     """

@@ -27,6 +27,16 @@ def precision_recall(
     (not counting themselves), as in ADM's evaluation. Distances are float32 and taken block by
     block; the whole matrix (8 GB for 50,000 x 40,000) is never in memory.
 
+    Args:
+        samples_nF: (n, F) features of samples.
+        reference_mF: (m, F) features of real images.
+        k: Number of the neighbour that a ball reaches to.
+        device: Where distances are computed.
+        block: Points whose distances are taken at a time.
+
+    Returns:
+        Precision and recall, each in 0..1.
+
     Raises:
         ValueError: A set has k or fewer images, or the features differ in number.
     """

@@ -82,6 +82,13 @@ def save_statistics(path: Path, held: Statistics) -> None:
     """Write statistics as an .npz that `reference_statistics` reads, whole or not at all.
 
     Class probabilities are left out: no metric compares them with a reference's.
+
+    Args:
+        path: The file to write.
+        held: The statistics.
+
+    Raises:
+        OSError: It cannot be written.
     """
     arrays: dict[str, np.ndarray] = {"extractor": np.array(held.extractor)}
     for field, (mean, covariance) in _MOMENTS.items():

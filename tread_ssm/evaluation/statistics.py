@@ -138,7 +138,13 @@ def alike(held: Statistics) -> bool:
 def feature_moments(
     extractor: FeatureExtractor, images_BCHW: Tensor, batch: int = 256
 ) -> FeatureMoments:
-    """The moments of the pooled features of uint8 images (n, 3, H, W), `batch` at a time."""
+    """The moments of the pooled features of images.
+
+    Args:
+        extractor: Gives the features.
+        images_BCHW: (n, 3, H, W) uint8.
+        batch: Images at a time.
+    """
     parts = (FeatureMoments.of(extractor(part).pooled) for part in images_BCHW.split(batch))
     return reduce(operator.add, parts)
 

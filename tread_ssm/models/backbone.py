@@ -233,7 +233,16 @@ class Backbone(nn.Module):
         return self.head(self.crop(stream), head_cond, self.grid), tuple(seen)
 
     def embed(self, x: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Any, Tensor]:
-        """The stream x_BLD, what the blocks are conditioned on, and the head's condition_BD."""
+        """Tokens and conditioning.
+
+        Args:
+            x: (B, C, H, W), noisy samples.
+            t: (B,), time or noise level.
+            labels: (B,) int64, classes.
+
+        Returns:
+            The stream (B, L, D), what conditions the blocks, and what conditions the head, (B, D).
+        """
         cond = self.t_cond(t) + self.label_cond(labels)
         return as_stream(self.patches(x) + self.position), cond, cond
 

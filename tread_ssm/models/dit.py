@@ -182,7 +182,7 @@ class DiT(Backbone):
         self.init_weights()
 
     def embed(self, x: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Conditioning, Tensor]:
-        """The stream x_BND, what the blocks are told, and the head's condition_BD."""
+        """As `Backbone.embed`; the blocks are conditioned on a `Conditioning`."""
         stream, cond, head_cond = super().embed(x, t, labels)
         values = None if self.values is None else self.values(stream)
         return stream, Conditioning(cond, values), head_cond

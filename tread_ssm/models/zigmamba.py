@@ -24,7 +24,12 @@ from tread_ssm.tokens import Layout
 
 @dataclass(frozen=True, kw_only=True)
 class ZigMambaConfig(MixedConfig):
-    """A ZigMamba for square images (or latents); fields as in MixedConfig and BackboneConfig."""
+    """A ZigMamba for square images (or latents); further fields as in MixedConfig.
+
+    Attributes:
+        kind: Always "zigmamba".
+        mixer: What each block mixes its tokens with.
+    """
 
     kind: Literal["zigmamba"] = "zigmamba"
     mixer: MixerConfig = field(default_factory=lambda: Mamba1Config(d_conv=4))

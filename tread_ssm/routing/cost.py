@@ -70,9 +70,11 @@ class Routed(Protocol):
     blocks: nn.ModuleList
     grid: tuple[int, int]
 
-    def __call__(self, *inputs: Tensor, routing: Draw) -> Tensor: ...
+    def __call__(self, *inputs: Tensor, routing: Draw) -> Tensor:
+        """The network's output for its inputs, with a draw of routes."""
 
-    def zero_grad(self, set_to_none: bool = True) -> None: ...
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients, as torch.nn.Module does."""
 
 
 def plan_cost(

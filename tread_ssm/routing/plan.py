@@ -304,7 +304,15 @@ class RouteSchedule:
             raise ValueError(f"RouteSchedule: off_after is {self.off_after}; use a step >= 0.")
 
     def share(self, step: int, total_steps: int) -> float:
-        """The factor on every route's drop at `step` of 0..total_steps - 1."""
+        """The factor on every route's drop.
+
+        Args:
+            step: Steps done, 0..total_steps - 1.
+            total_steps: Of the whole training.
+
+        Returns:
+            0..1; 0 is a dense step.
+        """
         if self.off_after is not None and step >= self.off_after:
             return 0.0
         if step >= total_steps - math.floor(total_steps * self.dense_tail + 1e-9):
@@ -316,5 +324,10 @@ class RouteSchedule:
         return self.from_share + (1 - self.from_share) * level
 
     def at(self, plan: RoutePlan, step: int, total_steps: int) -> RoutePlan:
-        """The plan in force at `step`."""
+        """The plan in force; its drops are those of `plan` times `share`.
+
+        Args:
+            plan: The routes of the training.
+            step, total_steps: As for `share`.
+        """
         return plan.scaled(self.share(step, total_steps))

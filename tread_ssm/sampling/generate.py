@@ -169,7 +169,19 @@ def generate_all(
     batch: int = 64,
     on_step: OnStep | None = None,
 ) -> np.ndarray:
-    """All images (n, H, W, 3) uint8 of a set with labels (n,), in this process; see `generate`."""
+    """All images of a set, in this process.
+
+    Args:
+        model, run, recipe, seed, decode, on_step: As for `generate`.
+        labels: (n,) int64.
+        batch: Images at once.
+
+    Returns:
+        (n, H, W, 3) uint8.
+
+    Raises:
+        ValueError: As `generate`.
+    """
     batches = shares(len(labels), batch)
     parts = generate(model, run, recipe, batches, labels, seed=seed, decode=decode, on_step=on_step)
     return np.concatenate([part.images for part in parts])
@@ -179,6 +191,12 @@ def shares(n: int, batch: int, process: int = 0, processes: int = 1) -> list[ran
     """The batches of images 0..n-1 that fall to one process: every so many-th one.
 
     Where batches are cut does not depend on the number of processes.
+
+    Args:
+        n: Images of the set.
+        batch: Images of a batch; the last one may have fewer.
+        process: Number of the process.
+        processes: How many there are.
 
     Raises:
         ValueError: `n` or `batch` is less than 1.
@@ -211,7 +229,17 @@ def sample_labels(n: int, classes: Sequence[int], seed: int, *, balanced: bool =
 def noise_of(
     images: Sequence[int], model: ModelConfig, seed: int, purpose: str = "sample"
 ) -> Tensor:
-    """(B, C, H, W) float32 on the CPU, the noise of the images with these numbers."""
+    """Noise that is a function of the seed and the image's number.
+
+    Args:
+        images: Numbers of B images of the set.
+        model: Its config, for the shape.
+        seed: Of the set.
+        purpose: Noise of another purpose is independent of this one.
+
+    Returns:
+        (B, C, H, W) float32 on the CPU, standard normal.
+    """
     shape = (model.channels, model.image_size, model.image_size)
     rows = [torch.randn(shape, generator=generator(seed, i, purpose)) for i in images]
     return torch.stack(rows)

@@ -53,7 +53,12 @@ class RouteGuidance:
             )
 
     def draw(self, plan: RoutePlan, t: float) -> Draw:
-        """What `plan` keeps of each image: a function of the seed, its number and t."""
+        """What a plan keeps of each image: a function of the seed, its number and t.
+
+        Args:
+            plan: The routes of one pass.
+            t: Where the sampler stands.
+        """
         purpose = f"sample routes at {t.hex()}"
         rows = [plan.draw(1, self.grid, generator(self.seed, i, purpose)) for i in self.images]
         return tuple(
@@ -100,7 +105,16 @@ def guided(
 
 
 def weak_denoiser(folder: str, run: Description, device: torch.device) -> Denoiser:
-    """The other network of a guidance by "model". Raises ValueError where it does not fit."""
+    """The other network of a guidance by "model".
+
+    Args:
+        folder: Of its run, or of one of its checkpoints.
+        run: What it guides.
+        device: Where it computes.
+
+    Raises:
+        ValueError: It cannot be loaded, or does not fit the network that it guides.
+    """
     model, described = load_export(Path(folder), device)
     _check_weak(folder, described, run.model, run.objective)
     return described.objective.denoiser(model)

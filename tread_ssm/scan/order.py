@@ -40,7 +40,14 @@ ZIGZAGS: tuple[OrderName, ...] = tuple(n for n in ORDER_NAMES if n.startswith("z
 
 
 def rank_table(name: OrderName, grid: tuple[int, int]) -> Tensor:
-    """(N,) int64 on the CPU: when each raster position of `grid` = (rows, columns) is visited.
+    """When each position of a grid is visited.
+
+    Args:
+        name: Of the order.
+        grid: (rows, columns).
+
+    Returns:
+        (N,) int64 on the CPU, the rank of each raster position, N = rows * columns.
 
     Raises:
         ValueError: The name is unknown, or the grid is empty.

@@ -51,6 +51,13 @@ class Attached:
         drawing: Drawing | None = None,
         model: nn.Module | None = None,
     ) -> None:
+        """Add the hooks; `attach` calls it with what it found out about a model.
+
+        Args:
+            blocks: Each block in order, and how it is called.
+            drawing: Routes that draw by themselves. None: routes are passed to `using`.
+            model: What the blocks belong to. None: not known.
+        """
         self.blocks = tuple(block for block, _ in blocks)
         self.model = model
         self._rows = tuple(row for _, row in blocks)
@@ -163,7 +170,12 @@ class Attached:
             return verify(self.blocks, self._rows, self._names, call, n)
 
     def stream_length(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-        """Tokens of the stream, prefix included, that a call of block i gets with these arguments.
+        """Tokens of the stream, prefix included, that a call of a block gets.
+
+        Args:
+            i: The block's number.
+            args: What it is called with, by place.
+            kwargs: What it is called with, by name.
 
         Raises:
             ValueError: There is no stream (B, S, D) where it is declared.
