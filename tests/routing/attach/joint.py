@@ -8,7 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tread_ssm.routing import Route, RoutePlan
+
 D, HEADS = 8, 2
+BATCH, GRID, N = 3, (2, 6), 12
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def draw(depth: int, *route: int, batch: int = BATCH, **options: Any) -> Any:
+    plan = RoutePlan((Route(*route, **options),), depth)
+    return plan.draw(batch, GRID, torch.Generator().manual_seed(1))
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
