@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from tread_ssm.models.backbone import Backbone, MixedConfig, init_embeddings, zero_biases
@@ -172,7 +173,7 @@ class DiM(Backbone):
         }
 
     def embed(self, x: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The stream x_BLD, cond_B3D of the blocks, and the head's condition_BD."""
+        """As `Backbone.embed`; the blocks are conditioned on (B, 3, D)."""
         dim = self.config.dim
         t_token, label_token = sinusoid(t, dim), self.label_token(labels)
         cond = self.modulation(F.silu(self.t_cond(t) + self.label_cond(labels)))
@@ -211,8 +212,8 @@ class DiM(Backbone):
 
     def _convolve(self, conv: nn.Conv2d, tokens: Tensor) -> Tensor:
         """A depthwise convolution over the image tokens x_BND."""
-        image = conv(tokens.transpose(1, 2).unflatten(2, self.grid))
-        return as_stream(image.flatten(2).transpose(1, 2))
+        image = conv(rearrange(tokens, "b (h w) d -> b d h w", h=self.grid[0]))
+        return as_stream(rearrange(image, "b d h w -> b (h w) d"))
 
     def _on_padded_grid(self, subset: TokenSubset, also: Tensor) -> TokenSubset:
         if subset.length != self.positions.shape[0]:

@@ -10,6 +10,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -23,13 +24,13 @@ class PatchEmbedding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # A stream laid out in memory as a routed one is, so that a draw which drops nothing gives
         # the very bits of the dense network.
-        return self.projection(x).flatten(2).transpose(1, 2).contiguous()
+        return rearrange(self.projection(x), "b d h w -> b (h w) d").contiguous()
 
 
 def unpatchify(x: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
     """x_BN(PPC) -> x_BCHW; inside a token values are ordered (row, column, channel)."""
-    x = x.unflatten(2, (patch, patch, -1)).unflatten(1, grid)  # (B, rows, columns, P, P, C)
-    return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+    rows, p = grid[0], patch
+    return rearrange(x, "b (h w) (p q c) -> b c (h p) (w q)", h=rows, p=p, q=p)
 
 
 def sinusoid(t: Tensor, dim: int) -> Tensor:

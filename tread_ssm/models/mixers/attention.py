@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from tread_ssm.models.mixers.mixer import BaseMixerConfig, Mixer, check_range, count_heads, turned
@@ -83,11 +84,11 @@ class Attention(Mixer):
 
     def forward(self, x: Tensor, layout: Layout, first: Tensor | None = None) -> Tensor:
         """x_BLD of the stream that `layout` describes -> x_BLD; first_BLD: see value_residual."""
-        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # B A L P
+        q, k, v = rearrange(self.qkv(x), "b l (qkv a p) -> qkv b a l p", qkv=3, a=self.heads)
         if self.value_mix is not None:
             assert first is not None
             own, shared = self.value_mix
-            first = first.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            first = rearrange(first, "b l (a p) -> b a l p", a=self.heads)
             v = (own * v + shared * first).to(v.dtype)
         if self.q_norm is not None and self.k_norm is not None:
             wide = self.q_norm.weight.dtype
@@ -96,7 +97,7 @@ class Attention(Mixer):
             angles = rotary_angles(layout, q.shape[-1], x).unsqueeze(1)
             q, k = turned(q, angles), turned(k, angles)
         y = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
-        return self.out_proj(y.transpose(1, 2).flatten(2))
+        return self.out_proj(rearrange(y, "b a l p -> b l (a p)"))
 
 
 def rotary_angles(layout: Layout, head_dim: int, like: Tensor) -> Tensor:
