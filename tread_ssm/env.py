@@ -22,7 +22,7 @@ def report() -> str:
     kernels = library()
     lines = [
         f"python {platform.python_version()}, {platform.platform()}",
-        *(f"{name} {_version(name)}" for name in PACKAGES),
+        *(f"{name} {version_of(name) or 'not installed'}" for name in PACKAGES),
         f"cpu: {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads; "
         f"compiled scan kernels: {kernels[0] if kernels else 'not built'}",
         f"cuda: {_cuda()}",
@@ -49,11 +49,12 @@ def _choice(operation: Operation, device: str, dtype: torch.dtype) -> list[str]:
     return lines
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str | None:
+    """The installed version of a package; None: it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return None
 
 
 def _cuda() -> str:

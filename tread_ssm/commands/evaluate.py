@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from tread_ssm.command import (
 )
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.config.strict import plain
+from tread_ssm.env import version_of
 from tread_ssm.errors import ConfigError
 from tread_ssm.evaluation import (
     METRICS,
@@ -304,12 +304,5 @@ def _described(args: argparse.Namespace, evaluator: Evaluator) -> dict[str, Any]
         "extractor": evaluator.extractor.name,
         "extractor_weights": weights and checksum(weights),
         "wanted": evaluator.metrics,
-        "versions": {n: _version(n) for n in ("tread_ssm", "torch", "numpy", "torch-fidelity")},
+        "versions": {n: version_of(n) for n in ("tread_ssm", "torch", "numpy", "torch-fidelity")},
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -44,9 +44,9 @@ from tread_ssm.sampling.image_grid import (
     FORMATS,
     Decode,
     decoder,
+    decoder_at_hand,
     save_grid,
     spread,
-    to_uint8,
 )
 from tread_ssm.sampling.options import (
     add_sampling_options,
@@ -195,13 +195,12 @@ def _sample_grid(args: argparse.Namespace) -> None:
 
 def _grid_decoder(described: Description, vae: str | None, place: torch.device) -> Decode:
     """Latents are shown as they are where no autoencoder is at hand. Raises ConfigError."""
-    try:
+    if vae is not None:
         return decoder(described.values, vae, place)
-    except ConfigError as error:
-        if vae is not None:
-            raise
-        print(f"note: latents are shown undecoded: {error}", file=sys.stderr)
-        return lambda x: to_uint8(x, described.values)
+    decode, reason = decoder_at_hand(described.values, place)
+    if reason:
+        print(f"note: latents are shown undecoded: {reason}", file=sys.stderr)
+    return decode
 
 
 def _sample_set(args: argparse.Namespace) -> None:

@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tread_ssm.config.run import RunConfig
-from tread_ssm.evaluation.metrics import title_of
 from tread_ssm.plots.compare import Curve
 from tread_ssm.plots.runs import smooth
 from tread_ssm.report.history import History, Row, training_flops
-
-_NOT_MEASURES = ("step", "count")
 
 
 @dataclass(frozen=True)
@@ -74,20 +71,19 @@ def measures_of(arms: Sequence[Arm]) -> dict[str, list[Curve]]:
                 found.setdefault("training loss", []).append(
                     _curve(arm, run, run.rows, flops, smoothed)
                 )
-            for name in _names(run.rows, "validation_loss"):
-                found.setdefault("validation loss", []).append(_evaluated(arm, run, run.rows, name))
-            for name in dict.fromkeys(k for row in run.evals for k in row):
-                if name in _NOT_MEASURES or not _names(run.evals, name):
-                    continue
-                title = title_of(name, run.config.eval.extractor)
-                found.setdefault(title, []).append(_evaluated(arm, run, run.evals, name))
+            if _can_be_shown(run.rows, "validation_loss"):
+                curve = _evaluated(arm, run, run.rows, "validation_loss")
+                found.setdefault("validation loss", []).append(curve)
+            for name, title in run.measures.items():
+                if _can_be_shown(run.evals, name):
+                    found.setdefault(title, []).append(_evaluated(arm, run, run.evals, name))
     return found
 
 
-def _names(rows: Sequence[Row], name: str) -> list[str]:
-    """[name] where some row has a value of it that a logarithmic scale can show."""
+def _can_be_shown(rows: Sequence[Row], name: str) -> bool:
+    """Whether rows have values of it, and a logarithmic scale can show them."""
     values = [row[name] for row in rows if row.get(name) is not None]
-    return [name] if values and min(values) > 0 else []
+    return bool(values) and min(values) > 0
 
 
 def _evaluated(arm: Arm, run: History, rows: Sequence[Row], name: str) -> Curve:

@@ -9,7 +9,6 @@ import yaml
 
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.data import EmojiData
-from tread_ssm.evaluation.metrics import title_of
 from tread_ssm.files import write_text
 from tread_ssm.models.cost import count_parameters
 from tread_ssm.report.grids import grids_by_step
@@ -92,9 +91,9 @@ def _figures(run: History) -> str:
         return ""
     last, options = run.evals[-1], run.config.eval
     rows = [
-        (literal(title_of(name, options.extractor)), f"{last[name]:.4g}")
-        for name in last
-        if name not in ("step", "count")
+        (literal(title), f"{last[name]:.4g}")
+        for name, title in run.measures.items()
+        if name in last
     ]
     return (
         f"## Figures\n\n{last['count']:,} images after {last['step']:,} steps, "

@@ -10,6 +10,7 @@ from typing import Any
 from tread_ssm.config.run import RunConfig, load_config
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.errors import ConfigError
+from tread_ssm.evaluation.metrics import title_of
 from tread_ssm.routing import RoutePlan
 from tread_ssm.routing.cost import Cost
 from tread_ssm.training.cost import training_cost
@@ -56,6 +57,13 @@ class History:
                 f"(train.log_every={config.train.log_every})."
             )
         return History(folder, config, rows, _checked(folder.evals, ("count",)))
+
+    @property
+    def measures(self) -> dict[str, str]:
+        """Titles of what was evaluated during training, by name, in the order of its rows."""
+        names = dict.fromkeys(name for row in self.evals for name in row)
+        features = self.config.eval.extractor
+        return {n: title_of(n, features) for n in names if n not in ("step", "count")}
 
     def seconds_at(self, step: int) -> float:
         """Seconds of training behind `step` steps: those of the nearest logged row."""

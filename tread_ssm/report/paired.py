@@ -14,7 +14,7 @@ from tread_ssm.pretrained import Description, load_export
 from tread_ssm.report.arms import Arm
 from tread_ssm.report.markdown import literal
 from tread_ssm.sampling.generate import generate_all
-from tread_ssm.sampling.image_grid import decoder, save_grid, spread, to_uint8
+from tread_ssm.sampling.image_grid import decoder_at_hand, save_grid, spread
 
 COLUMNS = 8  # images of a class
 _ROWS = 6  # classes at most
@@ -53,12 +53,6 @@ def paired_samples(arms: Sequence[Arm], path: Path) -> str:
 def _sampled(model: nn.Module, run: Description, rows: Sequence[int]) -> np.ndarray:
     """(classes, COLUMNS, H, W, 3) uint8."""
     labels = torch.tensor(rows).repeat_interleave(COLUMNS)
-    try:
-        decode = decoder(run.values, None, next(model.parameters()).device)
-    except ConfigError:  # latents whose autoencoder is not there are shown as they are
-
-        def decode(x: torch.Tensor) -> np.ndarray:
-            return to_uint8(x, run.values)
-
+    decode, _ = decoder_at_hand(run.values, next(model.parameters()).device)
     images = generate_all(model, run, run.sample.recipe, labels, seed=0, decode=decode)
     return images.reshape(len(rows), COLUMNS, *images.shape[1:])

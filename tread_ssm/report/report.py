@@ -121,4 +121,4 @@ def _plot(found: Findings) -> None:
     if found.distances is not None:
         save(plot_distances(found.distances.values), folder / "distances.png")
     if found.history.evals:
-        save(plot_evals(found.history.evals, found.measures), folder / "evaluations.png")
+        save(plot_evals(found.history.evals, found.history.measures), folder / "evaluations.png")

@@ -14,7 +14,6 @@ import torch
 
 from tread_ssm.config.run import RunConfig
 from tread_ssm.data import Data
-from tread_ssm.evaluation.metrics import title_of
 from tread_ssm.models.cost import count_parameters
 from tread_ssm.report.grids import grids_by_step
 from tread_ssm.report.history import History
@@ -23,8 +22,8 @@ from tread_ssm.report.measure import SAMPLE_STEPS, Distances, StepTimes
 from tread_ssm.report.page import TIMELINE
 from tread_ssm.routing.cost import Cost, PlanCost
 from tread_ssm.scan.dispatch import choose_backend
+from tread_ssm.tables import duration, short
 from tread_ssm.tables import markdown_table as table
-from tread_ssm.tables import short
 
 
 @dataclass(frozen=True)
@@ -56,13 +55,6 @@ class Findings:
         """The run's configuration."""
         return self.history.config
 
-    @property
-    def measures(self) -> dict[str, str]:
-        """Titles of what was evaluated during training, by name, in the order of its rows."""
-        names = dict.fromkeys(name for row in self.history.evals for name in row)
-        features = self.config.eval.extractor
-        return {n: title_of(n, features) for n in names if n not in ("step", "count")}
-
 
 def sections(found: Findings) -> list[str]:
     """The whole report, section by section."""
@@ -87,7 +79,7 @@ def _summary(found: Findings) -> str:
         "data": f"{config.data.kind}, {len(found.data.labels):,} images of {model.image_size} x "
         f"{model.image_size}, {len(found.data.class_names)} classes",
         "training": f"{last['step']:,} of {config.train.steps:,} steps, {last['images']:,} "
-        f"images seen, {_duration(last['seconds'])}, {speed:,.0f} images/s (median)",
+        f"images seen, {duration(last['seconds'])}, {speed:,.0f} images/s (median)",
         "loss at the end": _last_losses(rows),
     }
     validated = [row for row in rows if row.get("validation_loss") is not None]
@@ -210,7 +202,7 @@ def _quality(found: Findings) -> list[str]:
 
 
 def _evaluations(found: Findings) -> list[str]:
-    rows, names = found.history.evals, found.measures
+    rows, names = found.history.evals, found.history.measures
     if not rows:
         return []
     cells = [[f"{r['step']:,}", *(_figure(r.get(n)) for n in names)] for r in rows]
@@ -251,9 +243,3 @@ def _machine(config: RunConfig, device: torch.device) -> str:
     if config.model.kind == "dit":
         return text
     return f"{text}, scan backend `{choose_backend(None, device.type, torch.float32)}`"
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    minutes, seconds = divmod(rest, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"

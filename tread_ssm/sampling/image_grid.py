@@ -58,6 +58,14 @@ def decoder(values: Values, vae: str | None, device: torch.device | str) -> Deco
     return decode
 
 
+def decoder_at_hand(values: Values, device: torch.device | str) -> tuple[Decode, str]:
+    """`decoder`, and ""; where no autoencoder is at hand, `to_uint8`, and why."""
+    try:
+        return decoder(values, None, device), ""
+    except ConfigError as error:
+        return lambda x: to_uint8(x, values), str(error)
+
+
 def to_uint8(x: Tensor, values: Values) -> np.ndarray:
     """x (B, C, H, W) in the model's numbers -> uint8 (B, H, W, 3).
 
