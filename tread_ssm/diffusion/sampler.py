@@ -30,6 +30,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from tread_ssm.diffusion.dpm_solver import groups, integrated, log_ratio
 from tread_ssm.diffusion.objective import Denoiser, NoiseSchedule
 
 OnStep: TypeAlias = Callable[[int, int], None]
@@ -113,7 +114,7 @@ def dpm_solver_pp(
     if order not in (1, 2, 3):
         raise ValueError(f"dpm_solver_pp: order is {order}; use 1, 2 or 3.")
     steps, alpha, sigma, x = _start(schedule, noise, timesteps)
-    half_log_snr = [_log_ratio(a, s) for a, s in zip(alpha, sigma, strict=True)]
+    half_log_snr = [log_ratio(a, s) for a, s in zip(alpha, sigma, strict=True)]
     n = len(steps) - 1
     known: list[tuple[float, Tensor]] = []  # (half log-SNR, estimate of x0), the latest one last
     for i in range(n):
@@ -121,7 +122,7 @@ def dpm_solver_pp(
         known = [*(k for k in known[-2:] if math.isfinite(k[0])), (half_log_snr[i], x0)]
         ends = sigma[-1] == 0 and (i == n - 1 or n < 15)
         most = min(order, n - i) if ends else order
-        estimate = _integrated(known[-most:], half_log_snr[i + 1])
+        estimate = integrated(known[-most:], half_log_snr[i + 1])
         x = sigma[i + 1] / sigma[i] * x + alpha[i + 1] * estimate
         if on_step is not None:
             on_step(i + 1, n)
@@ -146,9 +147,9 @@ def dpm_solver_singlestep(
     t 0 is of order 1.
     """
     steps, alpha, sigma, x = _start(schedule, noise, timesteps)
-    half_log_snr = [_log_ratio(a, s) for a, s in zip(alpha, sigma, strict=True)]
+    half_log_snr = [log_ratio(a, s) for a, s in zip(alpha, sigma, strict=True)]
     n, begin = len(steps) - 1, 0
-    for size in _groups(n, starts=math.isinf(half_log_snr[0]), ends=sigma[-1] == 0):
+    for size in groups(n, starts=math.isinf(half_log_snr[0]), ends=sigma[-1] == 0):
         at, start, first = half_log_snr[begin], x, denoiser(x, steps[begin], labels)
         for i in range(begin, begin + size):
             h = half_log_snr[i + 1] - at
@@ -361,17 +362,6 @@ def _start(
     return exact.tolist(), alpha, sigma, schedule.start_std(float(exact[0])) * noise
 
 
-def _groups(n: int, *, starts: bool, ends: bool) -> list[int]:
-    """How many calls each singlestep of n calls has. `starts` at pure noise and `ends` at t 0 are
-    steps of their own."""
-    alone = [1] * (starts and n > 0)
-    last = [1] * (ends and n > len(alone))
-    threes, rest = divmod(n - len(alone) - len(last), 3)
-    if rest == 0 and threes:
-        return [*alone, *[3] * (threes - 1), 2, 1, *last]
-    return [*alone, *[3] * threes, *[rest] * (rest > 0), *last]
-
-
 def _heun_step(
     denoiser: Denoiser, x: Tensor, here: float, there: float, labels: Tensor, step_t: float
 ) -> Tensor:
@@ -381,35 +371,3 @@ def _heun_step(
         slope = (slope + (reached - denoiser(reached, there, labels, step_t=step_t)) / there) / 2
         reached = x + (there - here) * slope
     return reached
-
-
-def _log_ratio(alpha: float, sigma: float) -> float:
-    if sigma == 0:
-        return math.inf
-    return math.log(alpha / sigma) if alpha > 0 else -math.inf
-
-
-def _integrated(known: list[tuple[float, Tensor]], to: float) -> Tensor:
-    """The estimates of x0, extrapolated over half log-SNRs up to `to`, weighted and integrated.
-
-    One, two or three estimates give order 1, 2 or 3: arXiv 2211.01095, proposition 4.1 with the
-    derivatives of the estimate taken from divided differences; order 2 is the paper's algorithm 2.
-    """
-    at, latest = known[-1]
-    h = to - at
-    phi_1 = -math.expm1(-h)
-    if len(known) == 1:
-        return phi_1 * latest
-    before_at, before = known[-2]
-    r_0 = (at - before_at) / h
-    d_1 = (latest - before) / r_0  # h times the first derivative
-    if len(known) == 2:
-        return phi_1 * (latest + d_1 / 2)
-    r_1 = (before_at - known[-3][0]) / h
-    # Half of h^2 times the second derivative, so it counts twice below. Code for this method that
-    # counts it once is of order 2.
-    d_2 = (d_1 - (before - known[-3][1]) / r_1) / (r_0 + r_1)
-    d_1 = d_1 + r_0 * d_2
-    phi_2 = 1 - phi_1 / h
-    phi_3 = 0.5 - phi_2 / h
-    return phi_1 * latest + phi_2 * d_1 + phi_3 * 2 * d_2
