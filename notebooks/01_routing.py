@@ -108,7 +108,7 @@ show.plot_paths({name: show.scan_path(rank, grid, half) for name, rank in ranks.
 drawn = half.index[0][torch.randperm(half.n_kept, generator=torch.Generator().manual_seed(0))]
 show.plot_paths(
     {"ids as they were drawn": drawn, "in raster order": half.index[0]}
-    | {f"{t}, raster": show.scan_path(ranks["raster"], grid, kept[t]) for t in list(kept)[2:4]},
+    | {t: show.scan_path(ranks["raster"], grid, kept[t]) for t in list(kept)[2:4]},
     grid,
 )
 

@@ -24,6 +24,8 @@ from benchmarks.study.curves import (
 from benchmarks.study.results import Row, at
 from tread_ssm.tables import markdown_table
 
+_DIGITS: Mapping[Measure, int] = {"loss": 3, "distance": 2}  # of all values in a table
+
 
 def table(rows: Sequence[Row]) -> str:
     """A line an arm and number of steps: means over its seeds, beside its partner's FLOPs."""
@@ -73,8 +75,10 @@ def matched_table(
             if np.isnan(by).any():
                 cells.append("not measured")
                 continue
-            spread = f" ± {statistics.stdev(by):.1f}" if len(by) > 1 else " (one seed)"
-            cells.append(f"{before.mean():.3g} → {after.mean():.3g} ({by.mean():+.1f}{spread} %)")
+            several = len(by) > 1
+            spread = f" ± {statistics.stdev(by):.1f} %" if several else " %, one seed"
+            ends = " → ".join(f"{x.mean():.{_DIGITS[measure]}f}" for x in (before, after))
+            cells.append(f"{ends} ({by.mean():+.1f}{spread})")
         lines.append(f"| {a.label} → {b.label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

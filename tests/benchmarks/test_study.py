@@ -123,7 +123,7 @@ def test_tables_hold_the_numbers(
     table = tables.matched_table(arms, [("dim-dense", "dim-50")], "loss")
     assert "0.404 → 0.353 (-12.5 ± 0.0 %)" in table.splitlines()[2]
     table = tables.matched_table(arms, [("dim-dense", "dim-last")], "loss")
-    assert "(+12.5 (one seed) %)" in table
+    assert "0.400 → 0.450 (+12.5 %, one seed)" in table
     costs = tables.cost_table(arms, ["dim-50"])
     assert "| 0.75 | 1000 | 0.50 | 3 |" in costs  # ms per step
     assert "| DiM, drop 0.5 | 400 | 3 | 0.75 | 0.3535 ± 0.0035 | 3.50 ± 0.00 | 1000 |" in (
