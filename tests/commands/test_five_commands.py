@@ -54,7 +54,7 @@ def test_five_commands_and_no_edited_file(
     said = capsys.readouterr()
     assert "120 images of 16 x 16, for fid" in said.out
     assert "(2 .txt)" in said.err and "Left out: 2 of 124 files" in said.err
-    assert re.search(r"\| photos \| 70 \| \d", said.out)
+    assert re.search(r"\| photos \| 120 \| \d", said.out)
     for run in ("photos", "photos_dense"):
         assert (tmp_path / "runs" / run / "report.html").is_file()
     table = (tmp_path / "runs" / "comparison" / "comparison.md").read_text()
