@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.data import load_emoji
 from tread_ssm.data.order import batch_index
-from tread_ssm.training.metrics import read_metrics
+from tread_ssm.training.logs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 SIZE, CLASSES, PER_CLASS = 8, 3, 6
