@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import re
 import runpy
@@ -18,6 +19,7 @@ import pytest
 import yaml
 from PIL import Image
 
+import tread_ssm
 from tread_ssm import DiMConfig, Route
 from tread_ssm.config.run import RunConfig, load_config
 from tread_ssm.config.strict import Document, build
@@ -196,6 +198,23 @@ def test_docstrings_describe_arguments_and_fields_that_exist() -> None:
                     described += len(named)
     assert described > 20
     assert not wrong
+
+
+def test_public_functions_describe_their_arguments_and_errors() -> None:
+    functions = [o for n in tread_ssm.__all__ if inspect.isfunction(o := getattr(tread_ssm, n))]
+    assert len(functions) >= 8
+    for function in functions:
+        sections = griffe.Docstring(inspect.getdoc(function) or "").parse("google", warnings=False)
+        kinds = {section.kind.value for section in sections}
+        assert {"text", "parameters", "raises"} <= kinds, function.__name__
+        described = {
+            name
+            for section in sections
+            if section.kind.value == "parameters"
+            for entry in section.value
+            for name in entry_names(entry)
+        }
+        assert described == inspect.signature(function).parameters.keys(), function.__name__
 
 
 def test_every_key_of_a_configuration_has_a_meaning() -> None:
