@@ -19,6 +19,7 @@ from tread_ssm.config.run import RunConfig
 from tread_ssm.files import replacing
 from tread_ssm.report.history import training_flops
 from tread_ssm.sampling.recipe import Recipe
+from tread_ssm.training.checkpoints.resume import check_folder
 from tread_ssm.training.logs.metrics import read_metrics
 from tread_ssm.training.loop import is_finished, train
 
@@ -40,6 +41,7 @@ def run(work: Path, job: Job, small: bool) -> dict[str, Any]:
     split_data(work, setting.image_size, setting.held)
     config = configure(work, setting, job)
     data = check(config)
+    check_folder(config, data)  # a finished run of an arm that was changed since is not its row
     start = _done(config)
     cpu, wall = time.process_time(), time.time()
     if not is_finished(config) and train(config, data) is not None:

@@ -16,7 +16,8 @@ from benchmarks.study import curves, guidance, pace, plots, results, tables
 from benchmarks.study.__main__ import main as study
 from benchmarks.study.arms import ARMS, SETTINGS, arm_of, rate_arms
 from benchmarks.study.jobs import Job, configure, jobs, missing, wanted
-from benchmarks.study.run import cost_of
+from benchmarks.study.run import cost_of, run
+from tread_ssm.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 STEPS = [100, 200, 400]
@@ -207,6 +208,9 @@ def test_runs_are_recorded_one_by_one_and_not_made_again(
     ]
     assert guided[0]["distance"] == rows[0]["distance"]  # scale 1 is no guidance
     assert len({r["distance"] for r in guided}) == len(guided)
+    changed = Job(replace(arm_of("dim-50"), rate=1e-3), 0, 8)
+    with pytest.raises(ConfigError, match=r"other settings for train\.optimizer\.lr"):
+        run(tmp_path / "work", changed, small=True)
     chosen = [replace(job, steps=8) for job in wanted(["dim-50", "dim-50-tail"], [0, 1], 600)]
     assert [(job.arm.name, job.seed) for job in missing(chosen, rows)] == [
         ("dim-50", 1),
