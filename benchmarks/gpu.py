@@ -114,7 +114,10 @@ def scan_call(backend: str, batch: int, length: int, width: int, device: str) ->
 def mamba_call(
     backend: str, batch: int, length: int, width: int, device: str
 ) -> Callable[[], None]:
-    """Forward and backward of mamba-ssm's scan on tensors as it wants them: (B, D, L), in order."""
+    """Forward and backward of mamba-ssm's scan on tensors as it wants them: (B, D, L).
+
+    It visits tokens in raster order; the rows of our backends visit them in a random one.
+    """
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     channel = partial(torch.randn, batch, device=device)

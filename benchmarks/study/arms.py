@@ -152,6 +152,7 @@ def _quick(name: str, label: str, *model: str) -> Arm:
 ARMS = (
     *_family("tokens256", "dim", "DiM", 2e-3),
     *_family("tokens256", "dit", "DiT", 8e-3, _DIT_SMALL),
+    # The rate is DiT's; others were not tried.
     *_family("tokens256", "modern", "DiT as of 2026", 8e-3, _DIT_MODERN),
     *_family("tokens256", "dim2", "DiM, Mamba-2", 2e-3, _MAMBA2_SMALL),
     *_family("tokens256", "dim3", "DiM, Mamba-3", 2e-3, _MAMBA3),

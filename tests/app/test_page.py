@@ -140,6 +140,7 @@ def test_sampling_shows_the_images_and_what_the_weak_pass_saw(
 @pytest.mark.parametrize("width", [1280, 390])
 def test_no_picture_is_cut_off(browser: Any, width: int) -> None:
     """Where a window is too narrow for all images of a row, they take several."""
+    press(browser, "Sample")
     size = {"width": width, "height": 1500, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from tread_ssm.data import FolderData, load_emoji
-from tread_ssm.data.images import read_image
+from tread_ssm.data.images import SUFFIXES, read_image
 from tread_ssm.errors import ConfigError
 
 
@@ -110,8 +110,8 @@ def test_skipped_files_are_counted_and_named(image_folder: Path) -> None:
     (image_folder / "dog" / "gone.png").symlink_to("nowhere")
     others, links = FolderData(path=str(image_folder), size=8).open().notes
     assert others == (
-        f"Left out: 3 of 12 files in {image_folder}, whose names are not those of images "
-        "(2 .txt, 1 .svg): cat/a.svg, dog/b.TXT, dog/notes.txt."
+        f"Left out: 3 of 12 files in {image_folder}, because their suffix is none of "
+        f"{', '.join(SUFFIXES)} (2 .txt, 1 .svg): cat/a.svg, dog/b.TXT, dog/notes.txt."
     )
     assert links.startswith("Left out: 1 of 12 files") and links.endswith(": dog/gone.png.")
 

@@ -26,7 +26,7 @@ from tread_ssm.diffusion import (
     heun,
 )
 from tread_ssm.diffusion import sample as sample_by_name
-from tread_ssm.diffusion.dpm_solver import groups
+from tread_ssm.diffusion.dpm_solver import step_sizes
 from tread_ssm.models import DiTConfig
 
 Walk = Callable[..., Tensor]
@@ -157,9 +157,9 @@ def test_a_singlestep_is_its_equation() -> None:
     [(50, [3] * 16 + [2]), (49, [3] * 16 + [1]), (51, [3] * 16 + [2, 1]), (2, [2]), (0, [])],
 )
 def test_singlesteps_are_grouped_as_dpm_solver_fast_does(n: int, sizes: list[int]) -> None:
-    assert groups(n, starts=False, ends=False) == sizes
-    assert groups(n + 1, starts=False, ends=True) == [*sizes, 1]
-    assert groups(n + 2, starts=True, ends=True) == [1, *sizes, 1]
+    assert step_sizes(n, starts=False, ends=False) == sizes
+    assert step_sizes(n + 1, starts=False, ends=True) == [*sizes, 1]
+    assert step_sizes(n + 2, starts=True, ends=True) == [1, *sizes, 1]
 
 
 def test_order_1_is_euler() -> None:

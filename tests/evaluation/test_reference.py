@@ -150,6 +150,11 @@ def test_saved_statistics_are_of_one_size_of_images(
     with pytest.raises(ValueError, match=r"the reference are 6 x 6 pixels, those sampled 8 x 8"):
         score(samples, held, ["fid"])
 
+    with np.load(saved) as arrays:
+        np.savez(tmp_path / "bad.npz", **{**arrays, "size": np.array([6, 6, 3])})
+    with pytest.raises(ValueError, match=r"bad.npz: its size of images is \[6, 6, 3\], not two"):
+        reference_statistics(tmp_path / "bad.npz", extractor, ["fid"])
+
     # A file of an earlier version does not say it.
     with np.load(saved) as arrays:
         np.savez(tmp_path / "old.npz", **{n: arrays[n] for n in arrays.files if n != "size"})  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from PIL import Image
 
 from tread_ssm.config.run_folder import RunFolder
 from tread_ssm.data.emoji import EmojiData
-from tread_ssm.report.grids import nearest_images, timeline
+from tread_ssm.report.grids import line_of, nearest_images, timeline
 from tread_ssm.report.page import TIMELINE, Stage, Timeline, write_page
 
 
@@ -20,6 +20,15 @@ def test_an_image_is_its_own_nearest_neighbour() -> None:
     assert np.array_equal(found[:, 0], wanted)
     distances = ((found.astype(int) - noisy[:, None].astype(int)) ** 2).sum(axis=(2, 3, 4))
     assert (np.diff(distances, axis=1) >= 0).all()
+
+
+def test_a_class_with_few_images_has_white_places() -> None:
+    data = EmojiData(size=8).open()
+    line = line_of(data, np.array([3, 700]), 4)
+    assert np.array_equal(line[:2], data.images[[3, 700]])
+    assert (line[2:] == 255).all() and len(line) == 4
+    many = line_of(data, np.arange(100), 3)
+    assert len(many) == 3 and np.array_equal(many[0], data.images[0])
 
 
 def test_runs_with_other_steps_show_the_grid_before(tmp_path: Path) -> None:

@@ -172,7 +172,10 @@ def told(player: Player, choice: Choice) -> str:
         return "The weak pass sees every token, but not the class."
     if choice.kind == PATH:
         trained = any(route.path_drop for route in player.run.routes)
-        caution = " This run never trained without these blocks (`path_drop`)."
+        caution = (
+            " This run never trained without these blocks (`path_drop`), so what this pass "
+            "predicts means little."
+        )
         return "The weak pass skips the blocks of the routes, and does not see the class." + (
             "" if trained else caution
         )

@@ -48,9 +48,12 @@ class ImageFolder:
         """A sentence for each reason to leave files out."""
         total = len(self) + len(self.skipped) + len(self.damaged)
         others = tuple(path for path in self.skipped if not path.lower().endswith(SUFFIXES))
+        known = ", ".join(SUFFIXES)
         reasons = {
-            f"whose names are not those of images ({_kinds(others)})": others,
-            "which are pipes or links to nothing": tuple(sorted({*self.skipped} - {*others})),
+            f"because their suffix is none of {known} ({_kinds(others)})": others,
+            "because they are pipes, devices or links to nothing": tuple(
+                sorted({*self.skipped} - {*others})
+            ),
             "because they cannot be read": self.damaged,
         }
         return tuple(
@@ -157,8 +160,8 @@ def _some(files: tuple[str, ...]) -> str:
 
 def _kinds(files: tuple[str, ...]) -> str:
     """How many files end in what, the most frequent first: "120 .txt, 3 .svg"."""
-    counts = Counter(Path(path).suffix.lower() or "without suffix" for path in files)
-    return ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common(5))
+    counts = Counter(Path(path).suffix.lower() or "without suffix" for path in files).most_common()
+    return _some(tuple(f"{count:,} {suffix}" for suffix, count in counts))
 
 
 def _files(root: Path) -> Iterator[tuple[str, bool]]:

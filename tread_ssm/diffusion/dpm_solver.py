@@ -7,14 +7,14 @@ import math
 from torch import Tensor
 
 
-def log_ratio(alpha: float, sigma: float) -> float:
+def half_log_snr(alpha: float, sigma: float) -> float:
     """The half log-SNR ln(alpha / sigma); infinite at clean data, minus infinity at pure noise."""
     if sigma == 0:
         return math.inf
     return math.log(alpha / sigma) if alpha > 0 else -math.inf
 
 
-def groups(n: int, *, starts: bool, ends: bool) -> list[int]:
+def step_sizes(n: int, *, starts: bool, ends: bool) -> list[int]:
     """How many calls each singlestep has.
 
     Args:
@@ -30,7 +30,7 @@ def groups(n: int, *, starts: bool, ends: bool) -> list[int]:
     return [*alone, *[3] * threes, *[rest] * (rest > 0), *last]
 
 
-def integrated(known: list[tuple[float, Tensor]], to: float) -> Tensor:
+def integrated_x0(known: list[tuple[float, Tensor]], to: float) -> Tensor:
     """The estimates of x0, extrapolated over half log-SNRs up to `to`, weighted and integrated.
 
     One, two or three estimates give order 1, 2 or 3: arXiv 2211.01095, proposition 4.1 with the

@@ -30,7 +30,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from tread_ssm.diffusion.dpm_solver import groups, integrated, log_ratio
+from tread_ssm.diffusion.dpm_solver import half_log_snr, integrated_x0, step_sizes
 from tread_ssm.diffusion.objective import Denoiser, NoiseSchedule
 
 OnStep: TypeAlias = Callable[[int, int], None]
@@ -114,15 +114,15 @@ def dpm_solver_pp(
     if order not in (1, 2, 3):
         raise ValueError(f"dpm_solver_pp: order is {order}; use 1, 2 or 3.")
     steps, alpha, sigma, x = _start(schedule, noise, timesteps)
-    half_log_snr = [log_ratio(a, s) for a, s in zip(alpha, sigma, strict=True)]
+    half_log_snrs = [half_log_snr(a, s) for a, s in zip(alpha, sigma, strict=True)]
     n = len(steps) - 1
     known: list[tuple[float, Tensor]] = []  # (half log-SNR, estimate of x0), the latest one last
     for i in range(n):
         x0 = denoiser(x, steps[i], labels)
-        known = [*(k for k in known[-2:] if math.isfinite(k[0])), (half_log_snr[i], x0)]
+        known = [*(k for k in known[-2:] if math.isfinite(k[0])), (half_log_snrs[i], x0)]
         ends = sigma[-1] == 0 and (i == n - 1 or n < 15)
         most = min(order, n - i) if ends else order
-        estimate = integrated(known[-most:], half_log_snr[i + 1])
+        estimate = integrated_x0(known[-most:], half_log_snrs[i + 1])
         x = sigma[i + 1] / sigma[i] * x + alpha[i + 1] * estimate
         if on_step is not None:
             on_step(i + 1, n)
@@ -147,16 +147,16 @@ def dpm_solver_singlestep(
     t 0 is of order 1.
     """
     steps, alpha, sigma, x = _start(schedule, noise, timesteps)
-    half_log_snr = [log_ratio(a, s) for a, s in zip(alpha, sigma, strict=True)]
+    half_log_snrs = [half_log_snr(a, s) for a, s in zip(alpha, sigma, strict=True)]
     n, begin = len(steps) - 1, 0
-    for size in groups(n, starts=math.isinf(half_log_snr[0]), ends=sigma[-1] == 0):
-        at, start, first = half_log_snr[begin], x, denoiser(x, steps[begin], labels)
+    for size in step_sizes(n, starts=math.isinf(half_log_snrs[0]), ends=sigma[-1] == 0):
+        at, start, first = half_log_snrs[begin], x, denoiser(x, steps[begin], labels)
         for i in range(begin, begin + size):
-            h = half_log_snr[i + 1] - at
+            h = half_log_snrs[i + 1] - at
             estimate = -math.expm1(-h) * first
             if i > begin:
                 x0 = denoiser(x, steps[i], labels, step_t=steps[begin])
-                slope = (x0 - first) / (half_log_snr[i] - at)
+                slope = (x0 - first) / (half_log_snrs[i] - at)
                 estimate = estimate + (h + math.expm1(-h)) * slope
             x = sigma[i + 1] / sigma[begin] * start + alpha[i + 1] * estimate
             if on_step is not None:

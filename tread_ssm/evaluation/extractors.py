@@ -174,8 +174,8 @@ def _inception(path: Path) -> Any:
     if not path.is_file():
         raise ValueError(
             f"The weights of the inception features are not at {path}. Download {URL} (91 MB) and "
-            f"put it there, or name the file (the argument `weights`; eval.weights of a "
-            f"configuration). FID needs 2,049 images or more; for fewer, choose other features."
+            f"put it there, or name the file as `weights` (in a configuration: "
+            f"`eval.weights`). FID needs 2,049 images or more; for fewer, choose other features."
         )
     try:
         # torch-fidelity unpickles whatever it is given; this refuses code.

@@ -131,10 +131,18 @@ def _read(path: Path, names: set[str], extractor: str) -> Statistics:
             moments[field] = _moments(path, arrays[mean], arrays[covariance], count)
     features = torch.from_numpy(arrays["features"]) if "features" in arrays else None
     count = count or (0 if features is None else len(features))
-    size = tuple(arrays["size"].tolist()) if "size" in arrays else None  # not in ADM's files
+    size = _size(path, arrays["size"]) if "size" in arrays else None  # not in ADM's files
     return Statistics(
         extractor, count, moments.get("pooled"), moments.get("spatial"), features, size=size
     )
+
+
+def _size(path: Path, size: np.ndarray) -> tuple[int, int]:
+    if size.shape != (2,) or size.dtype.kind not in "iu" or size.min() < 1:
+        raise ValueError(
+            f"{path}: its size of images is {size.tolist()}, not two whole numbers; make it anew."
+        )
+    return int(size[0]), int(size[1])
 
 
 def _moments(

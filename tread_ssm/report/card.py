@@ -13,7 +13,7 @@ from tread_ssm.files import write_text
 from tread_ssm.models.cost import count_parameters
 from tread_ssm.report.grids import grids_by_step
 from tread_ssm.report.history import History, training_flops
-from tread_ssm.report.markdown import code, literal
+from tread_ssm.report.markdown import code, literal, routes_text
 from tread_ssm.tables import duration, markdown_table, short
 
 MARK = "<!-- tread-ssm writes this card anew unless this line is removed. -->"
@@ -51,8 +51,7 @@ def _front(run: History) -> str:
 def _about(run: History) -> str:
     config, model = run.config, run.config.model
     kind = f"{model.kind} of {short(count_parameters(model))} parameters and {model.depth} blocks"
-    routes = ", ".join(f"{r.drop:.0%} of the tokens past blocks {r.start} to {r.stop - 1}"
-                       for r in config.routing.routes)  # fmt: skip
+    routes = routes_text(config.plan, " of the tokens past blocks ")
     trained = f"It was trained with token routing: {routes}." if routes else "It has no routes."
     classes = f"{model.n_classes} classes" if model.n_classes else "no classes"
     return (

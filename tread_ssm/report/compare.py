@@ -10,7 +10,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tread_ssm.config.run import RunConfig
 from tread_ssm.errors import ConfigError
 from tread_ssm.files import write_text
 from tread_ssm.models.cost import count_parameters
@@ -19,7 +18,7 @@ from tread_ssm.plots.compare import Curve, plot_curves
 from tread_ssm.report.arms import Arm, arms_of, measures_of
 from tread_ssm.report.grids import timeline
 from tread_ssm.report.history import History
-from tread_ssm.report.markdown import literal
+from tread_ssm.report.markdown import literal, routes_text
 from tread_ssm.report.page import TIMELINE, Timeline, write_page
 from tread_ssm.report.paired import paired_samples
 from tread_ssm.tables import markdown_table, prefix, short
@@ -61,8 +60,8 @@ def _text(arms: Sequence[Arm], measures: Mapping[str, Sequence[Curve]]) -> list[
         _table(arms, measures),
         f"{said if seeds else 'One seed each: small differences mean nothing'}. The last value of "
         "each measure is shown. FLOPs count forward and backward passes as the routes' schedule "
-        "has them, FLOPs / dense those of a step with routes; seconds are those of training "
-        "alone, on whatever machine each run had.",
+        "has them; FLOPs / dense compares a step with all routes with a dense one. Seconds are "
+        "those of training alone, on whatever machine each run had.",
         "## Curves\n\n![measures over steps, FLOPs and seconds](curves.png)\n\nThe training loss "
         "is that of kept tokens, smoothed. A routed network sees fewer tokens in the middle than a "
         "dense one, so compare the other measures.",
@@ -90,7 +89,7 @@ def _table(arms: Sequence[Arm], measures: Mapping[str, Sequence[Curve]]) -> str:
             [
                 literal(arm.name),
                 str(len(arm.runs)),
-                _routes(config) or "none",
+                routes_text(config.plan, " past blocks ") or "none",
                 f"{training_cost(config, config.plan).step_share:.0%}",
                 short(count_parameters(config.model)),
                 _spread([run.rows[-1]["step"] for run in arm.runs], "{:,.0f}"),
@@ -100,12 +99,6 @@ def _table(arms: Sequence[Arm], measures: Mapping[str, Sequence[Curve]]) -> str:
             ]
         )
     return markdown_table(head, rows)
-
-
-def _routes(config: RunConfig) -> str:
-    """What skips which blocks: "50% past blocks 2 to 5"."""
-    parts = [f"{r.drop:.0%} past blocks {r.start} to {r.stop - 1}" for r in config.routing.routes]
-    return ", ".join(parts)
 
 
 def _spread(values: Sequence[float], form: str) -> str:

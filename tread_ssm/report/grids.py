@@ -66,7 +66,8 @@ def real_grid(run: Description, data: Data, folder: Path) -> Path | None:
         folder: Where the picture goes.
 
     Returns:
-        The picture; None where the data is no pixels, or a class has no images.
+        The picture; None where the data is no pixels, or an image cannot be read. A class without
+        images has no row, and one with few has white places.
     """
     values, n_classes = data.values, run.model.n_classes
     if not isinstance(values, PixelValues):
@@ -74,13 +75,36 @@ def real_grid(run: Description, data: Data, folder: Path) -> Path | None:
     rows = spread(n_classes, run.sample.classes) if n_classes else [0]
     own = [np.flatnonzero(data.labels == row) if n_classes else np.arange(len(data.labels))
            for row in rows]  # fmt: skip
-    columns = min(run.sample.per_class, *map(len, own))
-    if columns == 0:
+    names = [run.class_names[r] if n_classes else "" for r in rows]
+    there = [(name, found) for name, found in zip(names, own, strict=True) if len(found)]
+    columns = min(run.sample.per_class, max(len(found) for _, found in there))
+    try:
+        lines = [line_of(data, found, columns) for _, found in there]
+    except ValueError:  # a damaged image that training never met
         return None
-    index = np.concatenate([found[spread(len(found), columns)] for found in own])
-    images = to_uint8(read_plain(data, index), values)
-    save_grid(folder / "real.png", images, [run.class_names[r] if n_classes else "" for r in rows])
+    save_grid(folder / "real.png", np.concatenate(lines), [name for name, _ in there])
     return folder / "real.png"
+
+
+def line_of(data: Data, found: np.ndarray, columns: int) -> np.ndarray:
+    """The images of a class in a row of a picture.
+
+    Args:
+        data: Pixels.
+        found: Numbers of the class's images.
+        columns: Images of the row.
+
+    Returns:
+        (columns, H, W, C) uint8, spread over those found; white where there are fewer.
+
+    Raises:
+        ValueError: An image cannot be read.
+    """
+    values = data.values
+    assert isinstance(values, PixelValues)
+    images = to_uint8(read_plain(data, found[spread(len(found), columns)]), values)
+    white = np.full((columns - len(images), *images.shape[1:]), 255, np.uint8)
+    return np.concatenate([images, white])
 
 
 def nearest_samples(model: nn.Module, run: Description, data: Data, folder: Path) -> bool:

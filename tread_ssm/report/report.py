@@ -18,7 +18,7 @@ from tread_ssm.data import EmojiData, Pixels
 from tread_ssm.errors import ConfigError
 from tread_ssm.files import read_json, write_text
 from tread_ssm.pretrained import load_export
-from tread_ssm.report.grids import nearest_samples, real_grid, timeline
+from tread_ssm.report.grids import grids_by_step, nearest_samples, real_grid, timeline
 from tread_ssm.report.history import History
 from tread_ssm.report.measure import Distances, emoji_distances, generate_from, step_times
 from tread_ssm.report.page import write_page
@@ -71,7 +71,7 @@ def write_report(run: str | Path, images: int = 256) -> Path:
     _plot(found)
     text = "\n\n".join(sections(found)) + "\n"
     write_text(folder.report, text)
-    real = real_grid(export, data, folder.pictures)
+    real = real_grid(export, data, folder.pictures) if grids_by_step(folder) else None
     write_page(folder.page, text, timeline([config.name], [folder], real))
     return folder.report
 

@@ -17,7 +17,7 @@ from tests.scan.selective.cases import (
     relative_rms,
     run_with_gradients,
 )
-from tread_ssm.scan import Direction, ssd, ssd_both_ways
+from tread_ssm.scan import Direction, dispatch, ssd, ssd_both_ways
 from tread_ssm.scan.decayed.masked import LONGEST
 from tread_ssm.scan.ops import FLOPS_PER_SSD_STEP
 
@@ -27,7 +27,6 @@ CASES = (
     SSDCase("length_64", length=64, heads=4, groups=2),
     SSDCase("length_65", length=65, visits=65),
     SSDCase("length_238", length=238, visits=238, per_sample=True, batch=1),
-    SSDCase("longer_than_one_product", length=LONGEST + 44, batch=1),
     SSDCase("terms", length=40, heads=6, groups=3, visits=40, per_sample=True, terms=True),
     SSDCase("subset", length=40, visits=23, per_sample=True, terms=True),
     SSDCase("one_visit", length=40, visits=1, terms=True),
@@ -65,7 +64,8 @@ def two_passes(v, diagonal, backend=None, **x):
 @pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_one_product_equals_two_passes(case, dtype, own):
+def test_one_product_equals_two_passes(case, dtype, own, monkeypatch):
+    monkeypatch.setattr(dispatch, "LONGEST", 238)
     inputs = both_inputs(case, dtype, own)
     with poisoned_memory():
         got = run_with_gradients(both, inputs, backend="matmul")
@@ -76,9 +76,12 @@ def test_one_product_equals_two_passes(case, dtype, own):
         assert got[name].dtype == inputs["v" if name == "y" else name].dtype, name
 
 
-@pytest.mark.parametrize("backend", ["reference", None])
-def test_other_backends_run_twice(backend):
-    inputs = both_inputs(replace(CASES[6], visits=21), torch.float32, own=True)
+@pytest.mark.parametrize(
+    ("backend", "length"), [("reference", 40), (None, 40), ("matmul", LONGEST + 1)]
+)
+def test_other_backends_and_longer_sequences_run_twice(backend, length):
+    case = SSDCase("twice", length=length, visits=21, per_sample=True, terms=True)
+    inputs = both_inputs(case, torch.float32, own=True)
     got, want = (run_with_gradients(f, inputs, backend=backend) for f in (both, two_passes))
     for name in want:
         assert torch.equal(got[name], want[name]), name
@@ -88,7 +91,7 @@ def test_one_graph_and_the_flops_of_two_passes():
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(both, fullgraph=True, backend=counter)
-    case = replace(CASES[6], gap=True)
+    case = replace(CASES[5], gap=True)
     for seed in range(3):
         inputs = both_inputs(case, torch.float32, own=False)
         inputs["v"] = inputs["v"] + seed

@@ -24,8 +24,9 @@ from tread_ssm.scan.inputs import BothInputs, Gradients, wide_dtype
 from tread_ssm.scan.visits import gap_scale, visited_positions
 
 LONGEST = 64
-"""Most positions for which one masked product takes the place of two chunked ones: on a CPU they
-cross at about 90 (benchmarks/results/ssd_cpu.md)."""
+"""Most positions for which one masked product takes the place of two chunked ones.
+
+With shared q and k, on one CPU thread, they cross at about 90 (benchmarks/results/ssd_cpu.md)."""
 
 
 @dataclass(frozen=True)
