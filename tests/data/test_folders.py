@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tread_ssm.data import FolderData, load_emoji
+from tread_ssm.data import FolderData, images, load_emoji
 from tread_ssm.data.images import SUFFIXES, read_image
 from tread_ssm.errors import ConfigError
 
@@ -114,6 +114,28 @@ def test_skipped_files_are_counted_and_named(image_folder: Path) -> None:
         f"{', '.join(SUFFIXES)} (2 .txt, 1 .svg): cat/a.svg, dog/b.TXT, dog/notes.txt."
     )
     assert links.startswith("Left out: 1 of 12 files") and links.endswith(": dog/gone.png.")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_check_decodes_small_sets_once(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    if not kept:
+        monkeypatch.setattr(images, "_KEPT", 8 * 8 * 8 * 3 - 1)  # one byte less than they take
+    options = {"path": str(image_folder), "size": 8, "flip": True}
+    plain, checked = (FolderData(**options, check=check).open() for check in (False, True))
+    assert plain.images.pixels is None and (checked.images.pixels is not None) == kept
+    index, rng = np.array([7, 0, 3, 3]), torch.Generator().manual_seed(1)
+    mirrored = plain.sample_augmentation(4, rng)
+    assert 0 < mirrored[0].sum() < 4
+    assert torch.equal(plain.read(index, mirrored), checked.read(index, mirrored))
+    for path in image_folder.rglob("*.png"):
+        path.write_bytes(b"")
+    if kept:
+        checked.read(index, mirrored)
+    else:
+        with pytest.raises(ConfigError, match="is no readable image"):
+            checked.read(index, mirrored)
 
 
 def test_a_check_leaves_out_what_is_damaged_and_names_it(image_folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Image files in a folder, decoded whenever they are read.
+"""Image files in a folder.
 
 Shape legend: B batch, C channels, H rows, W columns, n samples.
 """
@@ -38,8 +38,8 @@ from tread_ssm.errors import ConfigError
 class FolderData(HeldOut):
     """A folder of images in ImageNet's layout, a sub-folder a class, or of images alone.
 
-    Each image is cut to its central square (as ADM does) and brought to `size` pixels whenever it
-    is read.
+    Each image is cut to its central square (as ADM does) and brought to `size` pixels, whenever it
+    is read or once before the first step.
 
     Attributes:
         kind: "folder".
@@ -47,7 +47,8 @@ class FolderData(HeldOut):
         size: Pixels along a side; null: the images' usual shorter side, in fours, at most 64.
         flip: Mirror half of the images, sampled anew for each batch.
         threads: Threads that decode files, in each process.
-        check: Read every image before the first step, and leave out those that are damaged.
+        check: Read every image before the first step, and leave out those that are damaged. The
+            others stay in memory, cut, up to 512 MB.
     """
 
     kind: Literal["folder"] = "folder"
@@ -122,6 +123,9 @@ class FolderPixels:
 
     def read(self, index_B: np.ndarray, augmentation: Augmentation) -> Tensor:
         """The samples of these numbers; see `Data.read`."""
+        mirrored = augmentation[0] if self.flip else None
+        if self.images.pixels is not None:
+            return to_model(self.images.pixels[index_B], mirrored)
         paths = [self.images.root / self.images.paths[i] for i in index_B]
         try:
             with ThreadPoolExecutor(self.threads) as pool:
@@ -131,7 +135,7 @@ class FolderPixels:
                 f"data.path: {error} Mend or replace it, then rerun the command to resume. "
                 f"(data.check finds such images before the first step.)"
             ) from None
-        return to_model(np.stack(images), augmentation[0] if self.flip else None)
+        return to_model(np.stack(images), mirrored)
 
     def fingerprint(self) -> dict[str, Any]:
         """What the data is; see `Data.fingerprint`."""

@@ -11,11 +11,15 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from tread_ssm.processes import is_main
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 _ORIENTATION = 0x0112  # EXIF's tag
 _LOOKED_AT = 200
 _SMALLEST, _LARGEST = 8, 64
+_KEPT = 512 << 20  # bytes of cut images in memory
 _STRIP = 8  # times as long as wide: only the middle is kept before it is enlarged
 
 
@@ -31,6 +35,7 @@ class ImageFolder:
             labels.
         skipped: Files that are no images, relative to `root`; hidden ones are not among them.
         damaged: Images that cannot be read, relative to `root`, where `without_damaged` looked.
+        pixels: (n, size, size, 3) uint8, cut, where `without_damaged` kept them.
     """
 
     root: Path
@@ -39,6 +44,7 @@ class ImageFolder:
     class_names: tuple[str, ...]
     skipped: tuple[str, ...] = ()
     damaged: tuple[str, ...] = ()
+    pixels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -115,19 +121,31 @@ def image_paths(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def without_damaged(images: ImageFolder, size: int, threads: int) -> ImageFolder:
     """The images that can be read; each is read once, as training will.
 
+    What was read is kept if it is at most 512 MB: to decode a photograph of 12 megapixels takes a
+    quarter of a second, and training would do it again in every epoch.
+
     Raises:
         ValueError: There is none.
     """
+    keep = len(images) * size * size * 3 <= _KEPT
 
-    def reads(path: str) -> bool:
+    def read(path: str) -> np.ndarray | None:
         try:
-            read_image(images.root / path, size)
+            pixels = read_image(images.root / path, size)
         except ValueError:
-            return False
-        return True
+            return None
+        return pixels if keep else pixels[:0]
 
-    with ThreadPoolExecutor(threads) as pool:
-        good = np.array(list(pool.map(reads, images.paths)))
+    name = f"check {images.root.name}"
+    with (
+        ThreadPoolExecutor(threads) as pool,
+        tqdm(total=len(images), unit="image", desc=name, delay=2, disable=not is_main()) as bar,
+    ):
+        found = []
+        for pixels in pool.map(read, images.paths):
+            found.append(pixels)
+            bar.update()
+    good = np.array([pixels is not None for pixels in found])
     if not good.any():
         raise ValueError(f"none of the {len(images)} images in {images.root} can be read.")
     kept, damaged = (
@@ -135,7 +153,8 @@ def without_damaged(images: ImageFolder, size: int, threads: int) -> ImageFolder
         for way in (True, False)
     )
     labels = None if images.labels is None else images.labels[good]
-    return replace(images, paths=kept, labels=labels, damaged=damaged)
+    whole = np.stack([pixels for pixels in found if pixels is not None]) if keep else None
+    return replace(images, paths=kept, labels=labels, damaged=damaged, pixels=whole)
 
 
 def fitting_size(images: ImageFolder) -> int:

@@ -179,6 +179,8 @@ def _folder(path: Path, size: int | None) -> Images:
     found = ImageFolder(path, paths, None, (), skipped)
     if size is not None:
         found = without_damaged(found, size, _THREADS)
+    if (pixels := found.pixels) is not None:
+        return Images(pixels.shape, lambda start, stop: pixels[start:stop], found.notes)
     files = [path / name for name in found.paths]
     shape = read_image(files[0], size).shape
 
