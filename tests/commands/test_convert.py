@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -70,6 +71,23 @@ def test_the_folder_tells_all_that_sampling_needs(folder: Path) -> None:
     }
     ours = load_file(folder / "ema.safetensors")
     assert torch.equal(ours["blocks.1.attention.qkv.weight"], weights()["blocks.1.attn.qkv.weight"])
+
+
+def test_it_is_fine_tuned_on_images_of_ones_own(folder: Path, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "own.npz", images=images, labels=np.arange(6) % 3)
+    done = command(
+        "train",
+        *("--config", "quickstart", f"out={tmp_path}", "name=tuned", "routing.routes=[]"),
+        f"data={{kind: array, path: {tmp_path / 'own.npz'}}}",
+        "model={kind: dit, image_size: 8, channels: 3, n_classes: 3, dim: 32, depth: 2, heads: 2}",
+        *(f"train.init_from={folder}", "train.steps=1", "train.batch_size=2", "train.threads=1"),
+        *("train.warmup=0", "train.optimizer.lr=1e-12", "train.report=false", "sample.every=0"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "left out: " in done.stderr and "4 x 2 x 2 there" in done.stderr
+    ours = load_file(tmp_path / "tuned" / "ema.safetensors")["blocks.1.attention.qkv.weight"]
+    torch.testing.assert_close(ours, weights()["blocks.1.attn.qkv.weight"], rtol=0, atol=1e-6)
 
 
 def test_samples_are_drawn_from_it(folder: Path, tmp_path: Path) -> None:
