@@ -20,10 +20,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -168,29 +169,34 @@ def differentiated(function: Callable[..., Tensor], **inputs: Tensor) -> Callabl
     return call
 
 
-# For each: what says whether a backend can run, the backends, and what makes a call.
-OPERATIONS: dict[
-    str, tuple[Operation | None, tuple[str, ...], Callable[..., Callable[[], None]]]
-] = {
-    "scan": (SCAN, tuple(SCAN.backends), scan_call),
-    "mamba": (SCAN, ("mamba_ssm",), mamba_call),
-    "ssd": (SSD, tuple(SSD.backends), ssd_call),
-    "conv": (CONV, tuple(CONV.backends), conv_call),
-    "attention": (None, ("torch",), attention_call),
+class Timed(NamedTuple):
+    """What is timed: a call by each backend; `operation` says whether that can run."""
+
+    operation: Operation | None
+    backends: Sequence[str]
+    make: Callable[..., Callable[[], None]]
+
+
+OPERATIONS = {
+    "scan": Timed(SCAN, tuple(SCAN.backends), scan_call),
+    "mamba": Timed(SCAN, ("mamba_ssm",), mamba_call),
+    "ssd": Timed(SSD, tuple(SSD.backends), ssd_call),
+    "conv": Timed(CONV, tuple(CONV.backends), conv_call),
+    "attention": Timed(None, ("torch",), attention_call),
 }
 
 
 def operation(device: str, size: Size, name: str, backend: str) -> Iterator[Row]:
     """Milliseconds of one operation by one backend, at every width and length."""
-    found, _, make = OPERATIONS[name]
-    if found is not None:
-        reason = unavailable(backend, torch.device(device), torch.bfloat16, found)
+    timed = OPERATIONS[name]
+    if timed.operation is not None:
+        reason = unavailable(backend, torch.device(device), torch.bfloat16, timed.operation)
         if reason:
             yield {"operation": name, "backend": backend, "shape": "", "ms": "", "note": reason}
             return
     for model, width in size.widths.items():
         for length in size.lengths:
-            call = make(backend, size.batch, length, width, device)
+            call = timed.make(backend, size.batch, length, width, device)
             ms = 1e3 * statistics.median(take_turns({"": call}, size.repeats)[""])
             shape = f"{model}: {size.batch} x {length} x {width}"
             yield {"operation": name, "backend": backend, "shape": shape, "ms": ms, "note": ""}
@@ -251,8 +257,8 @@ def parts(names: tuple[str, ...]) -> dict[str, Callable[[str, Size], Iterator[Ro
     found: dict[str, Callable[[str, Size], Iterator[Row]]] = {}
     for path in TESTS:
         found[f"tests-{Path(path).stem}"] = partial(tests, path=path)
-    for name, (_, backends, _) in OPERATIONS.items():
-        for backend in backends:
+    for name, timed in OPERATIONS.items():
+        for backend in timed.backends:
             if backend not in TOO_SLOW:
                 found[f"{name}-{backend}"] = partial(operation, name=name, backend=backend)
     for name in MODELS:

@@ -8,15 +8,17 @@ import torch
 from diffusers import AutoencoderKL
 
 
-def save_autoencoder(folder: Path) -> Path:
-    """An autoencoder like Stable Diffusion's, with 4 channels and 2 x 2 pixels to a place."""
+def save_autoencoder(
+    folder: Path, widths: tuple[int, ...] = (8, 16), latent_channels: int = 4
+) -> Path:
+    """An autoencoder like Stable Diffusion's; 2 pixels a side to a place for each width but one."""
     torch.manual_seed(0)
     AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=widths,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
         layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
+        latent_channels=latent_channels,
+        norm_num_groups=widths[0] // 2,
     ).save_pretrained(folder)
     return folder

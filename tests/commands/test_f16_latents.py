@@ -15,10 +15,14 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.networks import save_autoencoder
 from tread_ssm.commands import prepare, sample, train
 from tread_ssm.config.shipped import shipped
 from tread_ssm.data import LatentValues
 from tread_ssm.pretrained import read_description
+from tread_ssm.report.arms import arms_of
+from tread_ssm.report.history import History
+from tread_ssm.report.paired import paired_samples
 from tread_ssm.sampling.image_grid import decoder
 
 CLASSES = 3
@@ -26,17 +30,7 @@ CLASSES = 3
 
 @pytest.fixture(scope="module")
 def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("vae")
-    AutoencoderKL(
-        block_out_channels=(4,) * 5,
-        down_block_types=("DownEncoderBlock2D",) * 5,
-        up_block_types=("UpDecoderBlock2D",) * 5,
-        layers_per_block=1,
-        latent_channels=32,
-        norm_num_groups=2,
-    ).save_pretrained(folder)
-    return folder
+    return save_autoencoder(tmp_path_factory.mktemp("vae"), (4,) * 5, latent_channels=32)
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +79,10 @@ def test_shards_are_trained_on_and_samples_are_decoded(
     images = np.load(out)["arr_0"]
     assert images.shape == (2, 256, 256, 3)
     assert not np.array_equal(images[0], images[1])
+
+    autoencoder.rename(tmp_path / "elsewhere")
+    try:
+        said = paired_samples(arms_of([History.read(tmp_path / name)]), tmp_path / "samples.png")
+    finally:
+        (tmp_path / "elsewhere").rename(autoencoder)
+    assert "Latents are shown undecoded: " in said and (tmp_path / "samples.png").is_file()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from tread_ssm.errors import ConfigError
 from tread_ssm.models.cost import backbone_cost
 from tread_ssm.plots.runs import smooth
 from tread_ssm.pretrained import load_export
+from tread_ssm.report.grids import real_grid
 from tread_ssm.report.markdown import code, literal
 from tread_ssm.report.measure import emoji_distances, step_times
 from tread_ssm.report.page import TIMELINE
@@ -222,3 +224,13 @@ def test_the_page_holds_its_pictures_and_every_stage(routed: RunConfig) -> None:
     data = check(routed)
     first = grid[4 + 2 * 68 :: 8, -2 * 68 :: 8][:8, :8]
     assert any(np.array_equal(first, image) for image in data.images[data.labels == 2])
+
+
+def test_classes_without_images_have_no_row(routed: RunConfig, tmp_path: Path) -> None:
+    data, (_, run) = check(routed), load_export(routed.folder.path)
+    alone = replace(data, labels=np.full_like(data.labels, 2))
+    assert real_grid(run, alone, tmp_path) == tmp_path / "real.png"
+    with Image.open(tmp_path / "real.png") as picture, \
+         Image.open(routed.folder.pictures / "real.png") as whole:  # fmt: skip
+        assert picture.height < whole.height and picture.width <= whole.width
+    assert real_grid(run, replace(data, labels=np.full_like(data.labels, 99)), tmp_path) is None

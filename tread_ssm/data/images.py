@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -127,25 +128,27 @@ def without_damaged(images: ImageFolder, size: int, threads: int) -> ImageFolder
     Raises:
         ValueError: There is none.
     """
-    keep = len(images) * size * size * 3 <= _KEPT
+    shape = len(images), size, size, 3
+    pixels = np.empty(shape, np.uint8) if math.prod(shape) <= _KEPT else None
 
-    def read(path: str) -> np.ndarray | None:
+    def reads(i: int) -> bool:
         try:
-            pixels = read_image(images.root / path, size)
+            found = read_image(images.root / images.paths[i], size)
         except ValueError:
-            return None
-        return pixels if keep else pixels[:0]
+            return False
+        if pixels is not None:
+            pixels[i] = found
+        return True
 
     name = f"check {images.root.name}"
     with (
         ThreadPoolExecutor(threads) as pool,
         tqdm(total=len(images), unit="image", desc=name, delay=2, disable=not is_main()) as bar,
     ):
-        found = []
-        for pixels in pool.map(read, images.paths):
-            found.append(pixels)
+        good = np.zeros(len(images), bool)
+        for i, there in enumerate(pool.map(reads, range(len(images)))):
+            good[i] = there
             bar.update()
-    good = np.array([pixels is not None for pixels in found])
     if not good.any():
         raise ValueError(f"none of the {len(images)} images in {images.root} can be read.")
     kept, damaged = (
@@ -153,8 +156,9 @@ def without_damaged(images: ImageFolder, size: int, threads: int) -> ImageFolder
         for way in (True, False)
     )
     labels = None if images.labels is None else images.labels[good]
-    whole = np.stack([pixels for pixels in found if pixels is not None]) if keep else None
-    return replace(images, paths=kept, labels=labels, damaged=damaged, pixels=whole)
+    if pixels is not None and not good.all():
+        pixels = pixels[good]
+    return replace(images, paths=kept, labels=labels, damaged=damaged, pixels=pixels)
 
 
 def fitting_size(images: ImageFolder) -> int:

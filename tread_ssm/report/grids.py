@@ -66,8 +66,8 @@ def real_grid(run: Description, data: Data, folder: Path) -> Path | None:
         folder: Where the picture goes.
 
     Returns:
-        The picture; None where the data is no pixels, or an image cannot be read. A class without
-        images has no row, and one with few has white places.
+        The picture; None where the data is no pixels or has none of these classes, or an image
+        cannot be read. A class without images has no row, and one with few has white places.
     """
     values, n_classes = data.values, run.model.n_classes
     if not isinstance(values, PixelValues):
@@ -77,6 +77,8 @@ def real_grid(run: Description, data: Data, folder: Path) -> Path | None:
            for row in rows]  # fmt: skip
     names = [run.class_names[r] if n_classes else "" for r in rows]
     there = [(name, found) for name, found in zip(names, own, strict=True) if len(found)]
+    if not there:
+        return None
     columns = min(run.sample.per_class, max(len(found) for _, found in there))
     try:
         lines = [line_of(data, found, columns) for _, found in there]

@@ -39,20 +39,25 @@ def paired_samples(arms: Sequence[Arm], path: Path) -> str:
         return f"{_TITLE}\n\nThere are none: the runs have other classes or sizes of images."
     run = exports[0][1]
     rows = spread(run.model.n_classes, _ROWS) if run.model.n_classes else [0]
-    images = np.stack([_sampled(model, own, rows) for model, own in exports], axis=1)
+    drawn = [_sampled(model, own, rows) for model, own in exports]
+    images = np.stack([pictures for pictures, _ in drawn], axis=1)
     classes = [run.class_names[row] if run.class_names else "" for row in rows]
     names = [f"{name}  {arm.name}".strip() for name in classes for arm in arms]
+    reasons = list(dict.fromkeys(reason for _, reason in drawn if reason))
     save_grid(path, images.reshape(-1, *images.shape[3:]), names)
     return (
         f"{_TITLE}\n\n![samples of each run, class by class]({path.name})\n\nThe averaged "
         "weights of the first run of each row above, with the recipe of its own section `sample`. "
         "Rows that stand together come from the same noise and class."
+        + "".join(f"\n\nLatents are shown undecoded: {literal(r)}" for r in reasons)
     )
 
 
-def _sampled(model: nn.Module, run: Description, rows: Sequence[int]) -> np.ndarray:
-    """(classes, COLUMNS, H, W, 3) uint8."""
+def _sampled(
+    model: nn.Module, run: Description, rows: Sequence[int]
+) -> tuple[np.ndarray, str | None]:
+    """(classes, COLUMNS, H, W, 3) uint8, and why latents are not decoded."""
     labels = torch.tensor(rows).repeat_interleave(COLUMNS)
-    decode, _ = decoder_at_hand(run.values, next(model.parameters()).device)
+    decode, reason = decoder_at_hand(run.values, next(model.parameters()).device)
     images = generate_all(model, run, run.sample.recipe, labels, seed=0, decode=decode)
-    return images.reshape(len(rows), COLUMNS, *images.shape[1:])
+    return images.reshape(len(rows), COLUMNS, *images.shape[1:]), reason

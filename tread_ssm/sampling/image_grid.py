@@ -50,7 +50,10 @@ def decoder(values: Values, vae: str | None, device: torch.device | str) -> Deco
         )
     from tread_ssm.data.autoencoder import Autoencoder  # diffusers takes seconds to import
 
-    autoencoder = Autoencoder.load(name, device, torch.float32)
+    try:
+        autoencoder = Autoencoder.load(name, device, torch.float32)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
     def decode(x: Tensor) -> np.ndarray:
         return np.asarray(autoencoder.decode(values.unscaled(x), values.pixels).cpu())
@@ -58,10 +61,10 @@ def decoder(values: Values, vae: str | None, device: torch.device | str) -> Deco
     return decode
 
 
-def decoder_at_hand(values: Values, device: torch.device | str) -> tuple[Decode, str]:
-    """`decoder`, and ""; where no autoencoder is at hand, `to_uint8`, and why."""
+def decoder_at_hand(values: Values, device: torch.device | str) -> tuple[Decode, str | None]:
+    """`decoder`, and None; where no autoencoder is at hand, `to_uint8`, and why."""
     try:
-        return decoder(values, None, device), ""
+        return decoder(values, None, device), None
     except ConfigError as error:
         return lambda x: to_uint8(x, values), str(error)
 
