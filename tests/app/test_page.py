@@ -137,6 +137,21 @@ def test_sampling_shows_the_images_and_what_the_weak_pass_saw(
     assert picture.shape[1] > 2 * picture.shape[0]  # the whole image and three steps, side by side
 
 
+def test_a_press_while_sampling_runs_is_not_forgotten(browser: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    find(browser, "//label[normalize-space()='none']").click()
+    press(browser, "Sample")
+    find(browser, "//*[contains(., 'there is no weak pass')]")
+    steps = find(browser, "//input[@aria-label='number input for Steps']")
+    steps.send_keys(Keys.CONTROL, "a")
+    steps.send_keys("250", Keys.TAB)
+    press(browser, "Sample")
+    find(browser, "//label[normalize-space()='classifier-free']").click()
+    press(browser, "Sample")
+    find(browser, "//*[contains(., 'but not the class')]")
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 def test_no_picture_is_cut_off(browser: Any, width: int) -> None:
     """Where a window is too narrow for all images of a row, they take several."""

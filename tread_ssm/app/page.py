@@ -166,7 +166,10 @@ def _wire(
     of_run = [controls.name, controls.steps, controls.kind, *of_kind]
     controls.run.change(choose_run, controls.run, of_run)
     controls.kind.change(choose_kind, controls.kind, of_kind)
-    button.click(sample, list(controls), list(results), api_name="sample")
+    # Gradio forgets a press while sampling runs; this one follows it, with the controls as they are.
+    button.click(
+        sample, list(controls), list(results), api_name="sample", trigger_mode="always_last"
+    )
 
 
 def _sampled(player: Player, choice: Choice, progress: gr.Progress) -> list[Any]:
