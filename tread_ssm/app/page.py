@@ -166,7 +166,7 @@ def _wire(
     of_run = [controls.name, controls.steps, controls.kind, *of_kind]
     controls.run.change(choose_run, controls.run, of_run)
     controls.kind.change(choose_kind, controls.kind, of_kind)
-    # By default, Gradio forgets a press while sampling runs. This one follows, with its own choices.
+    # By default, Gradio forgets a press while sampling runs.
     button.click(
         sample, list(controls), list(results), api_name="sample", trigger_mode="always_last"
     )
