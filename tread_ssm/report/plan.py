@@ -114,6 +114,8 @@ def _routes(config: RunConfig) -> str:
 
 def _heads(config: RunConfig, cost: PlanCost) -> str:
     """What the heads of auxiliary losses take of a training step."""
+    if not config.auxiliary:
+        return ""
     network = backbone_cost(config.model, config.plan).routed.training
     share = 1 - network / cost.routed.training
     return f"Heads of auxiliary losses are {share:.1%} of a training step." if share else ""

@@ -6,7 +6,9 @@ Shape legend: B batch, C channels, H rows, W columns.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,6 +22,10 @@ from tread_ssm.sampling.generate import noise_of, sample_batch
 from tread_ssm.sampling.guidance import RouteGuidance
 from tread_ssm.sampling.recipe import Recipe
 from tread_ssm.tables import short
+from tread_ssm.tokens import Grid, TokenSubset
+
+# What a route keeps: how many tokens, of how many, and the grids of both.
+_Kept: TypeAlias = tuple[Route, int, tuple[int, Grid | None, Grid | None]]
 
 
 @dataclass(frozen=True)
@@ -85,17 +91,20 @@ class _Counting:
     def __init__(self, config: ModelConfig) -> None:
         self.passes, self.flops = 0, 0
         self._config = config
-        self._known: dict[tuple[int, ...], int] = {}  # by what each route keeps, of one image
-        with torch.device("meta"):
-            self._model = config.build()
 
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor, *, routing: Draw = ()) -> Tensor:
-        kept = tuple(subset.n_kept for _, subset in routing)
-        if kept not in self._known:
-            one = tuple(tensor[:1].to("meta") for tensor in (x, t, labels))
-            draw = tuple((route, subset.to("meta")) for route, subset in routing)
-            first = tuple((r, type(s)(s.index[:1], s.length)) for r, s in draw)
-            self._known[kept] = forward_flops(self._model, first, one)
+        kept = tuple((r, s.n_kept, (s.length, s.grid, s.full_grid)) for r, s in routing)
         self.passes += len(x)
-        self.flops += len(x) * self._known[kept]
+        self.flops += len(x) * _pass_flops(self._config, kept)
         return torch.zeros_like(x)
+
+
+@cache  # a plan asks for the same passes in several kinds of guidance
+def _pass_flops(config: ModelConfig, kept: tuple[_Kept, ...]) -> int:
+    """FLOPs of one image's pass."""
+    with torch.device("meta"):
+        model = config.build()
+        x = torch.empty(1, config.channels, config.image_size, config.image_size)
+        t, labels = torch.empty(1), torch.empty(1, dtype=torch.int64)
+        draw = tuple((r, TokenSubset(torch.arange(n)[None], *whole)) for r, n, whole in kept)
+    return forward_flops(model, draw, (x, t, labels))
