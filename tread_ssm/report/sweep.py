@@ -47,10 +47,10 @@ class SweptWeights:
             self._last = width, loaded
         return self._last[1]
 
-    def checksums(self, averaged: bool) -> Any:
-        """What tells the weights apart from those of another run or step."""
+    def checksums(self, averaged: bool) -> list[str]:
+        """Of one file of weights, or of all that are averaged."""
         if not averaged:
-            return checksum(self._run.weights(self._step) / "ema.safetensors")
+            return [checksum(self._run.weights(self._step) / "ema.safetensors")]
         found = self._run.snapshots()
         end = max(found) if self._step is None else self._step
         return [checksum(path / MANIFEST) for step, path in found.items() if step <= end]
