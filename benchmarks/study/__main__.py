@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.study import guidance, pace, results
 from benchmarks.study.arms import arm_of
 from benchmarks.study.jobs import TOY_STEPS, Job, missing, wanted
-from benchmarks.study.run import picture, run
+from benchmarks.study.run import picture, prepare, run
 from benchmarks.study.tables import table
 
 
@@ -36,6 +36,9 @@ def make(todo: list[Job], work: Path, out: Path, workers: int, small: bool) -> N
     """Make the runs, `workers` at a time, and record each when it ends."""
     context: Any = multiprocessing.get_context("spawn")
     waiting = list(todo)
+    for job in todo:  # an arm that cannot be trained is refused before any is
+        if job.arm.trunk is None:
+            prepare(work, job, small)
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         running: dict[Future[dict[str, Any]], Job] = {}
         while waiting or running:

@@ -123,7 +123,7 @@ def _variants() -> list[Arm]:
     def arm(name: str, label: str, *overrides: str, partner: str = "dim-50") -> Arm:
         return Arm(f"dim-{name}", f"DiM, {label}", "tokens256", 2e-3, overrides, partner)
 
-    half = _routes(0.5)
+    half, dispersive = _routes(0.5), "{kind: dispersive, block: 2, group: 16}"
     fused = _routes(0.75, ", rejoin: fuse, path_drop: 0.1")
     muon = "train.optimizer={kind: muon, lr: 2e-3}"
     tail = f"routing.schedule.dense_tail={_TAIL['tokens256']}"
@@ -137,7 +137,7 @@ def _variants() -> list[Arm]:
         arm("segments", "segments", _routes(0.5, ", select: {kind: segments}")),
         arm("pads", "pads routed", half, "model.pads_in_route=routed"),
         arm("sra2", "SRA 2", half, "auxiliary=[{kind: sra2, block: 1}]"),
-        arm("dispersive", "dispersive loss", half, "auxiliary=[{kind: dispersive, block: 2}]"),
+        arm("dispersive", "dispersive loss", half, f"auxiliary=[{dispersive}]"),
         arm("muon", "Muon", half, muon),
         arm("muon-dense", "Muon, dense", "routing.routes=[]", muon, partner="dim-dense"),
     ]

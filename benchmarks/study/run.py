@@ -16,6 +16,7 @@ from benchmarks.study.jobs import Job, configure, toy
 from benchmarks.study.measure import distance_of, held_out, loss_of, split_data, strips
 from tread_ssm.config.check import check
 from tread_ssm.config.run import RunConfig
+from tread_ssm.data import Data
 from tread_ssm.files import replacing
 from tread_ssm.report.history import training_flops
 from tread_ssm.sampling.recipe import Recipe
@@ -37,10 +38,7 @@ def run(work: Path, job: Job, small: bool) -> dict[str, Any]:
         behind it; `flops`: of all steps from 0, those of a trunk included.
     """
     torch.set_num_threads(1)
-    setting = toy(SETTINGS[job.arm.setting]) if small else SETTINGS[job.arm.setting]
-    split_data(work, setting.image_size, setting.held)
-    config = configure(work, setting, job)
-    data = check(config)
+    setting, config, data = prepare(work, job, small)
     check_folder(config, data)  # a finished run of an arm that was changed since is not its row
     start = _done(config)
     cpu, wall = time.process_time(), time.time()
@@ -50,6 +48,18 @@ def run(work: Path, job: Job, small: bool) -> dict[str, Any]:
     what = {"arm": job.arm.name, "seed": job.seed, "steps": job.steps, "start": start}
     spent = {"cpu_seconds": round(cpu, 1), "wall_seconds": round(wall, 1)}
     return what | spent | cost_of(config) | _measured(work, setting, config) | origin()
+
+
+def prepare(work: Path, job: Job, small: bool) -> tuple[Setting, RunConfig, Data]:
+    """What a run needs; arguments as of `run`.
+
+    Raises:
+        ConfigError: The arm's parts do not fit each other.
+    """
+    setting = toy(SETTINGS[job.arm.setting]) if small else SETTINGS[job.arm.setting]
+    split_data(work, setting.image_size, setting.held)
+    config = configure(work, setting, job)
+    return setting, config, check(config)
 
 
 def _done(config: RunConfig) -> int:

@@ -16,7 +16,7 @@ from benchmarks.study import curves, guidance, pace, plots, results, tables
 from benchmarks.study.__main__ import main as study
 from benchmarks.study.arms import ARMS, SETTINGS, arm_of, rate_arms
 from benchmarks.study.jobs import Job, configure, jobs, missing, wanted
-from benchmarks.study.run import cost_of, run
+from benchmarks.study.run import cost_of, prepare, run
 from tread_ssm.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -153,6 +153,8 @@ def test_arms_are_what_their_names_say(tmp_path: Path) -> None:
     for job in jobs():
         setting = SETTINGS[job.arm.setting]
         config = configure(tmp_path, setting, job)
+        if job.arm.trunk is None:
+            prepare(tmp_path, job, small=False)  # its parts fit each other
         assert config.model.image_size == setting.image_size
         assert config.train.optimizer.lr == job.arm.rate
         dense = "dense" in job.arm.name
