@@ -101,6 +101,7 @@ _DIT = "model={kind: dit, depth: 7, heads: 4, dim: 56, image_size: 16, channels:
 _DIT_SMALL = _DIT.replace("dim: 56", "dim: 44")
 _MODERN = "mlp_ratio: 2.5, mlp: swiglu, norm: rms, qk_norm: true, rope: true, value_residual: true"
 _DIT_MODERN = _DIT.replace("dim: 56", f"dim: 48, {_MODERN}")
+_PADS_ROUTED = ("model.pads=3", "model.pads_in_route=routed")
 _ROWS, _CELLS = ", select: {kind: rows}", ", select: {kind: cells, size: 2}"
 
 
@@ -135,7 +136,8 @@ def _variants() -> list[Arm]:
         arm("gap", "gap-aware decay", half, "model.mixer={kind: mamba1, gap_decay: true}"),
         arm("distance", "true-distance convolution", half, _DISTANCE),
         arm("segments", "segments", _routes(0.5, ", select: {kind: segments}")),
-        arm("pads", "pads routed", half, "model.pads_in_route=routed"),
+        arm("pads", "pads kept", half, "model.pads=3"),
+        arm("pads-routed", "pads routed", half, *_PADS_ROUTED, partner="dim-pads"),
         arm("sra2", "SRA 2", half, "auxiliary=[{kind: sra2, block: 1}]"),
         arm("dispersive", "dispersive loss", half, f"auxiliary=[{dispersive}]"),
         arm("muon", "Muon", half, muon),

@@ -33,7 +33,10 @@ _QUICK = {"quick-mamba1": 1000, "quick-mamba2": 940, "quick-mamba3": 605, "quick
 _MAIN = ("dim-dense", "dim-50", "dim-75")
 _DITS = ("dit-dense", "dit-50", "modern-dense", "modern-50")
 _OTHERS = ("dim3-dense", "dim3-50", "hybrid-dense", "hybrid-50", "zig-dense", "zig-50")
-_VARIANTS = ("rows", "cells", "segments", "gap", "distance", "pads", "sra2", "dispersive", "muon")
+_VARIANTS = (
+    *("rows", "cells", "segments", "gap", "distance", "pads", "pads-routed"),
+    *("sra2", "dispersive", "muon"),
+)
 _ORDER: tuple[tuple[tuple[str, ...], tuple[int, ...], int], ...] = (
     (_MAIN, (0, 1, 2), 300),
     (_MAIN, (0, 1, 2), 150),

@@ -259,6 +259,7 @@ def test_a_draw_over_another_grid_is_refused(name: str) -> None:
         ("dim", {"depth": 1}, "depth is 1"),
         ("dim", {"pads": 2}, "pads is 2; use 3, 1 or 0"),
         ("dim", {"pads_in_route": "no"}, "pads_in_route is 'no'"),
+        ("dim", {"pads": 0, "pads_in_route": "routed"}, "there is nothing to route"),
         ("dim", {"image_size": 9}, "image_size 9 is not a multiple of patch 2"),
         ("dim", {"dim": 17}, "dim is 17"),
         ("zigmamba", {"depth": 0}, "depth is 0; it must be at least 1"),

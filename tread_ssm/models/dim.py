@@ -65,6 +65,11 @@ class DiMConfig(MixedConfig):
             raise ValueError(
                 f"DiMConfig: pads_in_route is {self.pads_in_route!r}; use 'kept' or 'routed'."
             )
+        if self.pads == 0 and self.pads_in_route == "routed":
+            raise ValueError(
+                "DiMConfig: pads_in_route is 'routed', but pads is 0, so there is nothing to "
+                "route; leave it at 'kept', or set pads to 1 or 3."
+            )
 
     def build(self) -> DiM:
         """The freshly initialised model, on the current default device."""
