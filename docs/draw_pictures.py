@@ -206,6 +206,32 @@ def samples() -> Figure:
     return figure
 
 
+def networks() -> Figure:
+    """Samples of every network of the study after 600 steps, dense and routed, from one noise."""
+    strips = Path(__file__).parents[1] / "benchmarks" / "results" / "study"
+    names = {
+        "dim": "DiM",
+        "dim2": "Mamba-2",
+        "dim3": "Mamba-3",
+        "hybrid": "Mamba-2 + attention",
+        "zig": "ZigMamba",
+        "dit": "DiT",
+        "modern": "DiT, 2026",
+    }
+    figure, axes = plt.subplots(len(names), 2, figsize=(9.6, 3.9), layout="constrained")
+    for row, (name, label) in zip(axes, names.items(), strict=True):
+        for ax, arm in zip(row, ("dense", "50"), strict=True):
+            image = plt.imread(strips / f"{name}-{arm}.png")
+            end = STEPS.index(600) + 1 if name == "dim" else image.shape[0] // 32
+            ax.imshow(image[32 * (end - 1) : 32 * end])
+            ax.set_xticks([])
+            ax.set_yticks([])
+        row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9, color=INK)
+    axes[0, 0].set_title("dense", fontsize=10, color=INK)
+    axes[0, 1].set_title("trained with half of the tokens dropped", fontsize=10, color=INK)
+    return figure
+
+
 PICTURES: tuple[Callable[[], Figure], ...] = (
     routing,
     selections,
@@ -213,6 +239,7 @@ PICTURES: tuple[Callable[[], Figure], ...] = (
     stream,
     rejoin,
     samples,
+    networks,
 )
 
 

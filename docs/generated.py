@@ -174,17 +174,36 @@ def tokens64() -> str:
 
 def tokens256() -> str:
     """Routed against dense networks at 256 tokens."""
+    return _answer(*_against("-dense"))
+
+
+def options256() -> str:
+    """Options of a routed DiM at 256 tokens, each against the same without it."""
+    return _answer(*_against("dim-50", "dim-pads"), partner="the same without it")
+
+
+def _against(*partners: str) -> list[str]:
+    """Arms at 256 tokens whose partner's name ends so."""
     from benchmarks.study.arms import ARMS
 
-    return _answer(*(a.name for a in ARMS if a.setting == "tokens256" and a.partner))
+    of = [arm for arm in ARMS if arm.setting == "tokens256" and arm.partner]
+    return [arm.name for arm in of if (arm.partner or "").endswith(partners)]
 
 
-def _answer(*names: str) -> str:
+def _answer(*names: str, partner: str = "its dense partner") -> str:
     from benchmarks.study import curves, pace, results, tables
 
     arms = curves.recorded(results.read(), pace.recorded())
     there = [n for n in names if n in arms and arms[n].arm.partner in arms]
-    return tables.answer_table(arms, there)
+    return tables.answer_table(arms, there, partner)
+
+
+def guidance256() -> str:
+    """FD-emoji with guidance, at 256 tokens."""
+    from benchmarks.study import guidance, results
+
+    rows = results.read(results.RESULTS.with_name("study_guidance.jsonl"))
+    return guidance.table(rows) if rows else UNRECORDED
 
 
 def runs256() -> str:
@@ -310,8 +329,8 @@ def samplers() -> str:
 
 
 _MEASURED = (
-    *(tokens64, tokens256, runs256, rates256, quick_mixers, speedruns, attached),
-    *(mixer_steps, ssd_speed),
+    *(tokens64, tokens256, options256, guidance256, runs256, rates256, quick_mixers, speedruns),
+    *(attached, mixer_steps, ssd_speed),
 )
 GENERATED = {
     f.__name__: f

@@ -83,7 +83,9 @@ def matched_table(
     return "\n".join(lines)
 
 
-def answer_table(arms: Mapping[str, Recorded], names: Sequence[str]) -> str:
+def answer_table(
+    arms: Mapping[str, Recorded], names: Sequence[str], partner: str = "its dense partner"
+) -> str:
     """Markdown: routed arms against their partners, with 95 % intervals over the seeds.
 
     The last two columns are what an arm spends until it is as good as its partner is at its end,
@@ -92,17 +94,17 @@ def answer_table(arms: Mapping[str, Recorded], names: Sequence[str]) -> str:
     lines = []
     for name in names:
         arm = arms[name]
-        partner = arms[arm.arm.partner or name]
+        other = arms[arm.arm.partner or name]
         for measure in MEASURES:
-            if None in (partner.distance, arm.distance) and measure == "distance":
+            if None in (other.distance, arm.distance) and measure == "distance":
                 continue
-            a, b = partner.curve(measure), arm.curve(measure)
+            a, b = other.curve(measure), arm.curve(measure)
             changes = [100 * change(*matched(a, b, axis)) for axis in AXES]
             shares = [reach(a, b, axis) for axis in AXES[1:]]
             cells = [within(by, "+.1f", " %") for by in changes]
             cells += [within(share, ".2f", "") for share in shares]
             lines.append([arm.label, str(len(b.values)), NAMES[measure], *cells])
-    head = ["arm, against its dense partner", "seeds", "measure"]
+    head = [f"arm, against {partner}", "seeds", "measure"]
     head += [f"at equal {x}" for x in ("steps", "FLOPs", "seconds")]
     return markdown_table([*head, "FLOPs to its end", "seconds to its end"], lines)
 
