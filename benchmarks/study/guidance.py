@@ -21,7 +21,7 @@ from benchmarks.study.results import Row
 from tread_ssm.sampling.recipe import Recipe
 from tread_ssm.tables import markdown_table
 
-SCALES = {"none": (1.0,), "classifier-free": (1.5, 2.0, 3.0), "route": (1.5, 2.0, 3.0)}
+SCALES = {"none": (1.0,), "classifier-free": (1.5, 2.0, 3.0, 5.0), "route": (1.5, 2.0, 3.0, 5.0)}
 
 
 def guided(row: Row, work: Path, small: bool, done: Sequence[Row]) -> Iterator[dict[str, Any]]:
