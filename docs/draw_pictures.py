@@ -15,6 +15,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
+from PIL import Image
 
 from tread_ssm import (
     Cells,
@@ -32,7 +33,6 @@ from tread_ssm.scan.order import OrderName, rank_table
 
 GRID, FINE = (8, 8), (16, 16)
 DEPTH = 12
-STEPS = (150, 300, 600, 1200)  # of the rows in the study's strips
 ROUTE = Route(2, -3)
 INK, KEPT, CARRIED, PALE = "#22303c", "#2a78c2", "#e08a2e", "#d9dfe5"
 
@@ -192,23 +192,29 @@ def one_draw(route: Route) -> Draw:
 
 def samples() -> Figure:
     """Samples of the study at 256 tokens, dense and routed, from the same noise."""
-    strips = Path(__file__).parents[1] / "benchmarks" / "results" / "study"
     figure, axes = plt.subplots(2, 1, figsize=(5.4, 5.2), layout="constrained")
     names = {"dim-dense": "dense", "dim-50": "trained with half of the tokens dropped"}
     for ax, (name, title) in zip(axes, names.items(), strict=True):
-        image = plt.imread(strips / f"{name}.png")
-        side = image.shape[0] / len(STEPS)
-        ax.imshow(image)
-        ax.set_yticks([(i + 0.5) * side for i in range(len(STEPS))], [f"{n:,}" for n in STEPS])
+        steps, rows = zip(*_strip(name), strict=True)
+        ax.imshow(np.concatenate(rows))
+        side = len(rows[0])
+        ax.set_yticks([(i + 0.5) * side for i in range(len(steps))], [f"{n:,}" for n in steps])
         ax.set_xticks([])
         ax.set_ylabel("steps")
         ax.set_title(title, fontsize=10, color=INK)
     return figure
 
 
+def _strip(name: str) -> list[tuple[int, np.ndarray]]:
+    """Samples of an arm of the study: steps and the row of images after them."""
+    path = Path(__file__).parents[1] / "benchmarks" / "results" / "study" / f"{name}.png"
+    with Image.open(path) as strip:
+        steps = [int(n) for n in strip.info["steps"].split()]
+        return list(zip(steps, np.split(np.asarray(strip), len(steps)), strict=True))
+
+
 def networks() -> Figure:
     """Samples of every network of the study after 600 steps, dense and routed, from one noise."""
-    strips = Path(__file__).parents[1] / "benchmarks" / "results" / "study"
     names = {
         "dim": "DiM",
         "dim2": "Mamba-2",
@@ -221,9 +227,7 @@ def networks() -> Figure:
     figure, axes = plt.subplots(len(names), 2, figsize=(9.6, 3.9), layout="constrained")
     for row, (name, label) in zip(axes, names.items(), strict=True):
         for ax, arm in zip(row, ("dense", "50"), strict=True):
-            image = plt.imread(strips / f"{name}-{arm}.png")
-            end = STEPS.index(600) + 1 if name == "dim" else image.shape[0] // 32
-            ax.imshow(image[32 * (end - 1) : 32 * end])
+            ax.imshow(dict(_strip(f"{name}-{arm}"))[600])
             ax.set_xticks([])
             ax.set_yticks([])
         row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9, color=INK)

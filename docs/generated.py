@@ -174,12 +174,13 @@ def tokens64() -> str:
 
 def tokens256() -> str:
     """Routed against dense networks at 256 tokens."""
-    return _answer(*_against("-dense"))
+    return _answer(*(name for name in _against("-dense") if not name.endswith("-dense")))
 
 
 def options256() -> str:
-    """Options of a routed DiM at 256 tokens, each against the same without it."""
-    return _answer(*_against("dim-50", "dim-pads"), partner="the same without it")
+    """Options of a DiM at 256 tokens, each against the same without it."""
+    names = [*_against("dim-50", "dim-pads"), "dim-muon-dense"]
+    return _answer(*names, partner="the same without it")
 
 
 def _against(*partners: str) -> list[str]:

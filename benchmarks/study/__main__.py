@@ -30,6 +30,7 @@ from benchmarks.study.arms import arm_of
 from benchmarks.study.jobs import TOY_STEPS, Job, missing, wanted
 from benchmarks.study.run import picture, prepare, run
 from benchmarks.study.tables import table
+from tread_ssm.training.checkpoints.resume import check_folder
 
 
 def make(todo: list[Job], work: Path, out: Path, workers: int, small: bool) -> None:
@@ -38,7 +39,8 @@ def make(todo: list[Job], work: Path, out: Path, workers: int, small: bool) -> N
     waiting = list(todo)
     for job in todo:  # an arm that cannot be trained is refused before any is
         if job.arm.trunk is None:
-            prepare(work, job, small)
+            _, config, data = prepare(work, job, small)
+            check_folder(config, data)
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         running: dict[Future[dict[str, Any]], Job] = {}
         while waiting or running:

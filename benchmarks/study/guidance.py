@@ -7,6 +7,7 @@ itself. Route guidance extrapolates from a pass that drops what the arm dropped 
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,9 @@ def guided(row: Row, work: Path, small: bool, done: Sequence[Row]) -> Iterator[d
 def chosen(rows: Sequence[Row], arm: str, steps: int, kind: str) -> dict[int, float]:
     """FD-emoji by seed, each at the scale that is best for the mean of the other seeds."""
     mine = [r for r in rows if (r["arm"], r["steps"], r["kind"]) == (arm, steps, kind)]
+    seeds = {r["seed"] for r in mine}
+    times = Counter(r["scale"] for r in mine)  # a scale that some seeds lack is left out
+    mine = [r for r in mine if times[r["scale"]] == len(seeds)]
     found = {}
     for seed in sorted({r["seed"] for r in mine}):
         others: dict[float, list[float]] = {}

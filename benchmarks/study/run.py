@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from benchmarks.origin import origin
 from benchmarks.study.arms import SETTINGS, Arm, Setting
@@ -99,11 +100,13 @@ def picture(work: Path, arm: Arm, points: Sequence[int], small: bool, out: Path)
         arm: Whose checkpoints to sample from.
         points: Steps, a row each.
         small: The runs are toys.
-        out: Folder to write NAME.png into.
+        out: Folder to write NAME.png into; its text "steps" holds the points.
     """
     setting = toy(SETTINGS[arm.setting]) if small else SETTINGS[arm.setting]
     config = configure(work, setting, Job(arm, 0, max(points)))
     folders = [config.folder.checkpoint(steps) for steps in points]
     strip = strips(folders, config.model.n_classes, setting.sample_steps)
+    described = PngInfo()
+    described.add_text("steps", " ".join(map(str, points)))
     with replacing(out / f"{arm.name}.png") as temporary:
-        Image.fromarray(strip).save(temporary, optimize=True)
+        Image.fromarray(strip).save(temporary, optimize=True, pnginfo=described)

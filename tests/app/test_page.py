@@ -150,6 +150,8 @@ def test_a_press_while_sampling_runs_is_not_forgotten(browser: Any) -> None:
     find(browser, "//label[normalize-space()='classifier-free']").click()
     press(browser, "Sample")
     find(browser, "//*[contains(., 'but not the class')]")
+    steps.send_keys(Keys.CONTROL, "a")
+    steps.send_keys("3", Keys.TAB)
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -30,6 +30,7 @@ from tread_ssm.config.run import RunConfig
 from tread_ssm.models import ModelConfig
 from tread_ssm.models.backbone import Backbone, MixedConfig
 from tread_ssm.models.mixers import Attention
+from tread_ssm.routing.cost import PlanCost
 from tread_ssm.tables import duration, markdown_table, short
 from tread_ssm.training.cost import training_cost
 from tread_ssm.training.heads import with_heads
@@ -110,12 +111,13 @@ class Estimate:
         return markdown_table((f"{self.gpus} A100 of 80 GB, bf16", "an estimate"), rows)
 
 
-def estimate(config: RunConfig, gpus: int) -> Estimate:
+def estimate(config: RunConfig, gpus: int, cost: PlanCost | None = None) -> Estimate:
     """What a run would need.
 
     Args:
         config: The run. `train.checkpoint_gradients` decides about recomputation.
         gpus: Number of A100 of 80 GB, at least 1.
+        cost: The run's `training_cost`, which takes seconds to count. None: it is counted here.
     """
     model, options = config.model, config.train
     with torch.device("meta"):
@@ -123,14 +125,14 @@ def estimate(config: RunConfig, gpus: int) -> Estimate:
         trained = with_heads(network, config.auxiliary)
     parameters = sum(p.numel() for p in network.parameters())
     heads = sum(p.numel() for p in trained.parameters()) - parameters
-    cost = training_cost(config).routed
-    dense = max(cost.tokens)
+    routed = (cost or training_cost(config)).routed
+    dense = max(routed.tokens)
     skips = {target for _, target in network.skips}
     per_block = [of[i in skips] for i, of in enumerate(bytes_of_blocks(model))]
-    image = [kept * n / dense for (kept, _), n in zip(per_block, cost.tokens, strict=True)]
+    image = [kept * n / dense for (kept, _), n in zip(per_block, routed.tokens, strict=True)]
     fixed = [besides for _, besides in per_block]
     # With recomputation: a stream per block, and one block at a time.
-    ways = {True: (4 * model.dim * sum(cost.tokens) + max(image), max(fixed))}
+    ways = {True: (4 * model.dim * sum(routed.tokens) + max(image), max(fixed))}
     ways[False] = (sum(image), sum(fixed))
     kept, copies = ways[options.checkpoint_gradients]
     # float32: weights, gradients, AdamW's two moments, the average (heads of losses have none).
@@ -138,8 +140,8 @@ def estimate(config: RunConfig, gpus: int) -> Estimate:
     # gradient.
     block = 4 * max(sum(p.numel() for p in b.parameters()) for b in network.blocks)
     rows = -(-options.batch_size // gpus)
-    flops = cost.training + (cost.forward if options.checkpoint_gradients else 0)
-    share = flops_share(network, cost.block_flops)
+    flops = routed.training + (routed.forward if options.checkpoint_gradients else 0)
+    share = flops_share(network, routed.block_flops)
     step = options.batch_size * flops / (gpus * A100_FLOPS * share)
     step = max(step, model.depth * BLOCK_SECONDS)
     return Estimate(

@@ -49,7 +49,7 @@ def plan_text(config: RunConfig, gpus: int | None = None) -> str:
         _cautions(config),
         _optimizer(config),
         _evaluation(config),
-        estimate(config, gpus).table() if gpus else "",
+        estimate(config, gpus, cost).table() if gpus else "",
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -72,7 +72,8 @@ def estimates_table(configs: Iterable[RunConfig], gpus: int) -> str:
     head += ["images/s", "whole run"]
     rows = []
     for config in configs:
-        cost, found = training_cost(config), estimate(config, gpus)
+        cost = training_cost(config)
+        found = estimate(config, gpus, cost)
         flops = [short(c.training, "FLOPs") for c in (cost.dense, cost.routed)]
         speed = [f"{found.images_per_second:,.0f}", duration(found.seconds)]
         memory = [str(found.ddp), str(found.fsdp2)]

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tread_ssm.config.run import RunConfig
-from tread_ssm.diffusion.auxiliary import AuxiliaryLoss
-from tread_ssm.models import ModelConfig
 from tread_ssm.models.cost import backbone_cost
 from tread_ssm.routing import Draw, RoutePlan
 from tread_ssm.routing.cost import PlanCost, plan_cost
@@ -29,20 +26,17 @@ def training_cost(config: RunConfig, plan: RoutePlan | None = None) -> PlanCost:
         config: The run.
         plan: Routes in the place of the run's.
     """
-    return _cost(config.model, config.auxiliary, config.plan if plan is None else plan)
-
-
-@cache  # it takes seconds for large networks, and a plan or a report asks for it several times
-def _cost(model: ModelConfig, auxiliary: tuple[AuxiliaryLoss, ...], plan: RoutePlan) -> PlanCost:
-    cost = backbone_cost(model, plan)
+    plan = config.plan if plan is None else plan
+    cost = backbone_cost(config.model, plan)
     with torch.device("meta"):
-        trained = with_heads(model.build(), auxiliary)
+        trained = with_heads(config.model.build(), config.auxiliary)
     if not isinstance(trained, WithHeads):
         return cost
+    model = config.model
     with torch.device("meta"):
         x = torch.empty(1, model.channels, model.image_size, model.image_size)
         t, labels = torch.empty(1), torch.empty(1, dtype=torch.int64)
-    blocks = [loss.block % model.depth for loss in auxiliary if loss.block is not None]
+    blocks = [loss.block % model.depth for loss in config.auxiliary if loss.block is not None]
     whole = plan_cost(_Tapped(trained, blocks), plan, (x, t, labels))
     return PlanCost(
         dense=replace(cost.dense, training=whole.dense.training),
