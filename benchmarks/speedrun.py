@@ -70,7 +70,7 @@ RACES = {
         2.0,
         (
             Recipe("quickstart", "as shipped on 2026-11-23; it ends at 2.1", ()),
-            Recipe("longer", "a quarter more steps", ("train.steps=5000",)),
+            Recipe("muon", "Muon, at the same rate", ("train.optimizer={kind: muon, lr: 4e-3}",)),
         ),
     ),
     32: Race(
