@@ -49,9 +49,12 @@ class Curve:
         return {"steps": self.steps, "flops": self.flops, "seconds": self.seconds}[axis]
 
     def at(self, axis: Axis, x: float) -> np.ndarray:
-        """(S,) values when `x` was spent; NaN before the first and after the last checkpoint."""
+        """(S,) values when `x` was spent; NaN before the first and after the last checkpoint.
+
+        Nothing spent means not measured: the row was made of checkpoints of an earlier run.
+        """
         spent = self.spent(axis)
-        if not spent[0] * (1 - 1e-9) <= x <= spent[-1] * (1 + 1e-9):
+        if x <= 0 or not spent[0] * (1 - 1e-9) <= x <= spent[-1] * (1 + 1e-9):
             return np.full(len(self.values), np.nan)
         logs = [np.interp(math.log(x), np.log(spent), np.log(row)) for row in self.values]
         return np.exp(logs)
@@ -188,9 +191,11 @@ def matched(a: Curve, b: Curve, axis: Axis) -> tuple[np.ndarray, np.ndarray]:
 def reach(a: Curve, b: Curve, axis: Axis) -> np.ndarray:
     """(S,) what b spends until it is as good as a is at its end, as a share of what a spends.
 
-    NaN where b never is, or was already at its first checkpoint.
+    NaN where b never is, or was already at its first checkpoint, or where nothing was measured.
     """
     seeds = min(len(a.values), len(b.values))
+    if a.spent(axis)[-1] <= 0 or b.spent(axis)[0] <= 0:
+        return np.full(seeds, math.nan)
     found = []
     for goal, values in zip(a.values[:seeds, -1], b.values[:seeds], strict=True):
         spent = np.log(b.spent(axis))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 from pathlib import Path
 
@@ -39,8 +40,12 @@ def test_small_and_slow_steps_have_digits(
     row = models.Row("dim", 1, 16, 8, 4.321e-4, 2.5e-4, 0.6, 0.5)
     assert "| dim | 1 | 16 / 8 | 0.432 | 0.25 |" in models.table([row])
     monkeypatch.setattr(models, "images_per_second", lambda step, batch, repeats: 0.01234)
+    before = os.environ.get(models.ENVIRONMENT_VARIABLE)
     models.throughput("quickstart", 1, 1, ("cpu",), checkpoint=False)
     assert "| cpu | 0.0123 | 0.0123 |" in capsys.readouterr().out
+    assert (
+        os.environ.get(models.ENVIRONMENT_VARIABLE) == before
+    )  # it would stay for all that follows
 
 
 def test_the_page_shows_the_recorded_table_or_says_that_there_is_none(tmp_path: Path) -> None:

@@ -95,6 +95,18 @@ def test_what_it_takes_to_reach_the_dense_end(arms: dict[str, curves.Recorded]) 
     assert np.isnan(curves.reach(routed, dense, "steps")).all()  # dense never gets there
 
 
+def test_seconds_that_were_not_measured_are_not_compared(
+    arms: dict[str, curves.Recorded],
+) -> None:
+    dense, routed = arms["dim-dense"].loss, arms["dim-50"].loss
+    again = replace(routed, seconds=0 * routed.seconds)  # rows made of checkpoints that were there
+    for a, b in ((dense, again), (again, dense)):
+        before, after = curves.matched(a, b, "seconds")
+        assert np.isnan(before).all() and np.isnan(after).all()
+        assert np.isnan(curves.reach(a, b, "seconds")).all()
+    assert np.allclose(curves.reach(dense, again, "flops"), curves.reach(dense, routed, "flops"))
+
+
 def test_an_interval_covers_what_t_says() -> None:
     # Two-sided 95 % of t with 2 degrees of freedom: 4.303.
     mean, half = curves.interval(np.array([0.1, 0.2, 0.3]))
