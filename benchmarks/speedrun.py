@@ -69,7 +69,7 @@ RACES = {
         16,
         2.0,
         (
-            Recipe("quickstart", "as shipped on 2026-11-23; it ends at 2.1", ()),
+            Recipe("quickstart", "as shipped on 2026-11-23", ()),
             Recipe("muon", "Muon, at the same rate", ("train.optimizer={kind: muon, lr: 4e-3}",)),
         ),
     ),

@@ -174,21 +174,20 @@ def tokens64() -> str:
 
 def tokens256() -> str:
     """Routed against dense networks at 256 tokens."""
-    return _answer(*(name for name in _against("-dense") if not name.endswith("-dense")))
+    return _answer(*_arms256(routed=True))
 
 
 def options256() -> str:
     """Options of a DiM at 256 tokens, each against the same without it."""
-    names = [*_against("dim-50", "dim-pads"), "dim-muon-dense"]
-    return _answer(*names, partner="the same without it")
+    return _answer(*_arms256(routed=False), partner="the same without it")
 
 
-def _against(*partners: str) -> list[str]:
-    """Arms at 256 tokens whose partner's name ends so."""
+def _arms256(routed: bool) -> list[str]:
+    """Arms at 256 tokens that add a route to their partner, or those that add something else."""
     from benchmarks.study.arms import ARMS
 
-    of = [arm for arm in ARMS if arm.setting == "tokens256" and arm.partner]
-    return [arm.name for arm in of if (arm.partner or "").endswith(partners)]
+    pairs = [(a.name, a.partner) for a in ARMS if a.setting == "tokens256" and a.partner]
+    return [a for a, b in pairs if ("dense" in b and "dense" not in a) == routed]
 
 
 def _answer(*names: str, partner: str = "its dense partner") -> str:

@@ -43,9 +43,7 @@ def test_small_and_slow_steps_have_digits(
     before = os.environ.get(models.ENVIRONMENT_VARIABLE)
     models.throughput("quickstart", 1, 1, ("cpu",), checkpoint=False)
     assert "| cpu | 0.0123 | 0.0123 |" in capsys.readouterr().out
-    assert (
-        os.environ.get(models.ENVIRONMENT_VARIABLE) == before
-    )  # it would stay for all that follows
+    assert os.environ.get(models.ENVIRONMENT_VARIABLE) == before  # or later tests run with it
 
 
 def test_the_page_shows_the_recorded_table_or_says_that_there_is_none(tmp_path: Path) -> None:

@@ -241,6 +241,8 @@ def test_guidance_is_measured_at_a_scale_that_other_seeds_chose() -> None:
     ]
     # Seeds 1 and 2 choose 3.0 for seed 0, which alone would have chosen 2.0.
     assert guidance.chosen(rows, "dim-50", 9, "route") == {0: 4.0, 1: 3.0, 2: 4.0}
+    only = rows[0] | {"scale": 5.0, "distance": 0.5}  # of one seed: nothing to compare it with
+    assert guidance.chosen([*rows, only], "dim-50", 9, "route") == {0: 4.0, 1: 3.0, 2: 4.0}
     assert "| DiM, drop 0.5 | 9 |  |  | 3.67 ± 0.58 |" in guidance.table(rows)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,12 +17,11 @@ from tread_ssm.models import ModelConfig
 from tread_ssm.pretrained import Description, load_export
 from tread_ssm.routing import Draw, Route, RoutePlan
 from tread_ssm.routing.cost import forward_flops
-from tread_ssm.routing.plan import Rejoin
 from tread_ssm.sampling.generate import noise_of, sample_batch
 from tread_ssm.sampling.guidance import RouteGuidance
 from tread_ssm.sampling.recipe import Recipe
 from tread_ssm.tables import short
-from tread_ssm.tokens import Grid, TokenSubset
+from tread_ssm.tokens import TokenSubset
 
 
 @dataclass(frozen=True)
@@ -92,38 +90,19 @@ class _Counting:
 
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor, *, routing: Draw = ()) -> Tensor:
         drawn = tuple(
-            _Drawn(r.start, r.stop, r.rejoin, s.n_kept, s.length, s.grid, s.full_grid)
-            for r, s in routing
+            (Route(r.start, r.stop, rejoin=r.rejoin), s.n_kept, s.length) for r, s in routing
         )
         self.passes += len(x)
         self.flops += len(x) * _pass_flops(self._config, drawn)
         return torch.zeros_like(x)
 
 
-class _Drawn(NamedTuple):
-    """What the FLOPs of a pass depend on, of a route and its subset."""
-
-    start: int
-    stop: int
-    rejoin: Rejoin
-    n_kept: int
-    length: int
-    grid: Grid | None
-    full_grid: Grid | None
-
-    def draw(self) -> tuple[Route, TokenSubset]:
-        """Another one of the same cost."""
-        index = torch.arange(self.n_kept)[None]
-        subset = TokenSubset(index, self.length, self.grid, self.full_grid)
-        return Route(self.start, self.stop, rejoin=self.rejoin), subset
-
-
 @cache  # a plan asks for the same passes in several kinds of guidance
-def _pass_flops(config: ModelConfig, drawn: tuple[_Drawn, ...]) -> int:
-    """FLOPs of one image's pass."""
+def _pass_flops(config: ModelConfig, drawn: tuple[tuple[Route, int, int], ...]) -> int:
+    """FLOPs of one image's pass, by routes, and how many tokens of how many each keeps."""
     with torch.device("meta"):
         model = config.build()
         x = torch.empty(1, config.channels, config.image_size, config.image_size)
         t, labels = torch.empty(1), torch.empty(1, dtype=torch.int64)
-        draw = tuple(one.draw() for one in drawn)
+        draw = tuple((r, TokenSubset(torch.arange(n)[None], length)) for r, n, length in drawn)
     return forward_flops(model, draw, (x, t, labels))
